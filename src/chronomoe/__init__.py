@@ -1,0 +1,31 @@
+"""chronomoe: train, steer and grow sparse Mixture-of-Experts language models.
+
+The names below are loaded when first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from chronomoe.chronovisor_mixtral_bridge import ChronovisorMixtralForCausalLM as ChronovisorMixtralForCausalLM
+    from chronomoe.mixtral_core import MixtralConfig as MixtralConfig
+    from chronomoe.routing.attach import attach as attach
+    from chronomoe.routing.steering import Steering as Steering
+    from chronomoe.routing.steering import SteeringConfig as SteeringConfig
+
+_HOME = {
+    "ChronovisorMixtralForCausalLM": "chronomoe.chronovisor_mixtral_bridge",
+    "MixtralConfig": "chronomoe.mixtral_core",
+    "Steering": "chronomoe.routing.steering",
+    "SteeringConfig": "chronomoe.routing.steering",
+    "attach": "chronomoe.routing.attach",
+}
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'chronomoe' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

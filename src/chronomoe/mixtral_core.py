@@ -1,0 +1,82 @@
+"""MixtralConfig: transformers' configuration of a Mixtral, under the names ChronoMoE uses.
+
+Both spellings work everywhere (``hidden_dim`` and ``hidden_size``, ...); what is saved are transformers' names, so a
+saved model opens in plain transformers too.
+"""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import MixtralConfig as HFMixtralConfig
+
+from chronomoe.errors import ConfigError
+
+
+@strict
+class MixtralConfig(HFMixtralConfig):
+    """Shape of a Mixtral-style decoder.
+
+    ``vocab_size``, ``hidden_dim``, ``intermediate_dim`` (3.5 hidden_dim), ``num_layers``, ``num_experts``,
+    ``num_experts_per_token``, ``num_attention_heads`` (hidden_dim / 32, at most 32), ``num_key_value_heads`` (a quarter
+    of the heads), ``head_dim`` (hidden_dim / heads), ``max_seq_length``, ``rms_norm_eps``, ``rope_theta``,
+    ``tie_word_embeddings``; in brackets what is derived when not given. ``enable_chronovisor=False`` makes the fields
+    inert. ``steering`` holds the fields of :class:`chronomoe.SteeringConfig`.
+
+    Raises :class:`ConfigError` for combinations that cannot work.
+    """
+
+    attribute_map: ClassVar[dict[str, str]] = {
+        "num_experts": "num_local_experts",
+        "hidden_dim": "hidden_size",
+        "intermediate_dim": "intermediate_size",
+        "num_layers": "num_hidden_layers",
+        "num_experts_per_token": "num_experts_per_tok",
+        "max_seq_length": "max_position_embeddings",
+    }
+
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    max_position_embeddings: int = 32768
+    enable_chronovisor: bool = True
+    steering: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for alias in set(kwargs) & set(self.attribute_map):
+            setattr(self, alias, kwargs.pop(alias))
+        if self.intermediate_size is None:
+            self.intermediate_size = int(3.5 * self.hidden_size)
+        if self.num_attention_heads is None:
+            self.num_attention_heads = min(32, max(1, self.hidden_size // 32))
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = max(1, self.num_attention_heads // 4)
+        self._refuse_bad_shapes()
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    def _refuse_bad_shapes(self) -> None:
+        for name in (
+            "vocab_size", "hidden_dim", "intermediate_dim", "num_layers", "num_experts", "num_experts_per_token",
+            "num_attention_heads", "num_key_value_heads", "max_seq_length",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.num_experts_per_token > self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts}); "
+                "a token cannot use more experts than there are."
+            )
+        if self.head_dim is None and self.hidden_dim % heads:
+            raise ConfigError(
+                f"hidden_dim ({self.hidden_dim}) is not divisible by num_attention_heads ({heads}); "
+                "change one of them or give head_dim."
+            )
+        head_dim = self.head_dim or self.hidden_dim // heads
+        if head_dim % 2:
+            raise ConfigError(f"head_dim is {head_dim}; rotary position embedding needs an even one.")
+        if heads % kv_heads:
+            raise ConfigError(
+                f"num_attention_heads ({heads}) is not divisible by num_key_value_heads ({kv_heads}); change one of them."
+            )

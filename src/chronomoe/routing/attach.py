@@ -1,0 +1,139 @@
+"""attach(model): put steering on a transformers MoE model, as transformers builds it.
+
+Three seams, all public: the router modules (see router.py), forward hooks that hand each decoder layer the context of
+its forward pass, and a forward hook on the whole model that adds the router losses to the training loss.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chronomoe.errors import ConfigError, UnsupportedModelError
+from chronomoe.routing.dispatch import use_sorted_dispatch
+from chronomoe.routing.router import SteeredRouter, steer_router
+from chronomoe.routing.steering import Steering, SteeringConfig
+
+
+@dataclass(frozen=True)
+class _Host:
+    """How a family of routers turns probabilities into combine weights."""
+
+    keep_dtype: bool
+    """Weights come back in the dtype of the hidden states (else fp32)."""
+    always_normalised: bool = False
+    """Weights of the chosen experts sum to 1 (else the router says, in ``norm_topk_prob``)."""
+
+
+HOSTS = {
+    "MixtralTopKRouter": _Host(keep_dtype=False, always_normalised=True),
+    "OlmoeTopKRouter": _Host(keep_dtype=True),
+    "Qwen2MoeTopKRouter": _Host(keep_dtype=True),
+    "Qwen3MoeTopKRouter": _Host(keep_dtype=True),
+}
+"""Router classes of transformers that can be steered: softmax over a linear map, top-K."""
+
+SUPPORTED = "Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE"
+
+
+def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: str = "sorted") -> Steering:
+    """Steer every router of ``model`` and return the :class:`Steering`, also found as ``model.steering``.
+
+    ``dispatch`` names the experts implementation to use from now on (``sorted`` is ours; ``keep`` leaves the model's).
+    With every field neutral the model's logits and gradients stay the same bits. In training its loss gains the router
+    losses of ``config``, in place of transformers' own auxiliary loss.
+
+    Raises :class:`UnsupportedModelError` for a model without routers of a known kind, :class:`ConfigError` when the
+    model is steered already or its experts cannot be steered together.
+    """
+    if isinstance(getattr(model, "steering", None), Steering):
+        raise ConfigError("this model is steered already; use model.steering.")
+    base = getattr(model, "model", model)
+    layers = getattr(base, "layers", None)
+    routers = [] if layers is None else [(layer, _router_of(layer)) for layer in layers]
+    routers = [(layer, router) for layer, router in routers if router is not None]
+    if not routers:
+        found = sorted({type(m).__name__ for m in model.modules() if "Router" in type(m).__name__})
+        seen = f"its routers are {', '.join(found)}" if found else "it has no MoE router"
+        raise UnsupportedModelError(f"cannot steer a {type(model).__name__}: {seen}; supported are {SUPPORTED}.")
+    first = routers[0][1]
+    if any(router.num_experts != first.num_experts or router.top_k != first.top_k for _, router in routers):
+        raise ConfigError("the MoE layers differ in their number of experts or of experts per token; steer equal layers.")
+    if first.top_k > first.num_experts:
+        raise ConfigError(f"{first.top_k} experts per token asked of {first.num_experts} experts; lower the former.")
+    steering = Steering(len(routers), first.num_experts, first.top_k, first.hidden_dim, config or SteeringConfig())
+    steering.to(first.weight.device)
+    for index, (layer, router) in enumerate(routers):
+        host = HOSTS[type(router).__name__]
+        normalise = host.always_normalised or bool(router.norm_topk_prob)
+        steer_router(router, steering, index, normalise=normalise, keep_dtype=host.keep_dtype)
+        layer.register_forward_pre_hook(_hand_context_to(router), with_kwargs=True)
+    base.register_forward_pre_hook(_open_context(steering), with_kwargs=True)
+    model.add_module("steering", steering)
+    model.register_forward_hook(_add_router_losses, with_kwargs=True)
+    _turn_off_own_auxiliary_loss(model)
+    if dispatch != "keep":
+        use_sorted_dispatch(model, dispatch)
+    # Each rank observes its own tokens; DDP must not overwrite them with rank 0's.
+    model._ddp_params_and_buffers_to_ignore = [f"steering.{name}" for name, _ in steering.named_buffers()]
+    return steering
+
+
+def _router_of(layer: nn.Module) -> Any:
+    gate = getattr(getattr(layer, "mlp", None), "gate", None)
+    return gate if type(gate).__name__ in HOSTS else None
+
+
+def _turn_off_own_auxiliary_loss(model: nn.Module) -> None:
+    # transformers adds its balance loss (layers pooled, not divided by K) when router logits are asked for.
+    for owner in (model, getattr(model, "config", None)):
+        if hasattr(owner, "router_aux_loss_coef"):
+            owner.router_aux_loss_coef = 0.0
+
+
+def _open_context(steering: Steering) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        inputs = kwargs.get("input_ids", args[0] if args else None)
+        if inputs is None:
+            inputs = kwargs["inputs_embeds"][..., 0]
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        steering.context = kwargs["routing_context"] = steering.new_context(mask, inputs.numel())
+        return args, kwargs
+
+    return hook
+
+
+def _hand_context_to(router: SteeredRouter) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        router.context = kwargs.pop("routing_context", None)
+        return args, kwargs
+
+    return hook
+
+
+def _add_router_losses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    steering: Steering = model.steering  # type: ignore[assignment]
+    context, steering.context = steering.context, None
+    loss = getattr(output, "loss", None)
+    if not model.training or loss is None or context is None:
+        return output
+    labels, num_items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
+    share = None if labels is None or num_items is None else (labels[..., 1:] != -100).sum() / num_items
+    terms = steering.losses(context, share)
+    config = steering.config
+    extra = config.balance_coefficient * terms["balance"] + config.z_coefficient * terms["z"]
+    if loss.requires_grad and not extra.requires_grad and any(p.requires_grad for p in _router_weights(model)):
+        raise ConfigError(
+            "the router losses have no gradient: call gradient_checkpointing_enable with "
+            'gradient_checkpointing_kwargs={"use_reentrant": False}.'
+        )
+    steering.last_losses = {"lm": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+    output.loss = loss + extra.to(loss.dtype)
+    if hasattr(output, "aux_loss"):
+        output.aux_loss = terms["balance"]
+    return output
+
+
+def _router_weights(model: nn.Module) -> list[Tensor]:
+    return [module.weight for module in model.modules() if isinstance(module, SteeredRouter)]

@@ -1,0 +1,98 @@
+"""The routing map: how fields outside the gradient choose the experts of a token.
+
+    u = z + b + g                   semantic logits z, pressure b, goal bias g (unavailable experts: -inf)
+    d = max_j u_j - u               deficit from the best, >= 0
+    s = -d / T                      T_k = T0 exp(tau_k)
+    S = top-K of s (+ Gumbel noise while training)
+
+Dividing the deficit rather than the logit makes the map blind to a constant added to z, keeps the best expert best for
+every temperature field, and gives a hotter expert more access, never less. A stays ahead of B for all admissible T
+exactly when d_B > rho d_A. Proofs: docs/architecture.md, "The routing map".
+
+Shape suffixes: T tokens, N experts, K chosen experts. Everything here is fp32 and a pure function.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+TemperatureForm = Literal["deficit", "raw", "scalar"]
+
+RHO = 2.0
+"""Ratio of the hottest to the coldest admissible temperature of one layer."""
+
+
+def temperature(log_temperature_N: Tensor, base_temperature: Tensor, rho: float = RHO) -> Tensor:
+    """T_k = T0 exp(tau_k), with tau clipped to +-log(rho)/2 (shape of ``log_temperature_N``)."""
+    bound = 0.5 * math.log(rho)
+    return base_temperature * log_temperature_N.clamp(-bound, bound).exp()
+
+
+def deficit(u_TN: Tensor) -> Tensor:
+    """How far each logit is below the best of its token: >= 0, and inf where ``u_TN`` is -inf."""
+    return u_TN.amax(dim=-1, keepdim=True) - u_TN
+
+
+def selection_scores(
+    z_TN: Tensor,
+    bias_N: Tensor,
+    log_temperature_N: Tensor,
+    base_temperature: Tensor,
+    form: TemperatureForm = "deficit",
+    rho: float = RHO,
+) -> Tensor:
+    """Scores whose top-K are the chosen experts, shape (T, N). ``bias_N`` is b + g.
+
+    ``raw`` divides the logits themselves, (z + b + g) / T: it depends on an arbitrary offset of z and exists for
+    comparison. ``scalar`` ignores tau and divides by T0 only.
+    """
+    u_TN = z_TN + bias_N
+    if form == "scalar":
+        return u_TN / base_temperature
+    t_N = temperature(log_temperature_N, base_temperature, rho)
+    if form == "raw":
+        return u_TN / t_N
+    # Where T is 1 everywhere s = u: forming max - u would merge near-ties far below the top.
+    return torch.where((t_N == 1).all(), u_TN, -deficit(u_TN) / t_N)
+
+
+def gumbel_like(scores_TN: Tensor, scale: Tensor) -> Tensor:
+    """Gumbel noise of ``scale``: top-K of scores + noise samples K experts without replacement (Kool et al. 2019)."""
+    uniform = torch.rand_like(scores_TN).clamp_(min=torch.finfo(scores_TN.dtype).tiny)
+    return -scale * (-uniform.log()).log()
+
+
+def open_probabilities(z_TN: Tensor, available_N: Tensor, open_TN: Tensor | None, gated: tuple[int, ...]) -> Tensor:
+    """softmax(z) over the experts each token may use; exactly 0 elsewhere. Shape (T, N).
+
+    Experts that no token may use are left out of the softmax, not masked inside it: an inert expert must change no bit
+    of the others' weights, and the order of a vectorised sum depends on its length. The same holds, token by token, for
+    the ``gated`` experts, which are open only where ``open_TN`` says so.
+    """
+    constant = available_N.clone()
+    if open_TN is not None:
+        constant[list(gated)] = False
+    columns = constant.nonzero().squeeze(-1)
+    closed_gates = torch.zeros_like(z_TN).index_copy(1, columns, z_TN.index_select(1, columns).softmax(dim=-1))
+    if open_TN is None:
+        return closed_gates
+    usable_TN = open_TN & available_N
+    any_gate_open = usable_TN[:, list(gated)].any(dim=-1, keepdim=True)
+    return torch.where(any_gate_open, z_TN.masked_fill(~usable_TN, -math.inf).softmax(dim=-1), closed_gates)
+
+
+def within_capacity(chosen_TK: Tensor, num_experts: int, capacity_factor: float, counted_T: Tensor) -> Tensor:
+    """Which assignments fit: bool (T, K). C = ceil(factor K T / N) places an expert; first choices are seated first.
+
+    Second choices queue behind every first choice of the batch (GShard, Lepikhin et al. 2020), so in training a later
+    token can cost an earlier one its second expert. Evaluation is dropless, hence causal.
+    """
+    num_tokens, top_k = chosen_TK.shape
+    capacity = torch.ceil(capacity_factor * top_k * counted_T.sum() / num_experts)
+    by_choice = chosen_TK.T.reshape(-1)
+    counted = counted_T.to(torch.int64).repeat(top_k).unsqueeze(-1)
+    queue = torch.nn.functional.one_hot(by_choice, num_experts) * counted
+    place = queue.cumsum(dim=0).gather(1, by_choice.unsqueeze(-1)).squeeze(-1)
+    return (place <= capacity).view(top_k, num_tokens).T

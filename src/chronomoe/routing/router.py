@@ -1,0 +1,186 @@
+"""SteeredRouter: the router of a softmax-top-k MoE layer, with fields from outside the gradient choosing the experts.
+
+It keeps the host's parameter (``weight``) and its return value (logits, combine weights, chosen experts), so a plain
+checkpoint loads unchanged and the experts never know. Fields decide *access*, meaning decides *weight*: pressure, goal
+bias and temperature pick the experts and never enter the combine weights. With every field neutral the arithmetic is
+the host's own, bit for bit.
+
+Shape suffixes: T tokens, D hidden size, N experts, K chosen experts.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chronomoe.errors import ConfigError
+from chronomoe.routing.fields import gumbel_like, open_probabilities, selection_scores, within_capacity
+
+if TYPE_CHECKING:
+    from chronomoe.routing.steering import Steering
+
+
+@dataclass(eq=False)
+class RoutingContext:
+    """What one forward pass tells its routers, and what they tell the losses.
+
+    It travels as a keyword argument down to each decoder layer, so a recomputed layer (activation checkpointing) sees
+    the context of its own forward, and ``seen`` keeps it from being counted twice.
+    """
+
+    counted_T: Tensor | None = None
+    """bool: tokens that are not padding; None when all count."""
+    open_TN: Tensor | None = None
+    """bool: where the ``gated`` experts may be used; None when nothing is gated."""
+    gated: tuple[int, ...] = ()
+    seen: set[int] = field(default_factory=set)
+    probability_sums: dict[int, Tensor] = field(default_factory=dict)
+    """MoE layer -> sum_t softmax(z_t), (N,), with its gradient."""
+    squared_logsumexps: dict[int, Tensor] = field(default_factory=dict)
+    """MoE layer -> sum_t logsumexp(z_t)^2, scalar, with its gradient."""
+    loads: dict[int, Tensor] = field(default_factory=dict)
+    """MoE layer -> share of this forward's assignments, (N,)."""
+    num_tokens: Tensor | None = None
+    """Tokens that count in this forward, scalar."""
+
+
+class SteeredRouter(nn.Module):
+    """Mixed into a host's router class by :func:`steer_router`; shapes as in the host: (..., D) in, (T, .) out."""
+
+    weight: nn.Parameter
+    top_k: int
+    num_experts: int
+    hidden_dim: int
+    layer: int
+    normalise: bool
+    keep_dtype: bool
+    steering: "Steering"
+    context: RoutingContext | None
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (T, N) in fp32, combine weights (T, K) and the chosen experts (T, K)."""
+        context = self.context or RoutingContext()
+        h_TD = hidden_states.reshape(-1, self.hidden_dim)
+        with torch.autocast(h_TD.device.type, enabled=False):
+            z_TN = F.linear(h_TD.float(), self.weight.float())
+            p_TN = self._probabilities(z_TN, context)
+            chosen_TK = self._choose(z_TN.detach(), p_TN.detach(), context)
+            w_TK, kept_TK = self._combine_weights(z_TN, p_TN, chosen_TK, context)
+        if self.training:
+            self._observe(context, h_TD.detach(), z_TN, p_TN, chosen_TK, w_TK, kept_TK)
+        return z_TN, w_TK.to(hidden_states.dtype) if self.keep_dtype else w_TK, chosen_TK
+
+    def _probabilities(self, z_TN: Tensor, context: RoutingContext) -> Tensor:
+        if context.open_TN is None and self.steering.all_available:
+            return z_TN.softmax(dim=-1)
+        if context.open_TN is not None and context.open_TN.shape != z_TN.shape:
+            raise ConfigError(
+                f"the availability set for {context.open_TN.shape[0]} positions and {context.open_TN.shape[1]} experts "
+                f"does not fit this forward of {z_TN.shape[0]} positions and {z_TN.shape[1]} experts; set it anew."
+            )
+        return open_probabilities(z_TN, self.steering.available[self.layer], context.open_TN, context.gated)
+
+    @torch.no_grad()
+    def _choose(self, z_TN: Tensor, p_TN: Tensor, context: RoutingContext) -> Tensor:
+        steering = self.steering
+        scores_TN = p_TN if steering.neutral else steering.scores(self.layer, z_TN)
+        if steering.exploring and self.training:
+            scores_TN = p_TN.log() if steering.neutral else scores_TN
+            scores_TN = scores_TN + gumbel_like(scores_TN, steering.exploration)
+        if not steering.all_available:
+            scores_TN = scores_TN.masked_fill(~steering.available[self.layer], -math.inf)
+        if context.open_TN is not None:
+            scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
+        return scores_TN.topk(self.top_k, dim=-1).indices
+
+    def _combine_weights(
+        self, z_TN: Tensor, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext
+    ) -> tuple[Tensor, Tensor | None]:
+        steering = self.steering
+        if steering.config.fields_in_weights and not steering.neutral:
+            p_TN = steering.scores(self.layer, z_TN).softmax(dim=-1)
+        w_TK = p_TN.gather(-1, chosen_TK)
+        if self.normalise and self.top_k == 1:
+            # p / p is the host's weight 1 without its zero gradient: d log p, times what the expert adds.
+            w_TK = w_TK / w_TK.detach()
+        elif self.normalise:
+            w_TK = w_TK / w_TK.sum(dim=-1, keepdim=True)
+        if context.open_TN is not None:
+            w_TK = w_TK.nan_to_num(0.0)  # a position with no open expert at all: 0 / 0
+        if steering.config.capacity_factor is None or not self.training:
+            return w_TK, None
+        kept_TK = within_capacity(
+            chosen_TK, self.num_experts, steering.config.capacity_factor, self._counted(context, w_TK)
+        )
+        kept_w_TK = w_TK * kept_TK
+        rescale = w_TK.sum(dim=-1, keepdim=True) / kept_w_TK.sum(dim=-1, keepdim=True).clamp(min=1e-9)
+        return kept_w_TK * rescale, kept_TK
+
+    @staticmethod
+    def _counted(context: RoutingContext, like_TK: Tensor) -> Tensor:
+        if context.counted_T is not None:
+            return context.counted_T
+        return torch.ones(like_TK.shape[0], dtype=torch.bool, device=like_TK.device)
+
+    def _observe(
+        self,
+        context: RoutingContext,
+        h_TD: Tensor,
+        z_TN: Tensor,
+        p_TN: Tensor,
+        chosen_TK: Tensor,
+        w_TK: Tensor,
+        kept_TK: Tensor | None,
+    ) -> None:
+        counted_T = context.counted_T
+        # Computed even when recomputing: checkpointing insists on the same saved tensors in the same order.
+        lse_T = z_TN.logsumexp(dim=-1)
+        probability_sum = (p_TN if counted_T is None else p_TN * counted_T.unsqueeze(-1)).sum(dim=0)
+        squared_logsumexp = (lse_T.square() if counted_T is None else lse_T.square() * counted_T).sum()
+        if self.layer in context.seen:
+            return
+        context.seen.add(self.layer)
+        statistics = self.steering.statistics
+        before = statistics.assignments(self.layer)
+        statistics.record(
+            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T
+        )
+        assigned = statistics.assignments(self.layer) - before
+        context.probability_sums[self.layer] = probability_sum
+        context.squared_logsumexps[self.layer] = squared_logsumexp
+        context.loads[self.layer] = assigned / assigned.sum().clamp(min=1)
+        context.num_tokens = torch.tensor(float(len(h_TD))) if counted_T is None else counted_T.sum()
+        if w_TK.requires_grad:
+            self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, counted_T)
+
+    def _watch_gradient(self, p_TN: Tensor, chosen_TK: Tensor, w_TK: Tensor, counted_T: Tensor | None) -> None:
+        statistics, layer = self.steering.statistics, self.layer
+        single = self.normalise and self.top_k == 1
+        weight_TK = p_TN.gather(-1, chosen_TK) if single else w_TK.detach()
+
+        def record(grad_TK: Tensor) -> None:
+            # dL/dz_k = w_k (dL/dw_k - sum_j w_j dL/dw_j): the gradient of the language model's loss alone.
+            mean_T1 = (grad_TK * weight_TK).sum(dim=-1, keepdim=True)
+            grad_z_TK = grad_TK - mean_T1 if single else weight_TK * (grad_TK - mean_T1)
+            statistics.record_gradient(layer, grad_z_TK, chosen_TK, counted_T)
+
+        w_TK.register_hook(record)
+
+
+@cache
+def _steered_class(host: type[nn.Module]) -> type[nn.Module]:
+    # A subclass of the host, so that transformers still recognises it (recorded logits, weight initialisation).
+    return type(f"Steered{host.__name__}", (SteeredRouter, host), {})
+
+
+def steer_router(router: nn.Module, steering: "Steering", layer: int, *, normalise: bool, keep_dtype: bool) -> None:
+    """Turn a host's router into a :class:`SteeredRouter` in place; its parameters and hooks stay the same objects."""
+    router.__class__ = _steered_class(type(router))
+    # Not a submodule: the model owns the one Steering, and every router only reads it.
+    vars(router).update(
+        steering=steering, layer=layer, normalise=normalise, keep_dtype=keep_dtype, context=None
+    )

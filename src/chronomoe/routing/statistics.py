@@ -1,0 +1,180 @@
+"""What the routers observe in one window (one optimizer step), accumulated on the device.
+
+Everything lives in one (layers, width) tensor of sums, so that making it global is one all-reduce. Padding never enters;
+evaluation never writes; a recomputed forward (activation checkpointing) is not counted again.
+
+Shape suffixes: L MoE layers, T tokens, N experts, K chosen experts, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingWindow:
+    """Sums over one window, per MoE layer (fp32). Shares, means and entropies are properties."""
+
+    assignments: Tensor
+    """(L, N) how often each expert was used."""
+    probability: Tensor
+    """(L, N) sum of softmax(z)."""
+    weight: Tensor
+    """(L, N) sum of combine weights received."""
+    gradient: Tensor
+    """(L, N) sum over the tokens sent to an expert of dL/dz: negative where more routing to it would lower the loss."""
+    absolute_gradient: Tensor
+    """(L, N) sum of |dL/dz| over the same tokens, the scale of ``gradient``."""
+    coactivation: Tensor
+    """(L, N, N) how often two experts served the same token; the diagonal is ``assignments``."""
+    inputs: Tensor
+    """(L, N, D) sum of the inputs each expert received."""
+    input_sum: Tensor
+    """(L, D) sum of all inputs."""
+    tokens: Tensor
+    """(L,) tokens routed."""
+    dropped: Tensor
+    """(L,) assignments dropped for want of capacity."""
+    entropy: Tensor
+    """(L,) sum over tokens of the entropy of softmax(z), nats."""
+    logit_std: Tensor
+    """(L,) sum over tokens of the standard deviation of z over experts."""
+
+    @property
+    def load(self) -> Tensor:
+        """(L, N) share of the assignments; rows sum to 1 (0 for an empty window)."""
+        return self.assignments / self.assignments.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    @property
+    def max_violation(self) -> Tensor:
+        """(L,) MaxVio = max_k N f_k - 1 (Wang et al. 2024): 0 when balanced."""
+        return self.load.amax(dim=-1) * self.load.shape[-1] - 1
+
+    @property
+    def load_entropy(self) -> Tensor:
+        """(L,) entropy of the load over log N: 1 when balanced."""
+        share = self.load
+        return -(share * share.clamp(min=1e-12).log()).sum(dim=-1) / torch.tensor(share.shape[-1]).log()
+
+    @property
+    def router_entropy(self) -> Tensor:
+        """(L,) mean entropy of softmax(z) over log N: 1 for a router that knows nothing."""
+        return self.entropy / self.tokens.clamp(min=1) / torch.tensor(self.load.shape[-1]).log()
+
+    @property
+    def dead_experts(self) -> Tensor:
+        """(L,) experts with less than a hundredth of the mean load."""
+        return (self.load * self.load.shape[-1] < 0.01).sum(dim=-1)
+
+    @property
+    def dropped_fraction(self) -> Tensor:
+        """(L,) share of assignments dropped by the capacity limit."""
+        asked = self.assignments.sum(dim=-1) + self.dropped
+        return self.dropped / asked.clamp(min=1)
+
+    @property
+    def balance(self) -> Tensor:
+        """(L,) N sum_k f_k P_k of this window: 1.0 when balanced."""
+        mean_probability = self.probability / self.tokens.clamp(min=1).unsqueeze(-1)
+        return self.load.shape[-1] * (self.load * mean_probability).sum(dim=-1)
+
+    @property
+    def centred_direction(self) -> Tensor:
+        """(L, N, D) mean input of each expert less the mean of all inputs; 0 for an unused expert."""
+        count = self.assignments.unsqueeze(-1)
+        mean_all = (self.input_sum / self.tokens.clamp(min=1).unsqueeze(-1)).unsqueeze(1)
+        return torch.where(count > 0, self.inputs / count.clamp(min=1) - mean_all, 0.0)
+
+
+class RoutingStatistics(nn.Module):
+    """The accumulator behind :class:`RoutingWindow`: one buffer ``sums`` of shape (L, width), fp32, not saved."""
+
+    sums: Tensor
+
+    def __init__(self, num_layers: int, num_experts: int, hidden_size: int) -> None:
+        super().__init__()
+        n, d = num_experts, hidden_size
+        self.shapes = {
+            "coactivation_and_inputs": (n, n + d),
+            "probability": (n,),
+            "weight": (n,),
+            "input_sum": (d,),
+            "scalars": (4,),
+            "gradient": (n,),
+            "absolute_gradient": (n,),
+        }
+        self.sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
+        self.gradient_start = sum(self.sizes[:-2])
+        self.num_experts, self.hidden_size = num_experts, hidden_size
+        self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes)), persistent=False)
+
+    def assignments(self, layer: int) -> Tensor:
+        """(N,) how often each expert of one layer was used so far (a copy)."""
+        n = self.num_experts
+        return self.sums[layer, : n * (n + self.hidden_size)].view(n, -1)[:, :n].diagonal().clone()
+
+    @torch.no_grad()
+    def record(
+        self,
+        layer: int,
+        h_TD: Tensor,
+        z_TN: Tensor,
+        p_TN: Tensor,
+        chosen_TK: Tensor,
+        w_TK: Tensor,
+        kept_TK: Tensor | None,
+        counted_T: Tensor | None,
+    ) -> None:
+        """Add one forward. ``kept_TK`` marks assignments within capacity, ``counted_T`` tokens that are not padding."""
+        ones_TK = torch.ones_like(w_TK, dtype=torch.float32) if kept_TK is None else kept_TK.float()
+        mask_T1 = torch.ones_like(h_TD[:, :1], dtype=torch.float32) if counted_T is None else counted_T.float()[:, None]
+        used_TN = torch.zeros_like(p_TN).scatter_(1, chosen_TK, ones_TK * mask_T1)
+        h_TD = h_TD.float() * mask_T1 if counted_T is not None else h_TD.float()
+        weight_TN = torch.zeros_like(p_TN).scatter_(1, chosen_TK, w_TK.float() * mask_T1)
+        entropy_T = -torch.special.xlogy(p_TN, p_TN).sum(dim=-1, keepdim=True)
+        tokens = mask_T1.sum()
+        scalars = torch.stack([
+            tokens,
+            chosen_TK.shape[1] * tokens - used_TN.sum(),
+            (entropy_T * mask_T1).sum(),
+            (z_TN.std(dim=-1, correction=0, keepdim=True) * mask_T1).sum(),
+        ])  # fmt: skip
+        parts = [
+            used_TN.T @ torch.cat([used_TN, h_TD], dim=-1),
+            mask_T1.T @ p_TN,
+            weight_TN.sum(dim=0),
+            mask_T1.T @ h_TD,
+            scalars,
+        ]
+        self.sums[layer, : self.gradient_start] += torch.cat([part.reshape(-1) for part in parts])
+
+    @torch.no_grad()
+    def record_gradient(self, layer: int, grad_z_TK: Tensor, chosen_TK: Tensor, counted_T: Tensor | None) -> None:
+        """Add dL/dz of the chosen experts, shape (T, K)."""
+        grad_z_TK = grad_z_TK.float() if counted_T is None else grad_z_TK.float() * counted_T.unsqueeze(-1)
+        index = chosen_TK.reshape(-1)
+        start, n = self.gradient_start, self.num_experts
+        self.sums[layer, start : start + n].index_add_(0, index, grad_z_TK.reshape(-1))
+        self.sums[layer, start + n :].index_add_(0, index, grad_z_TK.abs().reshape(-1))
+
+    def window(self) -> RoutingWindow:
+        """The sums so far, copied, split by name."""
+        parts = self.sums.clone().split(self.sizes, dim=-1)
+        named = {
+            name: part.unflatten(-1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+        n = self.num_experts
+        both = named.pop("coactivation_and_inputs")
+        tokens, dropped, entropy, logit_std = named.pop("scalars").unbind(dim=-1)
+        coactivation, inputs = both[..., :n], both[..., n:]
+        return RoutingWindow(
+            assignments=coactivation.diagonal(dim1=-2, dim2=-1),
+            coactivation=coactivation,
+            inputs=inputs,
+            tokens=tokens,
+            dropped=dropped,
+            entropy=entropy,
+            logit_std=logit_std,
+            **named,
+        )

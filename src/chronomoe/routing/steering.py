@@ -1,0 +1,207 @@
+"""Steering: the fields on all routers of a model, what the routers observe, and the router losses.
+
+Shape suffixes: L MoE layers, N experts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+from chronomoe.errors import ConfigError
+from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores
+from chronomoe.routing.losses import balance_loss, z_loss
+from chronomoe.routing.router import RoutingContext
+from chronomoe.routing.statistics import RoutingStatistics, RoutingWindow
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig:
+    """How routers are steered. The defaults change nothing but the training loss."""
+
+    enabled: bool = True
+    """False makes every field inert; statistics and router losses stay."""
+    temperature_form: TemperatureForm = "deficit"
+    """deficit divides the distance from the best expert; raw and scalar exist for comparison."""
+    rho: float = RHO
+    """Largest ratio of two expert temperatures in a layer."""
+    fields_in_weights: bool = False
+    """Let the fields into the combine weights too: for comparison only, measured to be harmful."""
+    capacity_factor: float | None = None
+    """Tokens an expert may take, as a multiple of its fair share, in training; None drops nothing."""
+    balance_coefficient: float = 0.01
+    """Weight of the load-balancing loss."""
+    z_coefficient: float = 0.001
+    """Weight of the router z-loss."""
+    balance_scope: Literal["forward", "step"] = "forward"
+    """Whose load the balance loss uses: that of the forward at hand, or of the last complete optimizer step."""
+
+    def __post_init__(self) -> None:
+        if self.temperature_form not in ("deficit", "raw", "scalar"):
+            raise ConfigError(f"temperature_form is {self.temperature_form!r}; use deficit, raw or scalar.")
+        if self.rho < 1:
+            raise ConfigError(f"rho is {self.rho}; it is a ratio of temperatures, at least 1.")
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise ConfigError(f"capacity_factor is {self.capacity_factor}; use a positive number, or none to drop nothing.")
+        if self.balance_scope not in ("forward", "step"):
+            raise ConfigError(f"balance_scope is {self.balance_scope!r}; use forward or step.")
+
+
+class Steering(nn.Module):
+    """Fields and observations of all L routers with N experts each; buffers of the model they steer.
+
+    ``pressure`` b, ``goal_bias`` g and ``log_temperature`` tau are (L, N), ``available`` is a bool (L, N),
+    ``base_temperature`` T0 and ``exploration`` (the scale of the Gumbel noise) are scalars. Write them in place.
+    ``load`` (L, N) is the share of assignments in the last complete step, over all ranks.
+    """
+
+    pressure: Tensor
+    goal_bias: Tensor
+    log_temperature: Tensor
+    available: Tensor
+    base_temperature: Tensor
+    exploration: Tensor
+    load: Tensor
+
+    def __init__(self, num_layers: int, num_experts: int, top_k: int, hidden_size: int, config: SteeringConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.statistics = RoutingStatistics(num_layers, num_experts, hidden_size)
+        shape = (num_layers, num_experts)
+        for name in ("pressure", "goal_bias", "log_temperature"):
+            self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("available", torch.ones(shape, dtype=torch.bool))
+        self.register_buffer("base_temperature", torch.ones(()))
+        self.register_buffer("exploration", torch.zeros(()))
+        self.register_buffer("load", torch.full(shape, 1 / num_experts))
+        self.tokens_in_step: Tensor | float | None = None
+        """Tokens of the whole optimizer step, set by a trainer that splits it; None: each forward is a step."""
+        self._position_gate: tuple[Tensor, tuple[int, ...]] | None = None
+        self._checked: dict[str, tuple[tuple[int, int], ...]] = {}
+        self._flags: dict[str, bool] = {}
+        self.context: RoutingContext | None = None
+        """Context of the latest forward, until the model's loss has been added to."""
+        self.last_losses: dict[str, Tensor] = {}
+        """Terms of the latest training loss: ``lm``, ``balance``, ``z``."""
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Every field neutral, nothing observed."""
+        for field in (self.pressure, self.goal_bias, self.log_temperature, self.exploration, self.statistics.sums):
+            field.zero_()
+        self.available.fill_(True)
+        self.base_temperature.fill_(1)
+        self.load.fill_(1 / self.num_experts)
+
+    # -- what the routers ask ------------------------------------------------------------------------------------
+
+    def _flag(self, name: str, *fields: Tensor) -> bool:
+        """Answer from the host's memory; look at the device only after a field was written."""
+        versions = tuple((field.data_ptr(), field._version) for field in fields)
+        if self._checked.get(name) != versions:
+            question = getattr(self, f"_is_{name}")
+            self._flags[name] = bool(question())
+            self._checked[name] = versions
+        return self._flags[name]
+
+    @property
+    def neutral(self) -> bool:
+        """Do pressure, goals and temperature leave every choice as it is?"""
+        if not self.config.enabled:
+            return True
+        return self._flag("neutral", self.pressure, self.goal_bias, self.log_temperature, self.base_temperature)
+
+    def _is_neutral(self) -> Tensor:
+        zero = [(field == 0).all() for field in (self.pressure, self.goal_bias, self.log_temperature)]
+        return torch.stack([*zero, self.base_temperature == 1]).all()
+
+    @property
+    def all_available(self) -> bool:
+        """May every expert be used?"""
+        return self._flag("all_available", self.available)
+
+    def _is_all_available(self) -> Tensor:
+        fewest = self.available.sum(dim=-1).min()
+        if fewest < self.top_k:
+            raise ConfigError(f"a layer has {int(fewest)} available experts but each token needs {self.top_k}; enable more.")
+        return self.available.all()
+
+    @property
+    def exploring(self) -> bool:
+        """Is there exploration noise (in training)?"""
+        return self.config.enabled and self._flag("exploring", self.exploration)
+
+    def _is_exploring(self) -> Tensor:
+        return self.exploration > 0
+
+    def scores(self, layer: int, z_TN: Tensor) -> Tensor:
+        """Selection scores (T, N) of one layer from its logits."""
+        return selection_scores(
+            z_TN,
+            self.pressure[layer] + self.goal_bias[layer],
+            self.log_temperature[layer],
+            self.base_temperature,
+            self.config.temperature_form,
+            self.config.rho,
+        )
+
+    # -- what a forward pass asks --------------------------------------------------------------------------------
+
+    def gate_positions(self, open_BSN: Tensor | None, gated: tuple[int, ...] = ()) -> None:
+        """From now on the ``gated`` experts may be used only where ``open_BSN`` (batch, sequence, N) is true.
+
+        Each forward must then have that batch and sequence. ``None`` lifts the gate.
+        """
+        self._position_gate = None if open_BSN is None else (open_BSN.reshape(-1, self.num_experts), gated)
+
+    def new_context(self, attention_mask: Tensor | None, num_positions: int) -> RoutingContext:
+        """The context of one forward over ``num_positions`` tokens; a (batch, sequence) mask marks padding with 0."""
+        context = RoutingContext()
+        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.numel() == num_positions:
+            context.counted_T = attention_mask.reshape(-1).bool()
+        if self._position_gate is not None:
+            context.open_TN, context.gated = self._position_gate
+        return context
+
+    def losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:
+        """``balance`` and ``z`` of one training forward, unweighted, each a share of the whole step's.
+
+        ``share`` is the part of the step's tokens that this forward holds; by default counted from ``tokens_in_step``,
+        or 1 when each forward is a step.
+        """
+        if context.num_tokens is None:
+            return {}
+        layers = sorted(context.seen)
+        probability_sum = torch.stack([context.probability_sums[layer] for layer in layers])
+        squared_logsumexp = torch.stack([context.squared_logsumexps[layer] for layer in layers])
+        if self.config.balance_scope == "step":
+            load = self.load[layers]
+        else:
+            load = torch.stack([context.loads[layer] for layer in layers])
+        tokens = context.num_tokens.clamp(min=1)
+        if self.tokens_in_step is not None:
+            tokens = self.tokens_in_step
+        elif share is not None:
+            tokens = tokens / share
+        return {"balance": balance_loss(load, probability_sum, tokens), "z": z_loss(squared_logsumexp, tokens)}
+
+    # -- what a trainer asks -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def end_step(self) -> RoutingWindow:
+        """Close the window of one optimizer step: sum it over ranks, note the load, start anew."""
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(self.statistics.sums)
+        window = self.statistics.window()
+        seen = window.tokens.unsqueeze(-1) > 0
+        self.load.copy_(torch.where(seen, window.load, self.load))
+        self.discard_step()
+        return window
+
+    @torch.no_grad()
+    def discard_step(self) -> None:
+        """Forget the open window, as after a step whose loss was not finite."""
+        self.statistics.sums.zero_()
