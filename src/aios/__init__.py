@@ -1,0 +1,1 @@
+"""aios: the application around chronomoe. Brains, data, command line."""

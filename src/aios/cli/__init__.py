@@ -1,0 +1,74 @@
+"""The `aios` command. One module per command; help and completion import neither torch nor transformers.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Errors are one sentence; --debug shows the traceback.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+from rich.console import Console
+
+from chronomoe import __version__
+from chronomoe.errors import ChronoMoEError, ConfigError
+
+app = cyclopts.App(
+    name="aios",
+    help="Train, steer and grow small Mixture-of-Experts language models.",
+    help_epilogue="Add --debug to any command for the traceback of an error.",
+    version=__version__,
+)
+data = cyclopts.App(name="data", help="Prepare text for training.")
+app.command(data)
+data.command("aios.cli.data:prepare_command", name="prepare", help="Turn files and folders of text into training data.")
+app.command("aios.cli.demo:demo", help="Run the whole job on sample text: prepare, train, resume, evaluate, sample.")
+app.command("aios.cli.doctor:doctor", help="Print the environment, for a bug report.")
+app.command("aios.cli.generate:generate", help="Sample text from a trained brain.")
+app.command("aios.cli.init:init", help="Prepare a workspace: sample text, tokenizer, base model.")
+app.command("aios.cli.train:train", help="Train a Mixtral-style brain.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or os.environ.get("AIOS_DEBUG") == "1"
+    sys.exit(run([word for word in words if word != "--debug"], debug=debug))
+
+
+def run(words: Sequence[str], *, debug: bool = False) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        _read_config_file(words)
+        result = app(words, exit_on_error=False, print_error=True)
+        return result if isinstance(result, int) else 0
+    except cyclopts.CycloptsError:
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"aios: {_sentence(error)}")
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ChronoMoEError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system'}: {error.strerror}."
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (add --debug for the traceback)"
+
+
+def _read_config_file(words: Sequence[str]) -> None:
+    """Let the keys of --config FILE stand in for flags that are not given."""
+    app.config = ()
+    for position, word in enumerate(words):
+        name, _, path = word.partition("=")
+        if name == "--config":
+            path = path or (words[position + 1] if position + 1 < len(words) else "")
+            if not os.path.isfile(path):
+                raise ConfigError(f"there is no config file {path or '(none given)'}.")
+            app.config = (cyclopts.config.Toml(path, must_exist=True, use_commands_as_keys=False),)

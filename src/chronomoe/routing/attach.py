@@ -68,8 +68,9 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
         host = HOSTS[type(router).__name__]
         normalise = host.always_normalised or bool(router.norm_topk_prob)
         steer_router(router, steering, index, normalise=normalise, keep_dtype=host.keep_dtype)
-        layer.register_forward_pre_hook(_hand_context_to(router), with_kwargs=True)
-    base.register_forward_pre_hook(_open_context(steering), with_kwargs=True)
+        layer.register_forward_pre_hook(_hand_context_to_router, with_kwargs=True)
+    vars(base)["_steering"] = steering  # not a second submodule
+    base.register_forward_pre_hook(_open_context, with_kwargs=True)
     model.add_module("steering", steering)
     model.register_forward_hook(_add_router_losses, with_kwargs=True)
     _turn_off_own_auxiliary_loss(model)
@@ -92,24 +93,21 @@ def _turn_off_own_auxiliary_loss(model: nn.Module) -> None:
             owner.router_aux_loss_coef = 0.0
 
 
-def _open_context(steering: Steering) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        inputs = kwargs.get("input_ids", args[0] if args else None)
-        if inputs is None:
-            inputs = kwargs["inputs_embeds"][..., 0]
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        steering.context = kwargs["routing_context"] = steering.new_context(mask, inputs.numel())
-        return args, kwargs
-
-    return hook
+# Hooks find their objects through the module they are called with, so that a deep copy of the model is whole.
 
 
-def _hand_context_to(router: SteeredRouter) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        router.context = kwargs.pop("routing_context", None)
-        return args, kwargs
+def _open_context(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    inputs = kwargs.get("input_ids", args[0] if args else None)
+    if inputs is None:
+        inputs = kwargs["inputs_embeds"][..., 0]
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    base._steering.context = kwargs["routing_context"] = base._steering.new_context(mask, inputs.numel())
+    return args, kwargs
 
-    return hook
+
+def _hand_context_to_router(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    layer.mlp.gate.context = kwargs.pop("routing_context", None)
+    return args, kwargs
 
 
 def _add_router_losses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

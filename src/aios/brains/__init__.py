@@ -1,0 +1,1 @@
+"""Brains: trained models as bundles on disk, and what can be done with one."""

@@ -1,0 +1,43 @@
+"""The model card of a brain: what it is, what it was trained on, how good it measured."""
+
+from pathlib import Path
+from typing import Any
+
+from aios.brains.settings import Run
+from chronomoe.storage import write_text
+from chronomoe.training.token_store import TokenStore
+
+
+def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: dict[str, Any]) -> None:
+    """Write ``README.md`` into the bundle, from measured results only."""
+    config = model.config
+    total = sum(p.numel() for p in model.parameters())
+    rows = [
+        f"| {name} | {results['evaluation'].get(name, float('nan')):.4f} | {unigram:.4f} |"
+        for name, unigram in results["unigram"].items()
+    ]
+    domains = [
+        f"- {domain.name}: {domain.train.documents:,} documents, {domain.train.tokens:,} tokens "
+        f"({domain.near_duplicates_dropped} held-out near-duplicates left out)"
+        for domain in store.info.domains
+    ]
+    lines = [
+        f"# {run.settings.name}",
+        "",
+        f"A Mixtral-style mixture of experts: {config.num_hidden_layers} layers, {config.num_local_experts} experts, "
+        f"top-{config.num_experts_per_tok}, {total:,} parameters, {model.num_active_params:,} active per token.",
+        f"Trained for {results['global_step']:,} steps with seed {run.training.seed}; settings in run.json.",
+        "",
+        "## Data",
+        "",
+        *domains,
+        "",
+        "## Held-out bits per byte",
+        "",
+        "| domain | this model | unigram |",
+        "|---|---|---|",
+        *rows,
+        "",
+        "A small model trained on little text: it writes plausible words, not facts.",
+    ]
+    write_text(bundle / "README.md", "\n".join(lines) + "\n")

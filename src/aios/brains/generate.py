@@ -1,0 +1,73 @@
+"""Sample text from a brain."""
+
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers import TextIteratorStreamer
+
+from chronomoe.errors import ConfigError
+
+
+def sample_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: str = "",
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    streamer: Any = None,
+) -> str:
+    """The continuation of ``prompt`` (or of the beginning of a document). Temperature 0 is greedy.
+
+    Raises :class:`ConfigError` for settings outside their range or a prompt the model has no room for.
+    """
+    if not temperature >= 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+        raise ConfigError("temperature must be at least 0, top_p above 0 and at most 1, max_new_tokens at least 1.")
+    # Every document followed a separator in training, so every prompt does here.
+    ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    room = model.config.max_position_embeddings - len(ids)
+    if room < 1:
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens but the model reads {model.config.max_position_embeddings}; shorten it."
+        )
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    input_ids = torch.tensor([ids], device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=min(max_new_tokens, room),
+            pad_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            streamer=streamer,
+            **sampling,
+        )
+    finally:
+        model.train(was_training)
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+def stream_text(model: Any, tokenizer: Any, prompt: str, *, seed: int, **settings: Any) -> Iterator[str]:
+    """Pieces of the continuation as they are made."""
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            torch.manual_seed(seed)
+            sample_text(model, tokenizer, prompt, streamer=streamer, **settings)
+        except BaseException as error:
+            failure.append(error)
+            streamer.end()
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failure:
+        raise failure[0]

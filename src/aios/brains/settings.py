@@ -1,0 +1,110 @@
+"""Settings of a training run beyond the loop's own. Imports nothing heavy: the command line shows it at once."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from chronomoe.errors import ConfigError
+from chronomoe.training.config import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Changes to the base model's configuration; what is not given stays as the base model has it."""
+
+    hidden_dim: int | None = None
+    """Width of the residual stream."""
+    intermediate_dim: int | None = None
+    """Width of one expert."""
+    num_layers: int | None = None
+    """Decoder layers."""
+    num_attention_heads: int | None = None
+    """Attention heads."""
+    num_key_value_heads: int | None = None
+    """Key and value heads."""
+    num_experts: int | None = None
+    """Experts per layer."""
+    num_experts_per_tok: int | None = None
+    """Experts each token uses (top-k)."""
+
+    def given(self) -> dict[str, int]:
+        """The fields that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What to train, on what, and under which name."""
+
+    root: Path = Path()
+    """Workspace folder."""
+    model: Path | None = None
+    """Base model: folder with config and tokenizer, and weights to start from if it has any. [artifacts/hf_implant/base_model]"""
+    data: Path | None = None
+    """Prepared data. [training_data/prepared]"""
+    name: str = "small"
+    """Name of the brain: artifacts/brains/mixtral/<name>."""
+    seq_len: int = 256
+    """Tokens per training sequence."""
+    moe_capacity_factor: float | None = None
+    """Tokens an expert may take, as a multiple of its fair share; nothing is dropped when not given."""
+    eval_tokens: int = 32768
+    """Held-out tokens per domain used for each evaluation."""
+    stop_after: int | None = None
+    """Save and stop at this step, to be resumed later."""
+    resume: bool = False
+    """Continue the brain of this name from its latest checkpoint, with its own settings."""
+    dry_run: bool = False
+    """Print the plan (parameters, memory, tokens, time) and do nothing."""
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 2:
+            raise ConfigError(f"seq_len is {self.seq_len}; it must be at least 2.")
+        if self.eval_tokens < 1:
+            raise ConfigError(f"eval_tokens is {self.eval_tokens}; it must be at least 1.")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ConfigError(f"stop_after is {self.stop_after}; it must be at least 1.")
+
+
+_MOMENTARY = ("root", "resume", "dry_run", "stop_after", "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run, complete: what ``run.json`` of a brain holds."""
+
+    settings: RunSettings = field(default_factory=RunSettings)
+    shape: ModelShape = field(default_factory=ModelShape)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; what concerns one invocation only is left out."""
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self.settings).items()
+            if name not in _MOMENTARY
+        }
+        return {"settings": settings, "shape": asdict(self.shape), "training": asdict(self.training)}
+
+    def continuing(self, saved: dict[str, Any]) -> tuple["Run", dict[str, tuple[Any, Any]]]:
+        """The run that ``saved`` describes, changed where this one departs from the defaults; and those changes."""
+        changes: dict[str, tuple[Any, Any]] = {}
+        merged: dict[str, dict[str, Any]] = {}
+        for part, default in (("settings", RunSettings()), ("shape", ModelShape()), ("training", TrainingConfig())):
+            now = getattr(self, part)
+            merged[part] = {}
+            for entry in fields(default):  # type: ignore[arg-type]
+                asked, usual = getattr(now, entry.name), getattr(default, entry.name)
+                old = saved.get(part, {}).get(entry.name, usual)
+                if part == "settings" and entry.name in ("model", "data") and old is not None:
+                    old = Path(old)
+                take = asked if asked != usual or entry.name in _MOMENTARY else old
+                if take != old and entry.name not in _MOMENTARY:
+                    changes[entry.name] = (old, take)
+                merged[part][entry.name] = take
+        run = Run(
+            settings=RunSettings(**merged["settings"]),
+            shape=ModelShape(**merged["shape"]),
+            training=TrainingConfig(**merged["training"]),
+        )
+        return run, changes

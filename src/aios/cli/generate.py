@@ -1,0 +1,57 @@
+"""aios generate."""
+
+import sys
+from pathlib import Path
+
+
+def generate(
+    brain: str = "small",
+    *,
+    prompt: str = "",
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    stream: bool = True,
+    root: Path = Path(),
+) -> None:
+    """Sample text from a trained brain.
+
+    Parameters
+    ----------
+    brain
+        Name of a brain, or the path of a bundle or checkpoint.
+    prompt
+        Text to continue; without one a document is begun.
+    max_new_tokens
+        Length of the continuation.
+    temperature
+        0 takes the likeliest token each time.
+    top_p
+        Sample among the likeliest tokens that make up this probability.
+    seed
+        The same seed gives the same text.
+    stream
+        Print while sampling.
+    root
+        Workspace folder.
+    """
+    from aios.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from aios.brains.bundle import load_brain
+    from aios.brains.generate import stream_text
+    from aios.workspace import Workspace
+    from chronomoe.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    path = Path(brain) if Path(brain).is_dir() else Workspace(root).brain(brain)
+    model, tokenizer = load_brain(path)
+    pieces = stream_text(
+        model, tokenizer, prompt, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+    )
+    sys.stdout.write(prompt)
+    for piece in pieces if stream else ["".join(pieces)]:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

@@ -1,0 +1,1 @@
+"""Text in, prepared tokens out: sources, the held-out split, tokenizers, sample corpora."""

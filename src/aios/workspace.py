@@ -1,0 +1,37 @@
+"""Where things are, below one root folder (see docs/architecture.md, "On disk")."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from chronomoe.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of a workspace. Nothing is created by asking for them."""
+
+    root: Path = Path()
+
+    @property
+    def base_model(self) -> Path:
+        """Tokenizer and configuration new brains start from."""
+        return self.root / "artifacts/hf_implant/base_model"
+
+    @property
+    def training_data(self) -> Path:
+        """Text, and what is prepared from it."""
+        return self.root / "training_data"
+
+    @property
+    def prepared(self) -> Path:
+        """The default prepared data set."""
+        return self.training_data / "prepared"
+
+    def brain(self, name: str, family: str = "mixtral") -> Path:
+        """The bundle of one trained model; :class:`ConfigError` for a name that is not a plain word."""
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is not a name; use up to 64 letters, digits, - and _, beginning with no sign.")
+        return self.root / "artifacts/brains" / family / name

@@ -1,0 +1,89 @@
+"""Writes that happen whole or not at all: files and directories are made beside their place and renamed into it."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chronomoe.errors import CheckpointError
+
+
+@contextmanager
+def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``path`` when the block ends, and vanishes if the block fails.
+
+    Raises :class:`CheckpointError` if ``path`` exists and may not be replaced, or if the disk is full.
+    """
+    if path.exists() and not replace:
+        raise CheckpointError(f"{path} exists already; choose another name or remove it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    work.chmod(0o755)
+    try:
+        with disk_full_explained(path):
+            yield work
+            for file in work.rglob("*"):
+                _sync(file)
+            _put_in_place(work, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _put_in_place(work: Path, path: Path) -> None:
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        os.rename(path, old / path.name)
+        os.rename(work, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(work, path)
+    _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by ``text`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with disk_full_explained(path), os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by ``value`` as indented JSON in one step."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def disk_full_explained(path: Path) -> Iterator[None]:
+    """Turn a full disk into a :class:`CheckpointError` that says nothing saved earlier is lost."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors wraps the system's error and keeps only its words.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
+            raise CheckpointError(
+                f"the disk is full: {path} could not be written. What was saved before is untouched; free some space."
+            ) from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

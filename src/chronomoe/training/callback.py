@@ -1,0 +1,46 @@
+"""ChronoMoECallback: steer a plain transformers.Trainer run in one line.
+
+    Trainer(model=model, args=args, train_dataset=data, callbacks=[ChronoMoECallback(model)])
+"""
+
+import dataclasses
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from chronomoe.routing.attach import attach
+from chronomoe.routing.steering import Steering, SteeringConfig
+
+
+class ChronoMoECallback(TrainerCallback):
+    """Attaches steering to ``model`` if it has none, closes the routers' window each step, and logs what they saw."""
+
+    def __init__(self, model: Any, config: SteeringConfig | None = None) -> None:
+        steering: Steering | None = getattr(model, "steering", None)
+        self.steering = attach(model, config) if steering is None else steering
+        self.steering.config = dataclasses.replace(self.steering.config, balance_scope="step")
+        self._latest: dict[str, float] = {}
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The gradients of one step are complete: make its window global and note the load."""
+        window = self.steering.end_step()
+        self._latest = {
+            "lb_loss": window.balance.mean().item(),
+            "max_violation": window.max_violation.max().item(),
+            "router_entropy": window.router_entropy.mean().item(),
+            "dead_experts": float(window.dead_experts.sum()),
+        }
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the routers' figures to the Trainer's own log record."""
+        if logs is not None and "loss" in logs:
+            logs.update(self._latest)

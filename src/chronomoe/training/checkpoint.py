@@ -1,0 +1,159 @@
+"""Checkpoints of a training run: directories that appear whole, in safetensors and JSON only.
+
+    checkpoints/step_500/
+        config.json, model*.safetensors    the model, as save_pretrained writes it: usable by from_pretrained
+        steering.safetensors               fields and load of the routers
+        optimizer.safetensors              moments, keyed "<parameter number>.<name>"
+        rng_<rank>.safetensors             torch generators (and numpy's and Python's, as text in trainer.json)
+        trainer.json                       position of the run, optimizer groups, schedule, settings
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from chronomoe.errors import CheckpointError
+
+FORMAT = "chronomoe-checkpoint"
+VERSION = 1
+_NAME = re.compile(r"step_(\d+)")
+
+
+def step_of(path: Path) -> int:
+    """The step a checkpoint directory is named after, -1 for another name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The step_N checkpoints in ``folder``, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
+
+
+def remove_old(folder: Path, keep_last: int, best_step: int | None) -> None:
+    """Delete all but the newest ``keep_last`` checkpoints and the best."""
+    for path in list_checkpoints(folder)[:-keep_last]:
+        if step_of(path) != best_step:
+            doomed = path.with_name(f".{path.name}.old")
+            os.rename(path, doomed)  # a half-deleted checkpoint must not look like one
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state as tensors by name and JSON-ready groups."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{number}.{name}": torch.as_tensor(value).contiguous()
+        for number, entry in state["state"].items()
+        for name, value in entry.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    """Restore what :func:`pack_optimizer` made; a different set of parameters is a :class:`CheckpointError`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint's optimizer state is for other parameters: {error}") from error
+
+
+def pack_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every random generator: torch's as tensors, numpy's and Python's as JSON."""
+    tensors = {"cpu": torch.get_rng_state()}
+    for index in range(torch.cuda.device_count()):
+        tensors[f"cuda{index}"] = torch.cuda.get_rng_state(index)
+    kind, keys, *rest = np.random.get_state()
+    version, words, gauss = random.getstate()
+    return tensors, {"numpy": [kind, keys.tolist(), *rest], "python": [version, list(words), gauss]}  # type: ignore[union-attr]
+
+
+def unpack_rng(tensors: dict[str, Tensor], others: dict[str, Any]) -> None:
+    """Restore what :func:`pack_rng` made."""
+    torch.set_rng_state(tensors["cpu"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda{index}"], index)
+    kind, keys, *rest = others["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, words, gauss = others["python"]
+    random.setstate((version, tuple(words), gauss))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors; shared or strided ones are copied first."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a tensor file; a missing or damaged one is a :class:`CheckpointError`."""
+    if not path.is_file():
+        raise CheckpointError(f"the checkpoint {path.parent} has no {path.name}; it is incomplete, use another one.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint.") from error
+
+
+def read_trainer_state(path: Path) -> dict[str, Any]:
+    """``trainer.json`` of a checkpoint, its format checked."""
+    file = path / "trainer.json"
+    if not path.is_dir():
+        near = ", ".join(found.name for found in list_checkpoints(path.parent)) or "none"
+        raise CheckpointError(f"there is no checkpoint {path}; in {path.parent} there are: {near}.")
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not a checkpoint of a training run: it has no trainer.json.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); use another checkpoint.") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by chronomoe; give the folder of one of its checkpoints.")
+    if state.get("version") != VERSION:
+        raise CheckpointError(f"{path} has checkpoint version {state.get('version')}, this chronomoe reads {VERSION}.")
+    return state
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Load a checkpoint's weights into ``model`` in place; other shapes or missing ones are a :class:`CheckpointError`."""
+    try:
+        loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the weights in {path} cannot be read ({error}); use another checkpoint.") from error
+    missing = [name for name in info["missing_keys"] if not name.startswith("steering.")]
+    wrong = sorted([*missing, *(str(entry) for entry in info["mismatched_keys"])])
+    mine = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("steering.")}
+    theirs = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("steering.")}
+    wrong += [name for name in mine if name not in theirs or theirs[name].shape != mine[name].shape]
+    if wrong:
+        raise CheckpointError(f"{path} belongs to a model of another shape: {wrong[0]} does not fit.")
+    model.load_state_dict(theirs, strict=False)
+
+
+def load_strict(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load buffers with no field missing and none unknown, else :class:`CheckpointError`."""
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
+
+
+def write_trainer_state(path: Path, state: dict[str, Any]) -> None:
+    """Write ``trainer.json``; numbers survive exactly."""
+    (path / "trainer.json").write_text(json.dumps(state, indent=1), encoding="utf-8")

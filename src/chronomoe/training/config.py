@@ -1,0 +1,123 @@
+"""TrainingConfig: everything a run can be told. Imports nothing heavy, so the command line can show it at once."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from chronomoe.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of one training run. Steps are optimizer steps throughout."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decay of matrices; norms and other vectors are never decayed."""
+    max_epochs: int = 10
+    """Passes over the training data, when max_steps is not given."""
+    batch_size: int = 8
+    """Sequences per micro-batch and process."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per step; splitting a batch changes neither loss nor gradient."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+    lambda_balance: float = 0.01
+    """Weight of the load-balancing loss (1.0 = balanced)."""
+    lambda_coherence: float = 0.001
+    """Weight of the coherence loss (control layer)."""
+    lambda_valley: float = 0.0001
+    """Weight of the valley loss (control layer)."""
+
+    initial_kappa: float = 0.5
+    """Meta-knob at the start: exploratory (control layer)."""
+    final_kappa: float = -0.3
+    """Meta-knob at the end: exploitative (control layer)."""
+    kappa_warmup_steps: int = 1000
+    """Steps during which kappa stays at its initial value (control layer)."""
+    kappa_schedule: Literal["linear", "cosine", "step", "adaptive"] = "cosine"
+    """How kappa moves after its warm-up (control layer)."""
+
+    use_coherence_gating: bool = True
+    """Scale updates by routing coherence (control layer)."""
+    min_coherence: float = 0.2
+    """Coherence below which the gate is closed (control layer)."""
+    gating_strength: float = 0.5
+    """How much a closed gate takes off the update (control layer)."""
+
+    checkpoint_dir: str = "checkpoints"
+    """Folder of the step_N checkpoints."""
+    save_every_n_steps: int = 1000
+    """Steps between checkpoints."""
+    save_chronovisor_state: bool = True
+    """Keep the control layer's state in checkpoints."""
+
+    max_steps: int | None = None
+    """Steps to train; overrides max_epochs."""
+    seed: int = 0
+    """Seed of initialisation, data order and exploration."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after its warm-up; cosine ends at a tenth of the peak, linear at 0."""
+    lr_warmup_steps: int | None = None
+    """Steps of linear learning-rate warm-up; a twentieth of the run (at most 1000) when not given."""
+    adam_beta2: float = 0.95
+    """Second-moment decay of AdamW."""
+    lambda_z: float = 0.001
+    """Weight of the router z-loss."""
+    log_every_n_steps: int = 100
+    """Steps between log lines and metrics records."""
+    eval_every_n_steps: int = 500
+    """Steps between evaluations."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, fp32 elsewhere (on CPUs bf16 is several times slower)."""
+    keep_last: int = 3
+    """Checkpoints kept, besides the best."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    max_nonfinite_steps: int = 20
+    """Consecutive steps with a non-finite loss or gradient that are skipped before the run gives up."""
+    log_file: str | None = None
+    """Metrics, one JSON object a line; <checkpoint_dir>/metrics.jsonl when not given."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "batch_size", "gradient_accumulation_steps", "save_every_n_steps",
+                     "log_every_n_steps", "eval_every_n_steps", "keep_last", "max_nonfinite_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps is {self.max_steps}; it must be at least 1.")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "lambda_balance", "lambda_coherence",
+                     "lambda_valley", "lambda_z"):  # fmt: skip
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} is {value}; it must be a finite number of at least 0.")
+        for name in ("initial_kappa", "final_kappa"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; kappa lies between -1 and 1.")
+        for name in ("min_coherence", "gating_strength", "adam_beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Steps of learning-rate warm-up in a run of ``total_steps``."""
+        return min(1000, total_steps // 20) if self.lr_warmup_steps is None else self.lr_warmup_steps
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainingConfig":
+        """The inverse of ``dataclasses.asdict``; an unknown name is a :class:`ConfigError`."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ConfigError(f"unknown training setting {', '.join(unknown)}.")
+        return cls(**values)
+
+
+_CHOICES = {
+    "kappa_schedule": ("linear", "cosine", "step", "adaptive"),
+    "lr_schedule": ("cosine", "linear", "constant"),
+    "precision": ("auto", "fp32", "bf16"),
+}

@@ -1,0 +1,95 @@
+"""What a run tells: one live line on a terminal, plain lines elsewhere, and metrics.jsonl for everything."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Prints and records for one run; does nothing when not ``active`` (other ranks)."""
+
+    def __init__(
+        self, log_file: Path, total_steps: int, show: Callable[[str], None] | None, *, active: bool = True
+    ) -> None:
+        self.log_file, self.total_steps, self.active = log_file, total_steps, active
+        self.console = Console(highlight=False, markup=False, soft_wrap=True)
+        self.show = show or self.console.print
+        self.grad_norm = 0.0
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._tokens_before = 0
+        self._clock = time.perf_counter()
+        self._latest = ""
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """A progress line at the bottom while the block runs, if someone is watching."""
+        if not (self.active and self.console.is_terminal):
+            yield
+            return
+        columns = (
+            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[latest]}"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True) as self._progress:
+            self._task = self._progress.add_task("", total=self.total_steps, latest="")
+            yield
+        self._progress = None
+
+    def start(self, step: int) -> None:
+        """The clock of the throughput starts now."""
+        self._clock, self._tokens_before = time.perf_counter(), -1
+        if step:
+            self.record({"event": "resumed", "step": step})
+        self.tick(step)
+
+    def tick(self, step: int) -> None:
+        """Move the live line."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, latest=self._latest)
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        if self.active:
+            self.show(text)
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        if self.active:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """A log line and a metrics record; throughput is measured since the previous one."""
+        now, tokens = time.perf_counter(), metrics["tokens"]
+        if self._tokens_before >= 0:
+            metrics["tokens_per_second"] = round((tokens - self._tokens_before) / (now - self._clock), 1)
+        self._clock, self._tokens_before = now, tokens
+        self.record({"event": "step", "step": step, **metrics})
+        parts = [f"Step {step}", f"Loss: {metrics.get('loss', float('nan')):.4f}", f"lr: {metrics['lr']:.2e}"]
+        if "load_entropy" in metrics:
+            parts.append(f"balance: {metrics.get('balance', 0):.3f}")
+            parts.append(f"MaxVio: {max(metrics['max_violation']):.2f}")
+            parts.append(f"dead: {metrics['dead_experts']}")
+        if "tokens_per_second" in metrics:
+            parts.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
+        self._latest = " ".join(parts[1:3] + parts[-1:])
+        self.line(" | ".join(parts))
+        self.tick(step)
+
+    def evaluation(self, step: int, result: dict[str, float]) -> None:
+        """The result of an evaluation."""
+        self.record({"event": "evaluation", "step": step, **result})
+        unit = "" if set(result) == {"loss"} else " (bits per byte)"
+        self.line(f"Step {step} | Eval{unit}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
+
+    def sample(self, step: int, text: str) -> None:
+        """A text sampled from the model."""
+        self.record({"event": "sample", "step": step, "text": text})
+        self.line(f"Step {step} | Sample: {text!r}")

@@ -1,0 +1,262 @@
+"""Prepared text on disk: token shards that are memory-mapped, their index, and what they hold.
+
+One directory is one data set:
+
+    data.json                          StoreInfo: settings, domains, sizes, content fingerprint
+    tokenizer/                         the tokenizer the text was encoded with
+    <domain>/{train,heldout}.bin       little-endian token ids, each document followed by one separator
+    <domain>/{train,heldout}.idx.npy   int64 (documents, 2): token offset and UTF-8 bytes of each document
+
+The idea: text is tokenized once; from then on a corpus of any size costs no memory and opens at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chronomoe.errors import DataError
+
+FORMAT, VERSION, METADATA = "chronomoe-tokens", 1, "data.json"
+_DOMAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_COUNT_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSize:
+    """How much one side (train or heldout) of a domain holds."""
+
+    tokens: int
+    """Tokens on disk, separators included."""
+    documents: int
+    """Documents."""
+    bytes: int
+    """UTF-8 bytes of the documents' text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainInfo:
+    """One named kind of text."""
+
+    name: str
+    """The domain's name, also its folder."""
+    weight: float
+    """Share of training sequences drawn from it; the weights of a store sum to 1."""
+    train: SplitSize
+    """What is trained on."""
+    heldout: SplitSize
+    """What is only ever evaluated on."""
+    near_duplicates_dropped: int = 0
+    """Held-out documents left out because a training document nearly repeats them."""
+    replaced_bytes: int = 0
+    """Bytes of the source that were not UTF-8 and were read as replacement characters."""
+    sources: tuple[str, ...] = ()
+    """Where the text came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """The contents of data.json."""
+
+    tokenizer_fingerprint: str
+    """Which tokenizer made the tokens."""
+    vocab_size: int
+    """One more than the largest token id."""
+    separator_id: int
+    """The token that ends every document."""
+    dtype: str
+    """uint16 or uint32."""
+    domains: tuple[DomainInfo, ...]
+    """The domains, in order."""
+    fingerprint: str
+    """Hash of every token and setting: equal fingerprints train equally."""
+
+
+class TokenShardWriter:
+    """Appends documents to <folder>/<split>.bin as a stream; only the index is kept in memory."""
+
+    def __init__(self, folder: Path, split: str, *, dtype: str, separator_id: int) -> None:
+        self._index_path = folder / f"{split}.idx.npy"
+        self._file = open(folder / f"{split}.bin", "wb")  # noqa: SIM115 (it lives as long as the writer)
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._separator = separator_id
+        self._index: list[tuple[int, int]] = []
+        self._tokens = 0
+        self._hash = blake2b(digest_size=16)
+
+    def append(self, documents: Sequence[Sequence[int]], num_bytes: Sequence[int]) -> None:
+        """Add a batch of documents (token ids without separator) and the UTF-8 length of each."""
+        for ids, size in zip(documents, num_bytes, strict=True):
+            data = np.asarray([*ids, self._separator], dtype=self._dtype).tobytes()
+            self._index.append((self._tokens, size))
+            self._tokens += len(ids) + 1
+            self._hash.update(data)
+            self._file.write(data)
+
+    def close(self) -> tuple[SplitSize, str]:
+        """Write the index; returns the sizes and the content hash."""
+        self._file.close()
+        index = np.asarray(self._index, dtype="<i8").reshape(-1, 2)
+        np.save(self._index_path, index, allow_pickle=False)
+        self._hash.update(index.tobytes())
+        size = SplitSize(tokens=self._tokens, documents=len(index), bytes=int(index[:, 1].sum()))
+        return size, self._hash.hexdigest()
+
+    def __enter__(self) -> TokenShardWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """One side of a domain: the packed stream and where its documents start."""
+
+    tokens: NDArray[Any]
+    """Token ids, every document followed by a separator (a read-only memory map)."""
+    offsets: NDArray[np.int64]
+    """(documents + 1,): document i is tokens[offsets[i] : offsets[i + 1]], separator last."""
+    num_bytes: NDArray[np.int64]
+    """(documents,): UTF-8 bytes of each document's text."""
+
+    @classmethod
+    def open(cls, folder: Path, split: str, size: SplitSize, dtype: str) -> TokenShard:
+        """Map a shard after checking that its files are as long as recorded."""
+        path, item = folder / f"{split}.bin", np.dtype(dtype).newbyteorder("<")
+        try:
+            found = path.stat().st_size
+            index = np.load(folder / f"{split}.idx.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder} is damaged ({error}); prepare the data again.") from error
+        if found != size.tokens * item.itemsize or index.shape != (size.documents, 2):
+            raise DataError(
+                f"{path} is truncated or altered: its size is not the recorded one; prepare the data again."
+            )
+        # An empty file cannot be mapped.
+        tokens = np.memmap(path, dtype=item, mode="r") if found else np.empty(0, item)
+        return cls(tokens, np.append(index[:, 0], size.tokens).astype(np.int64), index[:, 1])
+
+    def __len__(self) -> int:
+        return len(self.num_bytes)
+
+    def document(self, index: int) -> NDArray[Any]:
+        """The token ids of one document, without its separator."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1] - 1]
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A prepared data set, open for reading."""
+
+    path: Path
+    info: StoreInfo
+
+    @classmethod
+    def open(cls, path: Path | str) -> TokenStore:
+        """Open and check a directory that data preparation wrote."""
+        store = cls(Path(path), read_info(Path(path)))
+        if sum(domain.train.tokens for domain in store.info.domains) == 0:
+            raise DataError(f"The prepared data in {path} is empty; prepare it again from a source that holds text.")
+        _ = store.domains
+        return store
+
+    @cached_property
+    def domains(self) -> dict[str, Domain]:
+        """Every domain by name, in order."""
+        dtype = self.info.dtype
+        return {
+            info.name: Domain(
+                info,
+                TokenShard.open(self.path / info.name, "train", info.train, dtype),
+                TokenShard.open(self.path / info.name, "heldout", info.heldout, dtype),
+            )
+            for info in self.info.domains
+        }
+
+    def domain(self, name: str) -> Domain:
+        """One domain by name."""
+        if name not in self.domains:
+            raise DataError(f"{self.path} has no domain {name!r}; it has {', '.join(self.domains)}.")
+        return self.domains[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled memory map would carry the whole corpus to every loader process; the path is enough.
+        return TokenStore.open, (self.path,)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain of an open store."""
+
+    info: DomainInfo
+    train: TokenShard
+    heldout: TokenShard
+
+
+def content_fingerprint(settings: Sequence[object], shard_hashes: Sequence[str]) -> str:
+    """Identity of a prepared data set: its settings and every token in it."""
+    return blake2b(json.dumps([settings, shard_hashes]).encode(), digest_size=16).hexdigest()
+
+
+def write_info(path: Path, info: StoreInfo) -> None:
+    """Write data.json; call it last, it is what makes a directory a data set."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(info)}
+    (path / METADATA).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_info(path: Path) -> StoreInfo:
+    """Read and check data.json alone."""
+    if not (path / METADATA).is_file():
+        raise DataError(f"{path} is not prepared data (it has no {METADATA}); make it with `aios data prepare`.")
+    try:
+        content = json.loads((path / METADATA).read_text(encoding="utf-8"))
+        if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
+            raise DataError(f"{path} was written in another format or version; prepare the data again.")
+        domains = tuple(_domain_info(entry) for entry in content.pop("domains"))
+        return StoreInfo(**content, domains=domains)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path / METADATA} is damaged ({error}); prepare the data again.") from error
+
+
+def _domain_info(entry: dict[str, Any]) -> DomainInfo:
+    if not _DOMAIN_NAME.fullmatch(entry["name"]):
+        raise ValueError(f"domain name {entry['name']!r}")
+    sizes = {split: SplitSize(**entry[split]) for split in ("train", "heldout")}
+    return DomainInfo(**{**entry, **sizes, "sources": tuple(entry["sources"])})
+
+
+def unigram_bits_per_byte(store: TokenStore) -> dict[str, float]:
+    """Held-out bits per byte of a model that knows only how frequent each token is.
+
+    The floor any trained model must beat: training frequencies (add-one) mixed by domain weight.
+    """
+    probabilities = np.zeros(store.info.vocab_size)
+    for domain in store.domains.values():
+        counts = _text_token_counts(domain.train, store.info) + 1
+        probabilities += domain.info.weight * counts / counts.sum()
+    bits = -np.log2(probabilities)
+    return {
+        name: float(_text_token_counts(domain.heldout, store.info) @ bits / domain.info.heldout.bytes)
+        for name, domain in store.domains.items()
+        if domain.info.heldout.bytes
+    }
+
+
+def _text_token_counts(shard: TokenShard, info: StoreInfo) -> NDArray[np.int64]:
+    counts = np.zeros(info.vocab_size, dtype=np.int64)
+    for start in range(0, len(shard.tokens), _COUNT_CHUNK):
+        counts += np.bincount(shard.tokens[start : start + _COUNT_CHUNK], minlength=info.vocab_size)
+    counts[info.separator_id] = 0
+    return counts

@@ -1,0 +1,382 @@
+"""ChronoMoETrainer: one training loop for every steered model, on accelerate.
+
+    batches of one step -> forward, loss + router losses -> backward      (train)
+    -> clip -> finite? -> optimizer, schedule, window of the routers       (_step)
+    -> log, evaluate, save, when due                                       (_after_step)
+
+A step's micro-batches share one count of predicted tokens and one of routed tokens, so splitting a batch changes
+nothing. Everything that moves is in the checkpoint: training resumed is the training that never stopped, bit for bit.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+
+from chronomoe.allocator import keep_freed_memory
+from chronomoe.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
+from chronomoe.routing.attach import attach
+from chronomoe.routing.statistics import RoutingWindow
+from chronomoe.routing.steering import Steering
+from chronomoe.storage import whole_directory
+from chronomoe.training import checkpoint
+from chronomoe.training.config import TrainingConfig
+from chronomoe.training.evaluation import bits_per_byte, labels_of, mean_loss
+from chronomoe.training.interrupt import SafeStop
+from chronomoe.training.loading import IGNORED, HeldoutWindows
+from chronomoe.training.optimizer import build_optimizer, build_schedule
+from chronomoe.training.reporting import Reporter
+
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class RunState:
+    """Where a run is: all of it goes into trainer.json."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Micro-batches of the current epoch already used."""
+    tokens: int = 0
+    skipped: int = 0
+    """Steps skipped for a non-finite loss or gradient."""
+    skipped_in_a_row: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Loss terms summed since the last log line."""
+    summed: int = 0
+
+
+class ChronoMoETrainer:
+    """Trains ``model`` on ``train_dataloader``.
+
+    Batches are dicts with ``input_ids`` (batch, sequence) and optionally ``attention_mask`` and ``labels`` (not
+    shifted; -100 is ignored). ``eval_dataloader`` is such a loader, or held-out windows by domain, evaluated in bits
+    per byte. ``sample`` turns the model into a text that is logged at each evaluation; ``save_extra`` adds files (a
+    tokenizer) to each checkpoint; ``show`` prints a line; ``stop_after`` saves and stops at that step.
+
+    Raises :class:`ConfigError` for settings that cannot work and :class:`DataError` for an empty loader.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: TrainingConfig,
+        train_dataloader: Any,
+        eval_dataloader: Any = None,
+        *,
+        sample: Callable[[Any], str] | None = None,
+        save_extra: Callable[[Path], None] | None = None,
+        show: Callable[[str], None] | None = None,
+        stop_after: int | None = None,
+    ) -> None:
+        keep_freed_memory()
+        self.config = config
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if self._precision(config) == "bf16" else "no",
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        set_seed(config.seed)
+        self.model = model
+        self.steering = self._steer(model)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if len(train_dataloader) == 0:
+            raise DataError("the training loader has no batch; give more text, shorter sequences or smaller batches.")
+        self.wrapped, self.optimizer, self.train_loader = self.accelerator.prepare(
+            model, build_optimizer(model, config), train_dataloader
+        )
+        self.eval_data = eval_dataloader
+        per_epoch = -(-len(self.train_loader) // config.gradient_accumulation_steps)
+        self.total_steps = config.max_steps or per_epoch * config.max_epochs
+        self.schedule = build_schedule(self.optimizer, config, self.total_steps)
+        self.state = RunState()
+        self.checkpoint_dir = Path(config.checkpoint_dir)
+        log_file = Path(config.log_file) if config.log_file else self.checkpoint_dir / "metrics.jsonl"
+        self.report = Reporter(log_file, self.total_steps, show, active=self.accelerator.is_main_process)
+        self.sample, self.save_extra, self.stop_after = sample, save_extra, stop_after
+        self._pending_rng: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+        self.window: RoutingWindow | None = None
+        """What the routers observed in the latest step."""
+
+    @staticmethod
+    def _precision(config: TrainingConfig) -> str:
+        if config.precision != "auto":
+            return config.precision
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+    def _steer(self, model: Any) -> Steering | None:
+        steering: Steering | None = getattr(model, "steering", None)
+        if steering is None:
+            try:
+                steering = attach(model)
+            except UnsupportedModelError:
+                return None  # a dense model trains too
+        steering.config = dataclasses.replace(
+            steering.config,
+            balance_coefficient=self.config.lambda_balance,
+            z_coefficient=self.config.lambda_z,
+            balance_scope="step",
+        )
+        return steering
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """Train to the last step, from wherever the run is; Ctrl-C and SIGTERM save and stop after the current step.
+
+        Returns ``global_step``, ``epoch``, ``best_loss``, ``best_step``, ``skipped_steps``, ``finished``, ``interrupted``
+        (by a signal) and the last ``evaluation``. Raises :class:`TrainingError` after too many non-finite steps in a row.
+        """
+        self.model.train()
+        evaluation: dict[str, float] = {}
+        with SafeStop() as stop, self.report.live():
+            self.report.start(self.state.step)
+            for batches in self._steps():
+                self._step(batches)
+                evaluation = self._after_step() or evaluation
+                if stop.requested or (self.stop_after is not None and self.state.step >= self.stop_after):
+                    break
+            done = self.state.step >= self.total_steps
+            if done and self.state.step % self.config.eval_every_n_steps:
+                evaluation = self._evaluate_and_log()
+            if checkpoint.step_of(self._latest()) != self.state.step:
+                self.save_checkpoint()
+        return {
+            "global_step": self.state.step,
+            "epoch": self.state.epoch,
+            "best_loss": self.state.best_loss,
+            "best_step": self.state.best_step,
+            "skipped_steps": self.state.skipped,
+            "finished": done,
+            "interrupted": stop.requested,
+            "evaluation": evaluation,
+        }
+
+    def _latest(self) -> Path:
+        found = checkpoint.list_checkpoints(self.checkpoint_dir)
+        return found[-1] if found else Path()
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each remaining step; the last group of an epoch may be smaller."""
+        state = self.state
+        while state.step < self.total_steps:
+            self.train_loader.set_epoch(state.epoch)
+            loader = skip_first_batches(self.train_loader, state.batch) if state.batch else self.train_loader
+            stream = iter(loader)
+            while state.step < self.total_steps:
+                group = list(itertools.islice(stream, self.config.gradient_accumulation_steps))
+                if not group:
+                    break
+                if self._pending_rng is not None:
+                    # Only now: making the iterator has drawn from the generator, as it had in the first run.
+                    checkpoint.unpack_rng(*self._pending_rng)
+                    self._pending_rng = None
+                state.batch += len(group)
+                yield group
+            else:
+                return
+            state.epoch, state.batch = state.epoch + 1, 0
+
+    def _step(self, batches: list[Batch]) -> None:
+        state, accelerator = self.state, self.accelerator
+        labels = [labels_of(batch) for batch in batches]
+        counts = torch.stack([
+            torch.stack([(label[:, 1:] != IGNORED).sum() for label in labels]).sum(),
+            torch.stack([_routed_tokens(batch) for batch in batches]).sum(),
+        ]).to(accelerator.device)  # fmt: skip
+        predicted, routed = accelerator.reduce(counts, "sum")
+        if self.steering is not None:
+            self.steering.tokens_in_step = routed
+        for index, (batch, label) in enumerate(zip(batches, labels, strict=True)):
+            last = index == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                output = self.wrapped(
+                    **{**batch, "labels": label}, num_items_in_batch=predicted.clamp(min=1), use_cache=False
+                )
+                # Data parallelism averages gradients over processes; the counts above are sums over them.
+                accelerator.backward(output.loss * accelerator.num_processes)
+            self._note_losses(output.loss.detach())
+        state.tokens += int(routed)
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm)
+        self.report.grad_norm = float(norm)
+        self._update(finite=bool(torch.isfinite(norm)))
+
+    def _update(self, *, finite: bool) -> None:
+        state = self.state
+        if finite:
+            self.optimizer.step()
+            self.window = self.steering.end_step() if self.steering is not None else None
+            state.skipped_in_a_row = 0
+        else:
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+            if self.steering is not None:
+                self.steering.discard_step()
+            self.report.line(f"Step {state.step + 1} | skipped: its loss or gradient is not finite")
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        state.step += 1
+        if state.skipped_in_a_row >= self.config.max_nonfinite_steps:
+            raise TrainingError(
+                f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {state.step}). "
+                "Usual suspects: learning rate too high, bf16 where fp32 is needed, z-loss off, too small a batch. "
+                f"The last good checkpoint is in {self.checkpoint_dir}."
+            )
+
+    def _note_losses(self, total: torch.Tensor) -> None:
+        terms = {"loss": total, **(self.steering.last_losses if self.steering is not None else {})}
+        for name, value in terms.items():
+            if torch.isfinite(value):
+                self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value)
+        if self.steering is not None:
+            self.steering.last_losses = {}
+
+    def _after_step(self) -> dict[str, float]:
+        state, config = self.state, self.config
+        evaluation: dict[str, float] = {}
+        state.summed += 1
+        if state.step % config.log_every_n_steps == 0 or state.step == self.total_steps:
+            self.report.step(state.step, self._metrics())
+            state.sums, state.summed = {}, 0
+        else:
+            self.report.tick(state.step)
+        if state.step % config.eval_every_n_steps == 0:
+            evaluation = self._evaluate_and_log()
+        if state.step % config.save_every_n_steps == 0:
+            self.save_checkpoint()
+        return evaluation
+
+    def _metrics(self) -> dict[str, Any]:
+        state = self.state
+        metrics: dict[str, Any] = {
+            name: total / state.summed for name, total in state.sums.items()
+        }
+        metrics |= {
+            "lr": self.schedule.get_last_lr()[0],
+            "grad_norm": self.report.grad_norm,
+            "tokens": state.tokens,
+            "skipped_steps": state.skipped,
+        }
+        if self.window is not None:
+            window = self.window
+            metrics |= {
+                "moe_layers": len(window.tokens),
+                "max_violation": window.max_violation.tolist(),
+                "load": window.load.tolist(),
+                "load_entropy": window.load_entropy.mean().item(),
+                "router_entropy": window.router_entropy.mean().item(),
+                "dead_experts": int(window.dead_experts.sum()),
+                "dropped_fraction": window.dropped_fraction.mean().item(),
+            }
+        return metrics
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Bits per byte by domain and their ``mean`` (held-out windows), or ``loss`` (a loader). Moves nothing."""
+        if self.eval_data is None:
+            return {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.accelerator.autocast():
+                if not isinstance(self.eval_data, Mapping):
+                    return {"loss": mean_loss(self.model, self.eval_data)}
+                result = {
+                    name: bits_per_byte(self.model, windows, self.config.batch_size)
+                    for name, windows in self.eval_data.items()
+                    if isinstance(windows, HeldoutWindows)
+                }
+        finally:
+            self.model.train(was_training)
+        if not result:
+            raise ConfigError("there is nothing to evaluate on: eval_dataloader has no held-out windows.")
+        return {**result, "mean": sum(result.values()) / len(result)}
+
+    def _evaluate_and_log(self) -> dict[str, float]:
+        evaluation = self.evaluate()
+        if evaluation:
+            self.report.evaluation(self.state.step, evaluation)
+            headline = evaluation.get("mean", evaluation.get("loss"))
+            if headline is not None and (self.state.best_loss is None or headline < self.state.best_loss):
+                self.state.best_loss, self.state.best_step = headline, self.state.step
+                self.save_checkpoint()
+        if self.sample is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.config.seed)
+                self.report.sample(self.state.step, self.sample(self.model))
+            self.model.train()
+        return evaluation
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> Path:
+        """Write ``<checkpoint_dir>/step_<N>`` whole, then drop checkpoints beyond ``keep_last`` (never the best)."""
+        path = self.checkpoint_dir / f"step_{self.state.step}"
+        if self.accelerator.is_main_process:
+            with whole_directory(path, replace=True) as work:
+                self._write(work)
+            checkpoint.remove_old(self.checkpoint_dir, self.config.keep_last, self.state.best_step)
+            self.report.line(f"Saved checkpoint: {path.name}")
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _write(self, work: Path) -> None:
+        model = self.accelerator.unwrap_model(self.wrapped)
+        model.save_pretrained(work)
+        if self.steering is not None and self.config.save_chronovisor_state:
+            checkpoint.save_tensors(work / "steering.safetensors", self.steering.state_dict())
+        tensors, groups = checkpoint.pack_optimizer(self.optimizer)
+        checkpoint.save_tensors(work / "optimizer.safetensors", tensors)
+        rng, other_rng = checkpoint.pack_rng()
+        checkpoint.save_tensors(work / "rng.safetensors", rng)
+        state = {
+            "format": checkpoint.FORMAT,
+            "version": checkpoint.VERSION,
+            "state": dataclasses.asdict(self.state),
+            "config": dataclasses.asdict(self.config),
+            "total_steps": self.total_steps,
+            "optimizer_groups": groups,
+            "schedule": self.schedule.state_dict(),
+            "rng": other_rng,
+        }
+        checkpoint.write_trainer_state(work, state)
+        if self.save_extra is not None:
+            self.save_extra(work)
+
+    def load_checkpoint(self, name: str) -> None:
+        """Continue from a checkpoint: ``"step_500"`` in the checkpoint folder, ``"latest"``, or a path.
+
+        Raises :class:`CheckpointError` when it is missing, damaged, foreign, or of another model.
+        """
+        path = self._latest() if name == "latest" else Path(name)
+        if path == Path():
+            raise CheckpointError(f"there is no checkpoint in {self.checkpoint_dir} to continue from.")
+        if not path.is_absolute() and not path.is_dir():
+            path = self.checkpoint_dir / name
+        saved = checkpoint.read_trainer_state(path)
+        checkpoint.load_weights(self.model, path)
+        if self.steering is not None and (path / "steering.safetensors").exists():
+            tensors = checkpoint.read_tensors(path / "steering.safetensors")
+            checkpoint.load_strict(self.steering, tensors, path)
+        moments = checkpoint.read_tensors(path / "optimizer.safetensors")
+        checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.state = RunState(**saved["state"])
+        self._pending_rng = (checkpoint.read_tensors(path / "rng.safetensors"), saved["rng"])
+        self.report.line(f"Loaded checkpoint: {path.name}")
+
+
+def _routed_tokens(batch: Batch) -> torch.Tensor:
+    mask = batch.get("attention_mask")
+    return torch.tensor(batch["input_ids"].numel()) if mask is None else mask.sum().cpu()
