@@ -5,7 +5,6 @@ checkpoint loads with :meth:`from_pretrained`; :meth:`export_plain` writes one.
 """
 
 import os
-from typing import Any
 
 import torch
 from torch import nn
@@ -63,4 +62,3 @@ class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
         experts = sum(p.numel() for name, p in self.named_parameters() if ".experts." in name)
         total = sum(p.numel() for p in self.parameters())
         return total - experts + experts * self.config.num_experts_per_tok // self.config.num_local_experts
-

@@ -4,7 +4,7 @@ Both spellings work everywhere (``hidden_dim`` and ``hidden_size``, ...); what i
 saved model opens in plain transformers too.
 """
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import MixtralConfig as HFMixtralConfig
@@ -34,12 +34,16 @@ class MixtralConfig(HFMixtralConfig):
         "max_seq_length": "max_position_embeddings",
     }
 
-    intermediate_size: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
+    intermediate_size: int | None = None  # type: ignore[assignment]
+    num_attention_heads: int | None = None  # type: ignore[assignment]
+    num_key_value_heads: int | None = None  # type: ignore[assignment]
     max_position_embeddings: int = 32768
     enable_chronovisor: bool = True
     steering: dict[str, Any] | None = None
+
+    if TYPE_CHECKING:  # the real one is made by transformers from the fields and takes the aliases too
+
+        def __init__(self, **kwargs: Any) -> None: ...
 
     def __post_init__(self, **kwargs: Any) -> None:
         for alias in set(kwargs) & set(self.attribute_map):
@@ -62,7 +66,7 @@ class MixtralConfig(HFMixtralConfig):
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        heads, kv_heads = int(self.num_attention_heads or 0), int(self.num_key_value_heads or 0)
         if self.num_experts_per_token > self.num_experts:
             raise ConfigError(
                 f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts}); "
@@ -78,5 +82,5 @@ class MixtralConfig(HFMixtralConfig):
             raise ConfigError(f"head_dim is {head_dim}; rotary position embedding needs an even one.")
         if heads % kv_heads:
             raise ConfigError(
-                f"num_attention_heads ({heads}) is not divisible by num_key_value_heads ({kv_heads}); change one of them."
+                f"num_attention_heads ({heads}) is not divisible by num_key_value_heads ({kv_heads}); change one."
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aios.data.corpora import init_workspace
 from chronomoe.storage import write_text
@@ -47,17 +48,17 @@ def write_base_config(folder: Path, vocab_size: int) -> None:
     """The shape of a brain that a laptop trains in minutes."""
     from chronomoe import MixtralConfig
 
-    MixtralConfig(
-        vocab_size=vocab_size,
-        hidden_dim=128,
-        intermediate_dim=256,
-        num_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_experts=8,
-        num_experts_per_token=2,
-        max_seq_length=2048,
-        rope_theta=10000.0,
-        tie_word_embeddings=True,
-        architectures=["ChronovisorMixtralForCausalLM"],
-    ).save_pretrained(folder)
+    shape: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_dim": 128,
+        "intermediate_dim": 256,
+        "num_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts": 8,
+        "num_experts_per_token": 2,
+        "max_seq_length": 2048,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+    }
+    MixtralConfig(**shape, architectures=["ChronovisorMixtralForCausalLM"]).save_pretrained(folder)

@@ -1,11 +1,11 @@
 """A brain bundle: one trained model and everything about it, in one folder.
 
-    artifacts/brains/mixtral/<name>/
-        run.json             settings of the run and fingerprints of its data and tokenizer
-        config.json, model.safetensors, tokenizer.json, ...    the model, once training has ended
-        checkpoints/step_N/  resumable states, each a usable model too
-        metrics.jsonl        everything measured
-        README.md            model card
+artifacts/brains/mixtral/<name>/
+    run.json             settings of the run and fingerprints of its data and tokenizer
+    config.json, model.safetensors, tokenizer.json, ...    the model, once training has ended
+    checkpoints/step_N/  resumable states, each a usable model too
+    metrics.jsonl        everything measured
+    README.md            model card
 """
 
 import json
@@ -94,7 +94,9 @@ def load_brain(path: Path) -> tuple[Any, Any]:
         )
     recorded = _recorded_tokenizer(folder)
     if recorded is not None and recorded != tokenizer_fingerprint(folder):
-        raise CheckpointError(f"the tokenizer in {folder} is not the one the brain was trained with; put that one back.")
+        raise CheckpointError(
+            f"the tokenizer in {folder} is not the one the brain was trained with; put that one back."
+        )
     return model, tokenizer
 
 

@@ -39,7 +39,7 @@ class RunSettings:
     root: Path = Path()
     """Workspace folder."""
     model: Path | None = None
-    """Base model: folder with config and tokenizer, and weights to start from if it has any. [artifacts/hf_implant/base_model]"""
+    """Folder with config and tokenizer, and weights to start from if any. [artifacts/hf_implant/base_model]"""
     data: Path | None = None
     """Prepared data. [training_data/prepared]"""
     name: str = "small"
@@ -93,7 +93,7 @@ class Run:
         for part, default in (("settings", RunSettings()), ("shape", ModelShape()), ("training", TrainingConfig())):
             now = getattr(self, part)
             merged[part] = {}
-            for entry in fields(default):  # type: ignore[arg-type]
+            for entry in fields(default):
                 asked, usual = getattr(now, entry.name), getattr(default, entry.name)
                 old = saved.get(part, {}).get(entry.name, usual)
                 if part == "settings" and entry.name in ("model", "data") and old is not None:

@@ -148,8 +148,10 @@ def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:
     final = trainer.checkpoint_dir / f"step_{trainer.state.step}"
     tokenizer_files = {path.name for path in final.glob("*token*")}
     for path in final.iterdir():
-        if path.name in tokenizer_files or path.name in ("config.json", "generation_config.json") or (
-            path.name.startswith("model") and path.suffix in (".safetensors", ".json")
+        if (
+            path.name in tokenizer_files
+            or path.name in ("config.json", "generation_config.json")
+            or (path.name.startswith("model") and path.suffix in (".safetensors", ".json"))
         ):
             temporary = bundle / f".{path.name}.new"
             shutil.copyfile(path, temporary)

@@ -47,4 +47,10 @@ def prepare_command(
         field=field,
         overwrite=overwrite,
     )
-    prepare([parse_source(source) for source in sources], out, config=config)
+    report = prepare([parse_source(source) for source in sources], out, config=config)
+    for domain in report.info.domains:
+        held_out, dropped = domain.heldout.documents, domain.near_duplicates_dropped
+        print(f"{domain.name}: {held_out} documents held out, {dropped} near-duplicates of training text left out.")
+    for warning in report.warnings:
+        print(f"Note: {warning}")
+    print(f"Wrote {out}")

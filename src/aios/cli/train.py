@@ -33,6 +33,7 @@ def train(
     quiet_libraries()
     results = train_brain(Run(settings=settings, shape=shape, training=training))
     if results.get("interrupted"):
-        print(f"Stopped at step {results['global_step']}, saved. Continue with: aios train --name {settings.name} --resume")
+        name = f"--name {settings.name} --resume"
+        print(f"Stopped at step {results['global_step']}, saved. Continue with: aios train {name}")
         return 130
     return 0

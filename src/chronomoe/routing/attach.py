@@ -7,7 +7,6 @@ its forward pass, and a forward hook on the whole model that adds the router los
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from chronomoe.errors import ConfigError, UnsupportedModelError
@@ -59,7 +58,9 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
         raise UnsupportedModelError(f"cannot steer a {type(model).__name__}: {seen}; supported are {SUPPORTED}.")
     first = routers[0][1]
     if any(router.num_experts != first.num_experts or router.top_k != first.top_k for _, router in routers):
-        raise ConfigError("the MoE layers differ in their number of experts or of experts per token; steer equal layers.")
+        raise ConfigError(
+            "the MoE layers differ in their number of experts or of experts per token; steer equal layers."
+        )
     if first.top_k > first.num_experts:
         raise ConfigError(f"{first.top_k} experts per token asked of {first.num_experts} experts; lower the former.")
     steering = Steering(len(routers), first.num_experts, first.top_k, first.hidden_dim, config or SteeringConfig())
@@ -77,7 +78,8 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
     if dispatch != "keep":
         use_sorted_dispatch(model, dispatch)
     # Each rank observes its own tokens; DDP must not overwrite them with rank 0's.
-    model._ddp_params_and_buffers_to_ignore = [f"steering.{name}" for name, _ in steering.named_buffers()]
+    local = [f"steering.{name}" for name, _ in steering.named_buffers()]
+    vars(model)["_ddp_params_and_buffers_to_ignore"] = local
     return steering
 
 
@@ -88,6 +90,7 @@ def _router_of(layer: nn.Module) -> Any:
 
 def _turn_off_own_auxiliary_loss(model: nn.Module) -> None:
     # transformers adds its balance loss (layers pooled, not divided by K) when router logits are asked for.
+    owner: Any
     for owner in (model, getattr(model, "config", None)):
         if hasattr(owner, "router_aux_loss_coef"):
             owner.router_aux_loss_coef = 0.0

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,7 @@ COMPILE_FROM = 1 << 20
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
-def sorted_experts_forward(
-    experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
+def sorted_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts' mixture, shape (T, D), for tokens (T, D), expert indices (T, K) and combine weights (T, K).
 
     ``experts`` is a transformers experts module: ``gate_up_proj`` (N, 2 F, D), ``down_proj`` (N, D, F), ``act_fn``.
@@ -133,11 +132,10 @@ def _sum_choices(rows_SD: Tensor, place_S: Tensor, top_k: int) -> Tensor:
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends_N: Tensor) -> Tensor:
-    """Per-expert matrix product: (S, I) x (N, I, O) to (S, O), or (I, S) x (S, O) to (N, I, O), S grouped by ``ends_N``."""
+    """Per-expert product, S grouped by ``ends_N``: (S, I) x (N, I, O) to (S, O), or (I, S) x (S, O) to (N, I, O)."""
     if _aligned(a) and _aligned(b):
         return F.grouped_mm(a, b, offs=ends_N)
-    edges = [0, *ends_N.tolist()]
-    spans = list(zip(edges[:-1], edges[1:], strict=True))
+    spans = list(pairwise([0, *ends_N.tolist()]))
     if b.dim() == 3:
         return torch.cat([a[lo:hi] @ b[expert] for expert, (lo, hi) in enumerate(spans)])
     return torch.stack([a[:, lo:hi] @ b[lo:hi] for lo, hi in spans])

@@ -11,14 +11,14 @@ Shape suffixes: T tokens, D hidden size, N experts, K chosen experts.
 import math
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chronomoe.errors import ConfigError
-from chronomoe.routing.fields import gumbel_like, open_probabilities, selection_scores, within_capacity
+from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
@@ -146,9 +146,7 @@ class SteeredRouter(nn.Module):
         context.seen.add(self.layer)
         statistics = self.steering.statistics
         before = statistics.assignments(self.layer)
-        statistics.record(
-            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T
-        )
+        statistics.record(self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T)
         assigned = statistics.assignments(self.layer) - before
         context.probability_sums[self.layer] = probability_sum
         context.squared_logsumexps[self.layer] = squared_logsumexp
@@ -172,7 +170,7 @@ class SteeredRouter(nn.Module):
 
 
 @cache
-def _steered_class(host: type[nn.Module]) -> type[nn.Module]:
+def _steered_class(host: Any) -> Any:
     # A subclass of the host, so that transformers still recognises it (recorded logits, weight initialisation).
     return type(f"Steered{host.__name__}", (SteeredRouter, host), {})
 
@@ -181,6 +179,4 @@ def steer_router(router: nn.Module, steering: "Steering", layer: int, *, normali
     """Turn a host's router into a :class:`SteeredRouter` in place; its parameters and hooks stay the same objects."""
     router.__class__ = _steered_class(type(router))
     # Not a submodule: the model owns the one Steering, and every router only reads it.
-    vars(router).update(
-        steering=steering, layer=layer, normalise=normalise, keep_dtype=keep_dtype, context=None
-    )
+    vars(router).update(steering=steering, layer=layer, normalise=normalise, keep_dtype=keep_dtype, context=None)

@@ -1,7 +1,7 @@
 """What the routers observe in one window (one optimizer step), accumulated on the device.
 
-Everything lives in one (layers, width) tensor of sums, so that making it global is one all-reduce. Padding never enters;
-evaluation never writes; a recomputed forward (activation checkpointing) is not counted again.
+Everything lives in one (layers, width) tensor of sums, so that making it global is one all-reduce. Padding never
+enters; evaluation never writes; a recomputed forward (activation checkpointing) is not counted again.
 
 Shape suffixes: L MoE layers, T tokens, N experts, K chosen experts, D hidden size.
 """

@@ -43,7 +43,9 @@ class SteeringConfig:
         if self.rho < 1:
             raise ConfigError(f"rho is {self.rho}; it is a ratio of temperatures, at least 1.")
         if self.capacity_factor is not None and not self.capacity_factor > 0:
-            raise ConfigError(f"capacity_factor is {self.capacity_factor}; use a positive number, or none to drop nothing.")
+            raise ConfigError(
+                f"capacity_factor is {self.capacity_factor}; use a positive number, or none to drop nothing."
+            )
         if self.balance_scope not in ("forward", "step"):
             raise ConfigError(f"balance_scope is {self.balance_scope!r}; use forward or step.")
 
@@ -126,7 +128,9 @@ class Steering(nn.Module):
     def _is_all_available(self) -> Tensor:
         fewest = self.available.sum(dim=-1).min()
         if fewest < self.top_k:
-            raise ConfigError(f"a layer has {int(fewest)} available experts but each token needs {self.top_k}; enable more.")
+            raise ConfigError(
+                f"a layer has {int(fewest)} available experts but each token needs {self.top_k}; enable more."
+            )
         return self.available.all()
 
     @property
@@ -181,7 +185,7 @@ class Steering(nn.Module):
             load = self.load[layers]
         else:
             load = torch.stack([context.loads[layer] for layer in layers])
-        tokens = context.num_tokens.clamp(min=1)
+        tokens: Tensor | float = context.num_tokens.clamp(min=1)
         if self.tokens_in_step is not None:
             tokens = self.tokens_in_step
         elif share is not None:

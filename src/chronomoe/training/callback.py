@@ -1,6 +1,6 @@
 """ChronoMoECallback: steer a plain transformers.Trainer run in one line.
 
-    Trainer(model=model, args=args, train_dataset=data, callbacks=[ChronoMoECallback(model)])
+Trainer(model=model, args=args, train_dataset=data, callbacks=[ChronoMoECallback(model)])
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
 """Checkpoints of a training run: directories that appear whole, in safetensors and JSON only.
 
-    checkpoints/step_500/
-        config.json, model*.safetensors    the model, as save_pretrained writes it: usable by from_pretrained
-        steering.safetensors               fields and load of the routers
-        optimizer.safetensors              moments, keyed "<parameter number>.<name>"
-        rng_<rank>.safetensors             torch generators (and numpy's and Python's, as text in trainer.json)
-        trainer.json                       position of the run, optimizer groups, schedule, settings
+checkpoints/step_500/
+    config.json, model*.safetensors    the model, as save_pretrained writes it: usable by from_pretrained
+    steering.safetensors               fields and load of the routers
+    optimizer.safetensors              moments, keyed "<parameter number>.<name>"
+    rng_<rank>.safetensors             torch generators (and numpy's and Python's, as text in trainer.json)
+    trainer.json                       position of the run, optimizer groups, schedule, settings
 """
 
 import json
@@ -62,7 +62,9 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, state["param_groups"]
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
     """Restore what :func:`pack_optimizer` made; a different set of parameters is a :class:`CheckpointError`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -79,9 +81,9 @@ def pack_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {"cpu": torch.get_rng_state()}
     for index in range(torch.cuda.device_count()):
         tensors[f"cuda{index}"] = torch.cuda.get_rng_state(index)
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
-    return tensors, {"numpy": [kind, keys.tolist(), *rest], "python": [version, list(words), gauss]}  # type: ignore[union-attr]
+    return tensors, {"numpy": [kind, np.asarray(keys).tolist(), *rest], "python": [version, list(words), gauss]}
 
 
 def unpack_rng(tensors: dict[str, Tensor], others: dict[str, Any]) -> None:
@@ -131,7 +133,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: Any, path: Path) -> None:
-    """Load a checkpoint's weights into ``model`` in place; other shapes or missing ones are a :class:`CheckpointError`."""
+    """Load a checkpoint's weights into ``model`` in place; another shape is a :class:`CheckpointError`."""
     try:
         loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:

@@ -33,9 +33,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
         inputs = {name: value.to(device) for name, value in batch.items() if name in ("input_ids", "attention_mask")}
         logits = model(**inputs, use_cache=False).logits.float()
         targets = labels_of(batch)[:, 1:].to(device)
-        total += F.cross_entropy(
-            logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        total += F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         count += int((targets != IGNORED).sum())
     return total.item() / max(1, count)
 

@@ -34,6 +34,7 @@ from chronomoe.training.optimizer import build_optimizer, build_schedule
 from chronomoe.training.reporting import Reporter
 
 Batch = Mapping[str, Any]
+_TERM_NAMES = {"lm": "lm_loss", "balance": "lb_loss", "z": "z_loss"}
 
 
 @dataclasses.dataclass
@@ -74,7 +75,7 @@ class ChronoMoETrainer:
         eval_dataloader: Any = None,
         *,
         sample: Callable[[Any], str] | None = None,
-        save_extra: Callable[[Path], None] | None = None,
+        save_extra: Callable[[Path], Any] | None = None,
         show: Callable[[str], None] | None = None,
         stop_after: int | None = None,
     ) -> None:
@@ -105,6 +106,7 @@ class ChronoMoETrainer:
         self.report = Reporter(log_file, self.total_steps, show, active=self.accelerator.is_main_process)
         self.sample, self.save_extra, self.stop_after = sample, save_extra, stop_after
         self._pending_rng: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+        self._saved_step = 0  # nothing worth keeping before the first step
         self.window: RoutingWindow | None = None
         """What the routers observed in the latest step."""
 
@@ -134,8 +136,9 @@ class ChronoMoETrainer:
     def train(self) -> dict[str, Any]:
         """Train to the last step, from wherever the run is; Ctrl-C and SIGTERM save and stop after the current step.
 
-        Returns ``global_step``, ``epoch``, ``best_loss``, ``best_step``, ``skipped_steps``, ``finished``, ``interrupted``
-        (by a signal) and the last ``evaluation``. Raises :class:`TrainingError` after too many non-finite steps in a row.
+        Returns ``global_step``, ``epoch``, ``best_loss``, ``best_step``, ``skipped_steps``, ``finished``,
+        ``interrupted`` (by a signal) and the last ``evaluation``. Raises :class:`TrainingError` after too many
+        non-finite steps in a row.
         """
         self.model.train()
         evaluation: dict[str, float] = {}
@@ -149,8 +152,7 @@ class ChronoMoETrainer:
             done = self.state.step >= self.total_steps
             if done and self.state.step % self.config.eval_every_n_steps:
                 evaluation = self._evaluate_and_log()
-            if checkpoint.step_of(self._latest()) != self.state.step:
-                self.save_checkpoint()
+            self.save_checkpoint()
         return {
             "global_step": self.state.step,
             "epoch": self.state.epoch,
@@ -234,7 +236,8 @@ class ChronoMoETrainer:
             )
 
     def _note_losses(self, total: torch.Tensor) -> None:
-        terms = {"loss": total, **(self.steering.last_losses if self.steering is not None else {})}
+        seen = self.steering.last_losses if self.steering is not None else {}
+        terms = {"loss": total, **{_TERM_NAMES[name]: value for name, value in seen.items()}}
         for name, value in terms.items():
             if torch.isfinite(value):
                 self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value)
@@ -258,9 +261,7 @@ class ChronoMoETrainer:
 
     def _metrics(self) -> dict[str, Any]:
         state = self.state
-        metrics: dict[str, Any] = {
-            name: total / state.summed for name, total in state.sums.items()
-        }
+        metrics: dict[str, Any] = {name: total / state.summed for name, total in state.sums.items()}
         metrics |= {
             "lr": self.schedule.get_last_lr()[0],
             "grad_norm": self.report.grad_norm,
@@ -323,12 +324,15 @@ class ChronoMoETrainer:
     def save_checkpoint(self) -> Path:
         """Write ``<checkpoint_dir>/step_<N>`` whole, then drop checkpoints beyond ``keep_last`` (never the best)."""
         path = self.checkpoint_dir / f"step_{self.state.step}"
+        if self._saved_step == self.state.step:
+            return path
         if self.accelerator.is_main_process:
             with whole_directory(path, replace=True) as work:
                 self._write(work)
             checkpoint.remove_old(self.checkpoint_dir, self.config.keep_last, self.state.best_step)
             self.report.line(f"Saved checkpoint: {path.name}")
         self.accelerator.wait_for_everyone()
+        self._saved_step = self.state.step
         return path
 
     def _write(self, work: Path) -> None:
@@ -373,6 +377,7 @@ class ChronoMoETrainer:
         checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
         self.schedule.load_state_dict(saved["schedule"])
         self.state = RunState(**saved["state"])
+        self._saved_step = self.state.step
         self._pending_rng = (checkpoint.read_tensors(path / "rng.safetensors"), saved["rng"])
         self.report.line(f"Loaded checkpoint: {path.name}")
 
