@@ -1,7 +1,7 @@
 """attach(model): put steering on a transformers MoE model, as transformers builds it.
 
-Three seams, all public: the router modules (see router.py), forward hooks that hand each decoder layer the context of
-its forward pass, and a forward hook on the whole model that adds the router losses to the training loss.
+Three seams, all public: the router modules (see router.py), forward hooks that hand each router the context of its
+forward pass, and a forward hook on the whole model that adds the router losses to the training loss.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,9 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
         host = HOSTS[type(router).__name__]
         normalise = host.always_normalised or bool(router.norm_topk_prob)
         steer_router(router, steering, index, normalise=normalise, keep_dtype=host.keep_dtype)
-        layer.register_forward_pre_hook(_hand_context_to_router, with_kwargs=True)
+        # Attention gets the layer's extra arguments inside what checkpointing recomputes, just before the router.
+        vars(layer.self_attn)["_router"] = router  # not a submodule
+        layer.self_attn.register_forward_pre_hook(_hand_context_to_router, with_kwargs=True)
     vars(base)["_steering"] = steering  # not a second submodule
     base.register_forward_pre_hook(_open_context, with_kwargs=True)
     model.add_module("steering", steering)
@@ -99,7 +101,7 @@ def _turn_off_own_auxiliary_loss(model: nn.Module) -> None:
 # Hooks find their objects through the module they are called with, so that a deep copy of the model is whole.
 
 
-def _open_context(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _open_context(base: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     inputs = kwargs.get("input_ids", args[0] if args else None)
     if inputs is None:
         inputs = kwargs["inputs_embeds"][..., 0]
@@ -108,8 +110,8 @@ def _open_context(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     return args, kwargs
 
 
-def _hand_context_to_router(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    layer.mlp.gate.context = kwargs.pop("routing_context", None)
+def _hand_context_to_router(attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    attention._router.context = kwargs.pop("routing_context", None)
     return args, kwargs
 
 

@@ -10,7 +10,6 @@ Shape suffixes: T tokens, D hidden size, N experts, K chosen experts.
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class RoutingContext:
     """What one forward pass tells its routers, and what they tell the losses.
 
-    It travels as a keyword argument down to each decoder layer, so a recomputed layer (activation checkpointing) sees
+    It travels as a keyword argument down to each layer's attention, so a recomputed layer (activation checkpointing) sees
     the context of its own forward, and ``seen`` keeps it from being counted twice.
     """
 
@@ -63,7 +62,8 @@ class SteeredRouter(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (T, N) in fp32, combine weights (T, K) and the chosen experts (T, K)."""
-        context = self.context or RoutingContext()
+        # Taken, not kept: it holds the graph of its forward.
+        context, self.context = self.context or RoutingContext(), None
         h_TD = hidden_states.reshape(-1, self.hidden_dim)
         with torch.autocast(h_TD.device.type, enabled=False):
             z_TN = F.linear(h_TD.float(), self.weight.float())
@@ -169,13 +169,17 @@ class SteeredRouter(nn.Module):
         w_TK.register_hook(record)
 
 
-@cache
-def _steered_class(host: Any) -> Any:
+_STEERED: dict[type, Any] = {}
+
+
+def _steered_class(host: type) -> Any:
     # A subclass of the host, so that transformers still recognises it (recorded logits, weight initialisation).
-    return type(f"Steered{host.__name__}", (SteeredRouter, host), {})
+    if host not in _STEERED:
+        _STEERED[host] = type(f"Steered{host.__name__}", (SteeredRouter, host), {})
+    return _STEERED[host]
 
 
-def steer_router(router: nn.Module, steering: "Steering", layer: int, *, normalise: bool, keep_dtype: bool) -> None:
+def steer_router(router: Any, steering: "Steering", layer: int, *, normalise: bool, keep_dtype: bool) -> None:
     """Turn a host's router into a :class:`SteeredRouter` in place; its parameters and hooks stay the same objects."""
     router.__class__ = _steered_class(type(router))
     # Not a submodule: the model owns the one Steering, and every router only reads it.

@@ -1,0 +1,1 @@
+"""Speed of ChronoMoE beside transformers and a dense model of equal active size: ``python -m benchmarks.run``."""

@@ -1,0 +1,153 @@
+"""What is measured: each arm is a function that does one forward+backward, one training step or one generation.
+
+All arms of a comparison have the same weights (the dense one: as many as one token uses of the others) and see the same
+inputs. ``ours`` includes what it does more than its peers: routing statistics in every layer and, in a step, the router
+losses and the end of the steering's window. Nobody clips gradients, nobody keeps a cache in training.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
+from transformers import MixtralConfig as HFMixtralConfig
+
+from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.training import TrainingConfig
+from chronomoe.training.optimizer import build_optimizer
+
+Arm = Callable[[], Tensor]
+"""One unit of work. Its value (output, loss, tokens) is what the peers must agree on."""
+
+OURS, GROUPED, EAGER, DENSE = "ours", "grouped_mm", "eager", "dense"
+"""Kinds of model: two of them are transformers' own experts implementations."""
+
+DEFAULT_ADAMW, FUSED_ADAMW, EAGER_ADAMW = "grouped_mm, default AdamW", "grouped_mm, fused AdamW", "eager, default AdamW"
+STEP_ARMS = {
+    OURS: (OURS, True),
+    DEFAULT_ADAMW: (GROUPED, False),
+    FUSED_ADAMW: (GROUPED, True),
+    EAGER_ADAMW: (EAGER, False),
+    "dense, fused AdamW": (DENSE, True),
+}
+"""Arm of a training step -> its kind of model, and whether its AdamW is the fused one."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Mixtral-style decoder and the batch it is given."""
+
+    num_experts: int = 8
+    top_k: int = 2
+    expert_width: int = 896
+    vocab: int = 4096
+    layers: int = 4
+    hidden: int = 256
+    heads: int = 8
+    kv_heads: int = 4
+    batch: int = 8
+    length: int = 256
+
+    def __str__(self) -> str:
+        return f"N={self.num_experts} k={self.top_k} d={self.hidden} ff={self.expert_width}"
+
+
+def build_model(shape: Shape, kind: str) -> Any:
+    """A model in training mode: ``ours``, ``dense``, or transformers' Mixtral with the experts implementation ``kind``.
+
+    All but the dense one have the same weights.
+    """
+    fields: dict[str, Any] = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+    }
+    torch.manual_seed(0)
+    if kind == DENSE:
+        return LlamaForCausalLM(LlamaConfig(**fields, intermediate_size=shape.expert_width * shape.top_k)).train()
+    fields |= {
+        "intermediate_size": shape.expert_width,
+        "num_local_experts": shape.num_experts,
+        "num_experts_per_tok": shape.top_k,
+    }
+    plain = MixtralForCausalLM(HFMixtralConfig(**fields))
+    if kind != OURS:
+        plain.set_experts_implementation(kind)
+        return plain.train()
+    model = ChronovisorMixtralForCausalLM(MixtralConfig(**fields))
+    model.load_state_dict(plain.state_dict(), strict=False)  # what it lacks are the steering's fields, neutral at first
+    return model.train()
+
+
+def layer_arms(shape: Shape) -> dict[str, Arm]:
+    """Forward and backward of one MoE layer; ``dense`` is transformers' LlamaMLP, three bias-free linear maps."""
+    one_layer = replace(shape, layers=1, vocab=16)
+    return {
+        kind: partial(_forward_backward, build_model(one_layer, kind).model.layers[0].mlp, *_layer_data(shape))
+        for kind in (OURS, GROUPED, EAGER, DENSE)
+    }
+
+
+def _layer_data(shape: Shape) -> tuple[Tensor, Tensor]:
+    """An input (a leaf that takes a gradient, as a layer's input does) and the gradient of the output."""
+    generator = torch.Generator().manual_seed(1)
+    x, grad = torch.randn(2, shape.batch, shape.length, shape.hidden, generator=generator).unbind()
+    return x.clone().requires_grad_(), grad.clone()
+
+
+def _forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
+    layer.zero_grad(set_to_none=True)
+    x.grad = None
+    out: Tensor = layer(x)
+    out.backward(grad)
+    return out.detach()
+
+
+def step_arms(shape: Shape, skip: str | None = None) -> dict[str, Arm]:
+    """The training steps of :data:`STEP_ARMS`, but for ``skip``."""
+    return {name: step_arm(shape, name) for name in STEP_ARMS if name != skip}
+
+
+def step_arm(shape: Shape, name: str) -> Arm:
+    """One training step of the arm ``name`` of :data:`STEP_ARMS`; its value is the language model's loss.
+
+    Every call takes the next batch of one stream of random tokens, the same for all arms.
+    """
+    kind, fused = STEP_ARMS[name]
+    model = build_model(shape, kind)
+    config = TrainingConfig()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
+    if kind == OURS:
+        optimizer = build_optimizer(model, config)
+    generator = torch.Generator().manual_seed(1)
+
+    def step() -> Tensor:
+        tokens = torch.randint(shape.vocab, (shape.batch, shape.length), generator=generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        if kind != OURS:
+            return loss.detach()
+        model.steering.end_step()
+        return model.steering.last_losses["lm"]
+
+    return step
+
+
+def decode_arms(shape: Shape, prompt: int, new: int) -> dict[str, Arm]:
+    """Greedy generation by ``generate`` at batch 1: ``new`` tokens after ``prompt`` tokens, whichever they are."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(shape.vocab, (1, prompt), generator=generator)
+    return {kind: _decode_arm(build_model(shape, kind), tokens, new) for kind in (OURS, GROUPED, EAGER)}
+
+
+def _decode_arm(model: Any, tokens: Tensor, new: int) -> Arm:
+    model.eval()
+    model.generation_config.eos_token_id = None
+    return partial(model.generate, tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, do_sample=False)

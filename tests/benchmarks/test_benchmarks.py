@@ -1,0 +1,99 @@
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import run
+from benchmarks.arms import (
+    DENSE,
+    EAGER,
+    GROUPED,
+    OURS,
+    STEP_ARMS,
+    Shape,
+    build_model,
+    decode_arms,
+    layer_arms,
+    step_arms,
+)
+from benchmarks.measure import measure
+
+SHAPES = [replace(shape, **run.TINY) for shape in run.SHAPES[:2]]
+PEERS = {"layer": {GROUPED, EAGER, DENSE}, "step": set(STEP_ARMS) - {OURS}, "decode": {GROUPED, EAGER}}
+
+
+@pytest.mark.parametrize("group", ["layer", "step", "decode"])
+def test_every_peer_gets_a_row(group):
+    rows = measure(run.suite(quick=True)[group][0], rounds=2, repeats=1)
+    assert {row.figure.replace("ours", "").strip(" /") for row in rows} == PEERS[group]
+    for row in rows:
+        assert min(row.ratios) <= row.ratio <= max(row.ratios)
+        assert len(row.ratios) == 2
+        assert min(row.ratios) > 0
+        assert min(row.ours_ms, row.peer_ms) > 0
+        assert row.met is None
+
+
+def test_each_side_of_the_vocabulary_comparison_has_its_process():
+    (row,) = measure(run.suite(quick=True)["vocab"][0], rounds=1, repeats=2)
+    assert row.figure == "grouped_mm, fused AdamW / ours"
+    assert row.ratio > 0
+
+
+def test_goals_name_peers_that_are_measured():
+    for group, comparisons in run.suite().items():
+        for comparison in comparisons:
+            assert comparison.goals.keys() <= PEERS.get(group, set(STEP_ARMS))
+            assert comparison.goals
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layers_compute_the_same(shape):
+    arms = layer_arms(shape)
+    outputs = {name: arm() for name, arm in arms.items()}
+    torch.testing.assert_close(outputs[OURS], outputs[GROUPED], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs[OURS], outputs[EAGER], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(arms[OURS](), outputs[OURS], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_steps_compute_the_same_loss(shape):
+    losses = {name: [float(arm()) for _ in range(2)] for name, arm in step_arms(shape).items()}
+    (dense,) = (name for name in losses if name.startswith(DENSE))
+    for name in losses.keys() - {OURS, dense}:
+        assert losses[name][0] == pytest.approx(losses[OURS][0], abs=1e-5)
+    assert all(first != second for first, second in losses.values())
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *run.SHAPES[:1]], ids=str)
+def test_the_dense_model_has_the_active_size_of_ours(shape):
+    with torch.device("meta"):
+        ours, dense = build_model(shape, OURS), build_model(shape, DENSE)
+    routers = shape.layers * shape.num_experts * shape.hidden
+    assert ours.num_active_params - routers == sum(parameter.numel() for parameter in dense.parameters())
+
+
+def test_generation_goes_on_to_the_last_token():
+    for arm in decode_arms(Shape(**run.TINY), prompt=3, new=5).values():
+        assert arm().shape == (1, 8)
+
+
+def test_results_keep_other_rows_of_the_day_and_name_no_machine(tmp_path):
+    layer, decode = (measure(run.suite(quick=True)[name][0], 1, 1) for name in ("layer", "decode"))
+    run.write(layer, tmp_path, "2025-01-01")
+    run.write(decode, tmp_path, "2025-01-01")
+    page = run.write(layer, tmp_path, "2025-01-01").read_text()
+    saved = json.loads((tmp_path / "2025-01-01.json").read_text())
+    assert [row["comparison"] for row in saved["rows"]] == [row.comparison for row in [*decode, *layer]]
+    assert page.count("\n| ") == 1 + len(decode) + len(layer)
+    for secret in (str(Path.home()), str(tmp_path), platform.node()):
+        assert secret not in page + json.dumps(saved)
+
+
+def test_refuses_an_unknown_comparison(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--only", "layer,speed"])
+    assert "speed" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""A steered model with neutral fields is the plain model, bit for bit; each field does what it says."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import chronomoe
+from chronomoe.errors import ConfigError, UnsupportedModelError
+from chronomoe.routing.router import SteeredRouter
+from tests.chronomoe.conftest import FAMILIES
+
+SILENT = chronomoe.SteeringConfig(balance_coefficient=0.0, z_coefficient=0.0)
+
+
+def loss_and_gradients(model, tokens, mask=None):
+    model.train()
+    output = model(input_ids=tokens, attention_mask=mask, labels=tokens)
+    output.loss.backward()
+    return output, [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "sorted"])
+@pytest.mark.parametrize("top_k", [2, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neutral_steering_changes_no_bit_of_logits_or_gradients(host, tokens, family, top_k, implementation):
+    plain = host(family, num_experts_per_tok=top_k)
+    plain.set_experts_implementation(implementation)
+    steered = copy.deepcopy(plain)
+    chronomoe.attach(steered, SILENT, dispatch="keep")
+    mask = torch.ones_like(tokens)
+    mask[0, 10:] = 0
+    expected, expected_gradients = loss_and_gradients(plain, tokens, mask)
+    output, gradients = loss_and_gradients(steered, tokens, mask)
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.loss, expected.loss)
+    for mine, theirs in zip(gradients, expected_gradients, strict=True):
+        assert torch.equal(mine, theirs)
+    plain.eval(), steered.eval()
+    assert torch.equal(plain(tokens).logits, steered(tokens).logits)
+
+
+def test_router_logits_are_still_recorded_by_transformers(host, tokens):
+    model = host("mixtral")
+    expected = model(tokens, output_router_logits=True).router_logits
+    chronomoe.attach(model, dispatch="keep")
+    got = model(tokens, output_router_logits=True).router_logits
+    assert len(got) == 2
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pressure_chooses_and_stays_out_of_the_weights(host, tokens, family):
+    model = host(family)
+    steering = chronomoe.attach(model)
+    router: SteeredRouter = model.model.layers[0].mlp.gate
+    h = torch.randn(50, 32)
+    z, w, chosen = router(h)
+    steering.pressure[0, 3] = 100.0
+    z2, w2, chosen2 = router(h)
+    assert torch.equal(z, z2)
+    assert torch.all((chosen2 == 3).any(-1))
+    p = z.softmax(-1).gather(-1, chosen2)
+    expected = p if not router.normalise else p / p.sum(-1, keepdim=True)
+    torch.testing.assert_close(w2, expected)
+    assert not torch.equal(chosen, chosen2)
+
+
+def test_goal_bias_and_temperature_move_choices_too(host):
+    model = host("mixtral")
+    steering = chronomoe.attach(model)
+    router = model.model.layers[1].mlp.gate
+    h = torch.randn(400, 32) * 0.3
+    before = torch.bincount(router(h)[2].reshape(-1), minlength=4)
+    steering.goal_bias[1, 2] = 0.5
+    goal = torch.bincount(router(h)[2].reshape(-1), minlength=4)
+    assert goal[2] > before[2]
+    steering.reset()
+    steering.log_temperature[1, 2] = 0.3
+    hot = torch.bincount(router(h)[2].reshape(-1), minlength=4)
+    assert hot[2] > before[2]
+    assert torch.equal(router(h)[2][:, 0], model.model.layers[1].mlp.gate(h)[2][:, 0])
+
+
+def test_fields_in_weights_is_there_for_comparison(host):
+    model = host("mixtral")
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(fields_in_weights=True))
+    router = model.model.layers[0].mlp.gate
+    h = torch.randn(20, 32)
+    steering.pressure[0] = torch.tensor([0.0, 0.0, 0.0, 3.0])
+    z, w, chosen = router(h)
+    u = (z + steering.pressure[0]).gather(-1, chosen)
+    torch.testing.assert_close(w, u.softmax(-1))
+
+
+def test_disabled_fields_are_inert(host, tokens):
+    model = host("mixtral").eval()
+    expected = model(tokens).logits
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(enabled=False), dispatch="keep")
+    steering.pressure.normal_()
+    assert torch.equal(model(tokens).logits, expected)
+
+
+def test_an_unavailable_expert_is_never_chosen_and_too_few_is_an_error(host):
+    model = host("mixtral")
+    steering = chronomoe.attach(model)
+    steering.pressure[0, 1] = 50.0
+    steering.available[0, 1] = False
+    _, w, chosen = model.model.layers[0].mlp.gate(torch.randn(100, 32))
+    assert not (chosen == 1).any()
+    torch.testing.assert_close(w.sum(-1), torch.ones(100))
+    steering.available[0, 2:] = False
+    with pytest.raises(ConfigError, match="1 available experts but each token needs 2"):
+        model.model.layers[0].mlp.gate(torch.randn(3, 32))
+
+
+def test_availability_by_position(host, tokens):
+    model = host("mixtral").eval()
+    steering = chronomoe.attach(model)
+    steering.pressure[:, 3] = 100.0
+    opened = torch.ones(3, 17, 4, dtype=torch.bool)
+    opened[:, :9, 3] = False
+    steering.gate_positions(opened, gated=(3,))
+    seen = []
+    model.model.layers[0].mlp.gate.register_forward_hook(lambda m, i, o: seen.append(o[2]))
+    model(tokens)
+    used = (seen[0].view(3, 17, 2) == 3).any(-1)
+    assert not used[:, :9].any()
+    assert used[:, 9:].all()
+    with pytest.raises(ConfigError, match="does not fit"):
+        model(tokens[:, :5])
+    steering.gate_positions(None)
+    model(tokens[:, :5])
+
+
+def test_where_the_gate_is_closed_the_base_is_untouched_bit_for_bit(host, tokens):
+    model = host("mixtral").eval()
+    steering = chronomoe.attach(model)
+    steering.available[:, 3] = False
+    without = model(tokens).logits
+    steering.available[:, 3] = True
+    opened = torch.ones(3, 17, 4, dtype=torch.bool)
+    opened[..., 3] = False
+    steering.gate_positions(opened, gated=(3,))
+    assert torch.equal(model(tokens).logits, without)
+    opened = opened.clone()
+    opened[:, 12:, 3] = True
+    steering.gate_positions(opened, gated=(3,))
+    assert torch.equal(model(tokens).logits[:, :12], without[:, :12])
+
+
+def test_exploration_only_in_training(host):
+    model = host("mixtral")
+    steering = chronomoe.attach(model)
+    steering.exploration.fill_(2.0)
+    router = model.model.layers[0].mlp.gate
+    h = torch.randn(200, 32)
+    model.eval()
+    assert torch.equal(router(h)[2], router(h)[2])
+    model.train()
+    assert not torch.equal(router(h)[2], router(h)[2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_top_1_gives_the_router_a_gradient_and_keeps_the_hosts_weight(host, tokens, family):
+    plain = host(family, num_experts_per_tok=1)
+    model = copy.deepcopy(plain)
+    chronomoe.attach(model, SILENT, dispatch="keep")
+    output, _ = loss_and_gradients(model, tokens)
+    assert torch.equal(output.logits, plain.train()(tokens).logits)
+    for layer in model.model.layers:
+        assert layer.mlp.gate.weight.grad.abs().max() > 0
+
+
+def test_capacity_drops_in_training_only_and_is_reported(host, tokens):
+    model = host("mixtral")
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(capacity_factor=0.5))
+    model.eval()
+    dropless = model(tokens).logits
+    model.train()(tokens)
+    window = steering.end_step()
+    assert torch.all(window.dropped_fraction > 0.2)
+    assert window.assignments.max() <= -(-0.5 * 2 * tokens.numel() // 4)
+    assert torch.equal(model.eval()(tokens).logits, dropless)
+
+
+def test_capacity_renormalises_what_remains(host):
+    model = host("mixtral")
+    chronomoe.attach(model, chronomoe.SteeringConfig(capacity_factor=0.6))
+    _, w, _ = model.train().model.layers[0].mlp.gate(torch.randn(64, 32))
+    total = w.sum(-1)
+    assert torch.all((total - 1).abs().minimum(total.abs()) < 1e-5)
+    assert (w == 0).any()
+    assert (total > 0.5).any()
+
+
+def test_a_deep_copy_is_steered_by_its_own_fields(host, tokens):
+    model = host("mixtral")
+    chronomoe.attach(model)
+    twin = copy.deepcopy(model)
+    twin.steering.pressure[:, 0] = 100.0
+    twin.train()(tokens)
+    assert twin.steering.end_step().load[:, 0].min() == 0.5
+    assert model.steering.end_step().tokens.sum() == 0
+    model.train()(tokens)
+    assert model.steering.end_step().load[:, 0].max() < 0.5
+
+
+def test_models_it_cannot_steer_are_named():
+    with pytest.raises(UnsupportedModelError, match=r"cannot steer a Linear.*Mixtral"):
+        chronomoe.attach(nn.Linear(2, 2))
+    import transformers
+
+    config = transformers.DeepseekV3Config(
+        vocab_size=11, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, n_routed_experts=4,
+        intermediate_size=16, moe_intermediate_size=8, first_k_dense_replace=0, n_group=1, topk_group=1,
+        num_experts_per_tok=2, q_lora_rank=4, kv_lora_rank=4, qk_rope_head_dim=4, v_head_dim=4, qk_nope_head_dim=4,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="DeepseekV3TopkRouter"):
+        chronomoe.attach(transformers.DeepseekV3ForCausalLM(config))
+
+
+def test_attaching_twice_is_refused(host):
+    model = host("olmoe")
+    chronomoe.attach(model)
+    with pytest.raises(ConfigError, match="already"):
+        chronomoe.attach(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature_form": "warm"}, "temperature_form"),
+        ({"rho": 0.5}, "rho"),
+        ({"capacity_factor": 0.0}, "capacity_factor"),
+        ({"balance_scope": "batch"}, "balance_scope"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        chronomoe.SteeringConfig(**settings)

@@ -1,0 +1,134 @@
+"""What routers observe equals what can be recomputed by hand from the same forward."""
+
+import copy
+
+import pytest
+import torch
+
+import chronomoe
+from tests.chronomoe.conftest import FAMILIES
+
+
+@pytest.fixture
+def observed(host, tokens):
+    """A steered model after one training step on a padded batch, with its router outputs and inputs."""
+
+    def run(family="mixtral", **changes):
+        model = host(family, **changes).train()
+        steering = chronomoe.attach(model)
+        seen = []
+        model.model.layers[1].mlp.gate.register_forward_hook(lambda m, i, o: seen.append((i[0].detach(), *o)))
+        mask = torch.ones_like(tokens)
+        mask[1, 9:] = 0
+        model(tokens, attention_mask=mask, labels=tokens.masked_fill(mask == 0, -100))
+        return steering, seen[0], mask.reshape(-1).bool()
+
+    return run
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_sum(observed, family):
+    steering, (h, z, w, chosen), keep = observed(family)
+    window = steering.end_step()
+    h, z, w, chosen = h.reshape(-1, 32)[keep], z[keep], w[keep], chosen[keep]
+    one_hot = torch.nn.functional.one_hot(chosen, 4).sum(1).float()
+    p = z.softmax(-1)
+    layer = 1
+    torch.testing.assert_close(window.assignments[layer], one_hot.sum(0))
+    torch.testing.assert_close(window.probability[layer], p.sum(0))
+    torch.testing.assert_close(window.weight[layer], torch.zeros_like(p).scatter(1, chosen, w.float()).sum(0))
+    torch.testing.assert_close(window.coactivation[layer], one_hot.T @ one_hot)
+    torch.testing.assert_close(window.inputs[layer], one_hot.T @ h)
+    torch.testing.assert_close(window.input_sum[layer], h.sum(0))
+    assert window.tokens[layer] == keep.sum()
+    torch.testing.assert_close(window.entropy[layer], torch.distributions.Categorical(p).entropy().sum())
+    torch.testing.assert_close(window.logit_std[layer], z.std(-1, correction=0).sum())
+    share = one_hot.sum(0) / one_hot.sum()
+    torch.testing.assert_close(window.load[layer], share)
+    torch.testing.assert_close(window.max_violation[layer], share.max() * 4 - 1)
+    torch.testing.assert_close(window.balance[layer], 4 * (share * p.mean(0)).sum())
+    direction = torch.stack([h[one_hot[:, k] > 0].mean(0) for k in range(4)]) - h.mean(0)
+    torch.testing.assert_close(window.centred_direction[layer], direction)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_signal_is_the_gradient_of_the_language_model_loss(host, tokens, family, top_k):
+    model = host(family, num_experts_per_tok=top_k).train()
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(balance_coefficient=5.0))
+    logits = []
+
+    def keep(module, args, output):
+        output[0].retain_grad()
+        logits.append((output[0], output[2]))
+
+    model.model.layers[1].mlp.gate.register_forward_hook(keep)
+    model(tokens, labels=tokens).loss.backward()
+    with_balance = logits[0][0].grad
+    silent = copy.deepcopy(model)
+    silent.zero_grad()
+    silent.steering.config = chronomoe.SteeringConfig(balance_coefficient=0.0, z_coefficient=0.0)
+    logits.clear()
+    silent(tokens, labels=tokens).loss.backward()
+    z, chosen = logits[0]
+    expected = torch.zeros(4).index_add_(0, chosen.reshape(-1), z.grad.gather(1, chosen).reshape(-1))
+    window = steering.end_step()
+    torch.testing.assert_close(window.gradient[1], expected)
+    assert not torch.allclose(with_balance, z.grad)
+    assert torch.all(window.absolute_gradient[1] >= window.gradient[1].abs() - 1e-9)
+
+
+def test_evaluation_and_generation_write_nothing(host, tokens):
+    model = host("mixtral").eval()
+    steering = chronomoe.attach(model)
+    model(tokens, labels=tokens)
+    model.generate(tokens[:, :4], max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert steering.statistics.sums.abs().sum() == 0
+    load = steering.load.clone()
+    steering.end_step()
+    assert torch.equal(steering.load, load)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_checkpointing_counts_once_and_changes_no_gradient(host, tokens, family):
+    plain = host(family).train()
+    chronomoe.attach(plain)
+    recomputing = copy.deepcopy(plain)
+    recomputing.activation_checkpointing_enable({"use_reentrant": False})
+    for model in (plain, recomputing):
+        model(tokens, labels=tokens).loss.backward()
+    assert torch.equal(plain.steering.statistics.sums, recomputing.steering.statistics.sums)
+    for a, b in zip(plain.parameters(), recomputing.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_windows_add_up_and_close(host, tokens):
+    model = host("mixtral").train()
+    steering = chronomoe.attach(model)
+    model(tokens)
+    once = steering.statistics.window()
+    model(tokens)
+    twice = steering.end_step()
+    torch.testing.assert_close(twice.inputs, 2 * once.inputs)
+    assert torch.equal(twice.assignments, 2 * once.assignments)
+    assert torch.equal(steering.load, twice.load)
+    assert steering.statistics.sums.abs().sum() == 0
+    model(tokens)
+    load = steering.load.clone()
+    steering.discard_step()
+    assert torch.equal(steering.load, load)
+
+
+def test_derived_figures():
+    from tests.chronomoe.conftest import build_host
+
+    steering = chronomoe.attach(build_host("mixtral"))
+    n, d = 4, 32
+    used = torch.diag(torch.tensor([60.0, 20.0, 20.0, 0.0]))
+    row = torch.cat([torch.cat([used, torch.zeros(n, d)], 1).reshape(-1), torch.zeros(2 * n + d + 4 + 2 * n)])
+    steering.statistics.sums.copy_(row.expand_as(steering.statistics.sums))
+    window = steering.statistics.window()
+    assert window.dead_experts.tolist() == [1, 1]
+    assert window.max_violation.tolist() == pytest.approx([1.4, 1.4])
+    expected = torch.distributions.Categorical(torch.tensor([0.6, 0.2, 0.2, 0.0])).entropy() / torch.tensor(4.0).log()
+    torch.testing.assert_close(window.load_entropy[0], expected)

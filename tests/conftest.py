@@ -1,0 +1,16 @@
+"""Settings of every test: no time limits on single examples (machines are shared), no network, no progress bars."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis
+import torch
+import transformers
+
+hypothesis.settings.register_profile("shared", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("shared")
+torch.set_num_threads(2)
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
