@@ -128,8 +128,8 @@ def _add_router_losses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     extra = config.balance_coefficient * terms["balance"] + config.z_coefficient * terms["z"]
     if loss.requires_grad and not extra.requires_grad and any(p.requires_grad for p in _router_weights(model)):
         raise ConfigError(
-            "the router losses have no gradient: call gradient_checkpointing_enable with "
-            'gradient_checkpointing_kwargs={"use_reentrant": False}.'
+            "the router losses have no gradient: checkpoint activations with "
+            'model.activation_checkpointing_enable({"use_reentrant": False}).'
         )
     steering.last_losses = {"lm": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
     output.loss = loss + extra.to(loss.dtype)

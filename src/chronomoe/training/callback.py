@@ -44,3 +44,4 @@ class ChronoMoECallback(TrainerCallback):
         """Add the routers' figures to the Trainer's own log record."""
         if logs is not None and "loss" in logs:
             logs.update(self._latest)
+            state.log_history[-1].update(self._latest)  # the record was copied before callbacks are asked

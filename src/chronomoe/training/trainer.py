@@ -10,6 +10,7 @@ nothing. Everything that moves is in the checkpoint: training resumed is the tra
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 
 from chronomoe.allocator import keep_freed_memory
@@ -81,8 +83,11 @@ class ChronoMoETrainer:
     ) -> None:
         keep_freed_memory()
         self.config = config
+        precision = "bf16" if self._precision(config) == "bf16" else "no"
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+            AcceleratorState._reset_state()  # left by an earlier trainer of this process, of another precision
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if self._precision(config) == "bf16" else "no",
+            mixed_precision=precision,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
@@ -90,7 +95,7 @@ class ChronoMoETrainer:
         self.model = model
         self.steering = self._steer(model)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         if len(train_dataloader) == 0:
             raise DataError("the training loader has no batch; give more text, shorter sequences or smaller batches.")
         self.wrapped, self.optimizer, self.train_loader = self.accelerator.prepare(
@@ -225,7 +230,10 @@ class ChronoMoETrainer:
             if self.steering is not None:
                 self.steering.discard_step()
             self.report.line(f"Step {state.step + 1} | skipped: its loss or gradient is not finite")
-        self.schedule.step()
+        with warnings.catch_warnings():
+            # torch suspects a mistake when the very first optimizer step was skipped.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            self.schedule.step()
         self.optimizer.zero_grad()
         state.step += 1
         if state.skipped_in_a_row >= self.config.max_nonfinite_steps:

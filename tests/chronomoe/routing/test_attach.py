@@ -56,7 +56,7 @@ def test_pressure_chooses_and_stays_out_of_the_weights(host, tokens, family):
     steering = chronomoe.attach(model)
     router: SteeredRouter = model.model.layers[0].mlp.gate
     h = torch.randn(50, 32)
-    z, w, chosen = router(h)
+    z, _, chosen = router(h)
     steering.pressure[0, 3] = 100.0
     z2, w2, chosen2 = router(h)
     assert torch.equal(z, z2)

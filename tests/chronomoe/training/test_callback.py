@@ -1,0 +1,38 @@
+"""One line steers a plain transformers.Trainer run."""
+
+import pytest
+import torch
+import transformers
+
+from chronomoe.training import ChronoMoECallback
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_plain_trainer_run(host, tmp_path, accumulation):
+    model = host("mixtral")
+    callback = ChronoMoECallback(model)
+    rows = [{"input_ids": torch.randint(0, 61, (12,))} for _ in range(16)]
+    for row in rows:
+        row["labels"] = row["input_ids"]
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, logging_steps=1, report_to=[],
+        gradient_accumulation_steps=accumulation, save_strategy="no", disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model=model, args=args, train_dataset=rows, callbacks=[callback])
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 3
+    for entry in logged:
+        assert 0.9 < entry["lb_loss"] < 4
+        assert entry["max_violation"] >= 0
+    assert model.steering.load.sum(-1).tolist() == pytest.approx([1, 1])
+    assert model.steering.statistics.sums.abs().sum() == 0
+    assert not torch.all(model.steering.load == 0.25)
+
+
+def test_it_attaches_and_counts_the_whole_step(host):
+    model = host("olmoe")
+    callback = ChronoMoECallback(model)
+    assert model.steering is callback.steering
+    assert callback.steering.config.balance_scope == "step"

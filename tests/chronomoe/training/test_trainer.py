@@ -1,0 +1,379 @@
+"""The training loop: bit-exact resume, micro-batches, evaluation that moves nothing, faults it survives."""
+
+import itertools
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.errors import CheckpointError, DataError, TrainingError
+from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from chronomoe.training.checkpoint import list_checkpoints
+from chronomoe.training.loading import HeldoutWindows
+
+VOCAB = 53
+
+
+def build_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": VOCAB, "hidden_dim": 32, "num_layers": 2, "num_experts": 4, "max_seq_length": 64} | changes
+    return ChronovisorMixtralForCausalLM(MixtralConfig(**shape))
+
+
+def build_data(n=22, length=16, padded=False):
+    generator = torch.Generator().manual_seed(3)
+    rows = [{"input_ids": torch.randint(0, VOCAB, (length,), generator=generator)} for _ in range(n)]
+    if padded:
+        for index, row in enumerate(rows):
+            row["attention_mask"] = (torch.arange(length) < length - index % 7).long()
+    return rows
+
+
+def build_trainer(folder, model=None, data=None, batch_size=4, eval_data=None, **settings):
+    settings = {"max_steps": 12, "log_every_n_steps": 1, "save_every_n_steps": 4, "learning_rate": 1e-2} | settings
+    config = TrainingConfig(checkpoint_dir=str(folder), batch_size=batch_size, **settings)
+    loader = DataLoader(data or build_data(), batch_size=batch_size, shuffle=True)
+    return ChronoMoETrainer(model or build_model(), config, loader, eval_data, show=lambda line: None)
+
+
+def records(folder, event="step"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    drop = ("tokens_per_second",)
+    return [{k: v for k, v in line.items() if k not in drop} for line in lines if line["event"] == event]
+
+
+def equal_weights(a, b):
+    mine, theirs = a.state_dict(), b.state_dict()
+    return all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+class Killed(BaseException):
+    """Nothing of the trainer may catch this: it stands for kill -9 between two steps."""
+
+
+def kill_at(trainer, step):
+    after = trainer._after_step
+
+    def dying():
+        result = after()
+        if trainer.state.step == step:
+            raise Killed
+        return result
+
+    trainer._after_step = dying
+    with pytest.raises(Killed):
+        trainer.train()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_training_is_the_training_that_never_stopped(tmp_path, accumulation):
+    settings = {"gradient_accumulation_steps": accumulation, "eval_every_n_steps": 5}
+    windows = {"a": held_out()}
+    models = [build_model() for _ in range(2)]
+    for model in models:
+        model.steering.exploration.fill_(0.5)  # draws from the generator in every forward
+    straight = build_trainer(tmp_path / "a", models[0], eval_data=windows, **settings)
+    straight.train()
+    kill_at(build_trainer(tmp_path / "b", models[1], eval_data=windows, **settings), 7)
+    resumed = build_trainer(tmp_path / "b", build_model(seed=9), eval_data=windows, **settings)
+    resumed.load_checkpoint("latest")
+    assert resumed.state.step == 5
+    resumed.train()
+    assert equal_weights(straight.model, resumed.model)
+    assert torch.equal(torch.rand(3), torch.rand(3)) is False
+    merged = {record["step"]: record for record in records(tmp_path / "b")}
+    assert list(merged.values()) == records(tmp_path / "a")
+    assert {r["step"]: r for r in records(tmp_path / "b", "evaluation")} == {
+        r["step"]: r for r in records(tmp_path / "a", "evaluation")
+    }
+    for name, value in straight.optimizer.state_dict()["state"].items():
+        for key, tensor in value.items():
+            assert torch.equal(tensor, resumed.optimizer.state_dict()["state"][name][key])
+
+
+def test_the_random_state_goes_on_too(tmp_path):
+    straight = build_trainer(tmp_path / "a")
+    straight.train()
+    expected = torch.rand(5)
+    resumed = build_trainer(tmp_path / "a")
+    resumed.load_checkpoint("step_4")
+    resumed.train()
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_micro_batches_change_nothing(tmp_path):
+    data = build_data(24, padded=True)
+    trainers = []
+    for batch_size, accumulation in ((6, 1), (2, 3)):
+        torch.manual_seed(0)
+        config = TrainingConfig(
+            checkpoint_dir=str(tmp_path / str(batch_size)), batch_size=batch_size, max_steps=4, learning_rate=1e-3,
+            gradient_accumulation_steps=accumulation, log_every_n_steps=1, lambda_balance=0.5,
+        )  # fmt: skip
+        trainer = ChronoMoETrainer(build_model(), config, DataLoader(data, batch_size=batch_size), show=lambda s: None)
+        trainer.train()
+        trainers.append(trainer)
+    a, b = (records(tmp_path / name) for name in ("6", "2"))
+    for mine, theirs in zip(a, b, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["lb_loss"] == pytest.approx(theirs["lb_loss"], rel=1e-4)
+        assert mine["tokens"] == theirs["tokens"]
+    for mine, theirs in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-4)
+
+
+def held_out(n=4, length=16):
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, VOCAB, (n, length + 1), generator=generator)
+    targets = ids[:, 1:].clone()
+    targets[-1, 8:] = -100
+    kept = int((targets != -100).sum())
+    return HeldoutWindows(input_ids=ids[:, :-1], targets=targets, num_bytes=2 * kept, num_text_tokens=kept)
+
+
+def test_bits_per_byte_are_the_code_length_of_the_text(tmp_path):
+    windows = held_out()
+    trainer = build_trainer(tmp_path, eval_data={"a": windows, "b": held_out(2)}, batch_size=3)
+    result = trainer.evaluate()
+    logits = trainer.model(windows.input_ids).logits.log_softmax(-1)
+    picked = logits.gather(-1, windows.targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    nats = -(picked * (windows.targets != -100)).sum()
+    expected = nats.item() / torch.tensor(2.0).log().item() / windows.num_bytes
+    assert result["a"] == pytest.approx(expected, rel=1e-4)
+    assert result["mean"] == pytest.approx((result["a"] + result["b"]) / 2)
+
+
+def test_evaluation_moves_nothing(tmp_path):
+    trainer = build_trainer(tmp_path, eval_data={"a": held_out()}, eval_every_n_steps=1000)
+    trainer.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    state = torch.get_rng_state()
+    trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert trainer.steering.statistics.sums.abs().sum() == 0
+    assert trainer.model.training
+
+
+def test_evaluation_on_a_loader_is_the_mean_over_its_tokens(tmp_path):
+    data = build_data(5, padded=True)
+    trainer = build_trainer(tmp_path, data=data, eval_data=DataLoader(data, batch_size=2))
+    rows = []
+    for row in data:
+        keep = int(row["attention_mask"].sum())
+        ids = row["input_ids"][:keep].unsqueeze(0)
+        rows.append((trainer.model.eval()(ids, labels=ids).loss.item() * (keep - 1), keep - 1))
+    assert trainer.evaluate()["loss"] == pytest.approx(sum(a for a, _ in rows) / sum(n for _, n in rows), rel=1e-4)
+
+
+def test_it_learns(tmp_path):
+    row = {"input_ids": torch.arange(16) % 5}
+    trainer = build_trainer(tmp_path, data=[row] * 8, max_steps=30)
+    trainer.train()
+    losses = [record["lm_loss"] for record in records(tmp_path)]
+    assert losses[0] > 3
+    assert losses[-1] < 0.5
+
+
+def test_router_losses_are_in_the_log_and_in_the_loss(tmp_path):
+    build_trainer(tmp_path, max_steps=2, lambda_balance=0.3).train()
+    for record in records(tmp_path):
+        expected = record["lm_loss"] + 0.3 * record["lb_loss"] + 0.001 * record["z_loss"]
+        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+        assert len(record["load"]) == 2
+        assert sum(record["load"][0]) == pytest.approx(1)
+
+
+def test_decay_is_on_matrices_only(tmp_path):
+    trainer = build_trainer(tmp_path, weight_decay=0.3)
+    groups = trainer.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert all(p.dim() >= 2 for p in groups[0]["params"])
+    assert all(p.dim() < 2 for p in groups[1]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
+    assert groups[0]["fused"]
+
+
+def test_learning_rate_warms_up_then_falls_to_a_tenth(tmp_path):
+    build_trainer(tmp_path, max_steps=20, lr_warmup_steps=4).train()
+    rates = [record["lr"] for record in records(tmp_path)]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert rates[-1] == pytest.approx(0.001)
+    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
+
+
+def test_checkpoints_are_usable_models_and_only_the_last_and_best_stay(tmp_path):
+    trainer = build_trainer(tmp_path, save_every_n_steps=2, keep_last=2, eval_data={"a": held_out()},
+                            eval_every_n_steps=3)  # fmt: skip
+    result = trainer.train()
+    steps = {int(path.name[5:]) for path in list_checkpoints(tmp_path)}
+    assert {10, 12, result["best_step"]} == steps | {result["best_step"]}
+    again = ChronovisorMixtralForCausalLM.from_pretrained(tmp_path / "step_12")
+    assert equal_weights(again, trainer.model)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_epochs_end_with_a_smaller_step_and_the_run_goes_on(tmp_path):
+    trainer = build_trainer(tmp_path, max_steps=None, max_epochs=2, gradient_accumulation_steps=4)
+    result = trainer.train()
+    assert trainer.total_steps == 4  # 6 batches an epoch: 4 + 2
+    assert result["global_step"] == 4
+    assert trainer.state.tokens == 2 * 22 * 16
+
+
+def poison(model, steps):
+    """Make the loss NaN at the given forward passes."""
+    count = iter(range(10_000))
+    model.lm_head.register_forward_hook(lambda m, i, o: o * float("nan") if next(count) in steps else o)
+    return model
+
+
+def test_a_non_finite_step_is_skipped_counted_and_moves_nothing(tmp_path):
+    trainer = build_trainer(tmp_path, poison(build_model(), {2}), max_steps=3)
+    snapshots = []
+    after = trainer._after_step
+    trainer._after_step = lambda: (snapshots.append((
+        {k: v.clone() for k, v in trainer.model.state_dict().items()}, trainer.steering.load.clone()
+    )), after())[1]  # fmt: skip
+    result = trainer.train()
+    assert result["skipped_steps"] == 1
+    assert all(torch.equal(snapshots[1][0][name], value) for name, value in snapshots[2][0].items())
+    assert torch.equal(snapshots[1][1], snapshots[2][1])
+    assert trainer.steering.statistics.sums.abs().sum() == 0
+
+
+def test_too_many_non_finite_steps_end_the_run_with_suspects(tmp_path):
+    trainer = build_trainer(tmp_path, poison(build_model(), set(range(100))), max_nonfinite_steps=3)
+    with pytest.raises(TrainingError, match=r"3 steps in a row.*learning rate"):
+        trainer.train()
+
+
+def test_ctrl_c_saves_and_stops_after_the_step(tmp_path):
+    trainer = build_trainer(tmp_path, save_every_n_steps=1000)
+    after = trainer._after_step
+
+    def interrupt():
+        if trainer.state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return after()
+
+    trainer._after_step = interrupt
+    before = signal.getsignal(signal.SIGINT)
+    result = trainer.train()
+    assert result["interrupted"]
+    assert not result["finished"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_3"]
+    assert signal.getsignal(signal.SIGINT) is before
+    trainer._after_step = after
+    assert trainer.train()["finished"]
+
+
+def test_training_in_a_thread_works(tmp_path):
+    trainer, results = build_trainer(tmp_path, max_steps=2), []
+    thread = threading.Thread(target=lambda: results.append(trainer.train()))
+    thread.start()
+    thread.join()
+    assert results[0]["finished"]
+
+
+def test_a_full_disk_loses_nothing_saved(tmp_path, monkeypatch):
+    import errno
+
+    from chronomoe.training import checkpoint
+
+    trainer = build_trainer(tmp_path)
+    kill_at(trainer, 5)
+    save = checkpoint.save_tensors
+
+    def full(path, tensors):
+        if path.name == "optimizer.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    with pytest.raises(CheckpointError, match=r"disk is full.*untouched"):
+        trainer.save_checkpoint()
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step_4"]
+    resumed = build_trainer(tmp_path, build_model(seed=4))
+    resumed.load_checkpoint("step_4")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("optimizer.safetensors", lambda path: path.write_bytes(path.read_bytes()[:100]), "damaged"),
+        ("optimizer.safetensors", lambda path: path.unlink(), "no optimizer.safetensors"),
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-50]), "cannot be read"),
+        ("trainer.json", lambda path: path.write_text("{"), "damaged"),
+        ("trainer.json", lambda path: path.write_text("{}"), "not written by chronomoe"),
+        ("trainer.json", lambda path: path.unlink(), "no trainer.json"),
+        ("steering.safetensors", lambda path: path.write_bytes(b"x"), "damaged"),
+    ],
+)
+def test_damaged_checkpoints_are_named(tmp_path, file, damage, message):
+    build_trainer(tmp_path, max_steps=4).train()
+    damage(tmp_path / "step_4" / file)
+    with pytest.raises(CheckpointError, match=message):
+        build_trainer(tmp_path).load_checkpoint("step_4")
+
+
+def test_a_checkpoint_of_another_shape_or_name_is_refused(tmp_path):
+    build_trainer(tmp_path, max_steps=4).train()
+    with pytest.raises(CheckpointError, match="another shape"):
+        build_trainer(tmp_path, build_model(hidden_dim=64)).load_checkpoint("step_4")
+    with pytest.raises(CheckpointError, match=r"step_99.*there are: step_4"):
+        build_trainer(tmp_path).load_checkpoint("step_99")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        build_trainer(tmp_path / "new").load_checkpoint("latest")
+
+
+def test_an_empty_loader_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no batch"):
+        ChronoMoETrainer(build_model(), TrainingConfig(checkpoint_dir=str(tmp_path)), DataLoader([]))
+
+
+def test_plain_and_dense_models_train_too(tmp_path, host):
+    plain = host("qwen3_moe", vocab_size=VOCAB)
+    trainer = build_trainer(tmp_path / "a", plain, max_steps=3)
+    trainer.train()
+    assert plain.steering is trainer.steering
+    reloaded = type(plain).from_pretrained(tmp_path / "a" / "step_3")
+    assert equal_weights(reloaded, reloaded)
+    import transformers
+
+    dense = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    ))  # fmt: skip
+    assert build_trainer(tmp_path / "b", dense, max_steps=3).train()["finished"]
+    assert "lb_loss" not in records(tmp_path / "b")[0]
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
+    trainers = [build_trainer(tmp_path / str(flag), gradient_checkpointing=flag, max_steps=3) for flag in (False, True)]
+    for trainer in trainers:
+        trainer.train()
+    assert equal_weights(*[trainer.model for trainer in trainers])
+
+
+def test_bf16_trains(tmp_path):
+    trainer = build_trainer(tmp_path, precision="bf16", max_steps=3)
+    assert trainer.train()["finished"]
+    assert next(trainer.model.parameters()).dtype == torch.float32
+
+
+def test_samples_do_not_disturb_the_run(tmp_path):
+    def run(folder, sample):
+        trainer = build_trainer(folder, eval_data={"a": held_out()}, eval_every_n_steps=3)
+        trainer.sample = sample
+        trainer.train()
+        return trainer.model
+
+    noisy = run(tmp_path / "a", lambda model: str(torch.rand(10).sum()))
+    assert equal_weights(noisy, run(tmp_path / "b", None))
+    assert len(records(tmp_path / "a", "sample")) == 4
