@@ -56,10 +56,7 @@ class Shape:
 
 
 def build_model(shape: Shape, kind: str) -> Any:
-    """A model in training mode: ``ours``, ``dense``, or transformers' Mixtral with the experts implementation ``kind``.
-
-    All but the dense one have the same weights.
-    """
+    """A model in training mode: ours, dense, or transformers' Mixtral with that experts implementation."""
     fields: dict[str, Any] = {
         "vocab_size": shape.vocab,
         "hidden_size": shape.hidden,
@@ -86,26 +83,24 @@ def build_model(shape: Shape, kind: str) -> Any:
 
 def layer_arms(shape: Shape) -> dict[str, Arm]:
     """Forward and backward of one MoE layer; ``dense`` is transformers' LlamaMLP, three bias-free linear maps."""
-    one_layer = replace(shape, layers=1, vocab=16)
-    return {
-        kind: partial(_forward_backward, build_model(one_layer, kind).model.layers[0].mlp, *_layer_data(shape))
-        for kind in (OURS, GROUPED, EAGER, DENSE)
-    }
+    small = replace(shape, layers=1, vocab=16)
+    kinds = (OURS, GROUPED, EAGER, DENSE)
+    return {kind: _layer_arm(build_model(small, kind).model.layers[0].mlp, shape) for kind in kinds}
 
 
-def _layer_data(shape: Shape) -> tuple[Tensor, Tensor]:
-    """An input (a leaf that takes a gradient, as a layer's input does) and the gradient of the output."""
+def _layer_arm(layer: nn.Module, shape: Shape) -> Arm:
     generator = torch.Generator().manual_seed(1)
-    x, grad = torch.randn(2, shape.batch, shape.length, shape.hidden, generator=generator).unbind()
-    return x.clone().requires_grad_(), grad.clone()
+    x, grad = (torch.randn(shape.batch, shape.length, shape.hidden, generator=generator) for _ in range(2))
+    x.requires_grad_()  # as the input of a layer inside a model
 
+    def forward_backward() -> Tensor:
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        out: Tensor = layer(x)
+        out.backward(grad)
+        return out.detach()
 
-def _forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
-    layer.zero_grad(set_to_none=True)
-    x.grad = None
-    out: Tensor = layer(x)
-    out.backward(grad)
-    return out.detach()
+    return forward_backward
 
 
 def step_arms(shape: Shape, skip: str | None = None) -> dict[str, Arm]:
@@ -114,10 +109,7 @@ def step_arms(shape: Shape, skip: str | None = None) -> dict[str, Arm]:
 
 
 def step_arm(shape: Shape, name: str) -> Arm:
-    """One training step of the arm ``name`` of :data:`STEP_ARMS`; its value is the language model's loss.
-
-    Every call takes the next batch of one stream of random tokens, the same for all arms.
-    """
+    """One training step on the next batch of a stream of random tokens; its value is the language model's loss."""
     kind, fused = STEP_ARMS[name]
     model = build_model(shape, kind)
     config = TrainingConfig()
@@ -144,10 +136,8 @@ def decode_arms(shape: Shape, prompt: int, new: int) -> dict[str, Arm]:
     """Greedy generation by ``generate`` at batch 1: ``new`` tokens after ``prompt`` tokens, whichever they are."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(shape.vocab, (1, prompt), generator=generator)
-    return {kind: _decode_arm(build_model(shape, kind), tokens, new) for kind in (OURS, GROUPED, EAGER)}
-
-
-def _decode_arm(model: Any, tokens: Tensor, new: int) -> Arm:
-    model.eval()
-    model.generation_config.eos_token_id = None
-    return partial(model.generate, tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, do_sample=False)
+    settings = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": new, "do_sample": False}
+    models = {kind: build_model(shape, kind).eval() for kind in (OURS, GROUPED, EAGER)}
+    for model in models.values():
+        model.generation_config.eos_token_id = None
+    return {kind: partial(model.generate, tokens, **settings) for kind, model in models.items()}

@@ -20,16 +20,14 @@ from benchmarks.arms import Shape, step_arm
 from benchmarks.measure import seconds_of
 from chronomoe.allocator import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @contextmanager
 def worker(arm: str, shape: Shape, *, keep_memory: bool) -> Iterator[Callable[[], float]]:
     """The step arm ``arm`` in another process, its allocator as it comes or (``keep_memory``) as chronomoe sets it."""
     command = [sys.executable, "-m", "benchmarks.worker", arm, json.dumps(asdict(shape)), str(torch.get_num_threads())]
     environment = {**os.environ, "CHRONOMOE_KEEP_MEMORY": "1" if keep_memory else "0"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+    root, pipe = Path(__file__).resolve().parents[1], subprocess.PIPE
+    with subprocess.Popen(command, cwd=root, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
         answers = process.stdout
         assert answers is not None
 
