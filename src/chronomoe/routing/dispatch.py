@@ -24,6 +24,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from chronomoe.errors import UnsupportedModelError
+from chronomoe.routing.router import without_autocast
 
 COMPILE_FROM = 1 << 20
 """Elements of the activation from which a fused backward pays for its seconds of compilation."""
@@ -45,7 +46,7 @@ def sorted_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Ten
     gate_up_NID, down_NDF = experts.gate_up_proj, experts.down_proj
     x_TD = hidden_states.to(gate_up_NID.dtype)
     one_token = x_TD.shape[0] == 1 and x_TD.device.type == "cpu" and not torch.is_grad_enabled()
-    with torch.autocast(x_TD.device.type, enabled=False):
+    with without_autocast(x_TD):
         if one_token:
             out_TD = _one_token(x_TD, top_k_index, top_k_weights, gate_up_NID, down_NDF, experts.act_fn)
         else:
@@ -65,8 +66,9 @@ def _one_token(
     # Decoding is bound by call overhead, not arithmetic: a plain loop over K experts beats sorting.
     out_1D = torch.zeros_like(x_1D)
     for slot, expert in enumerate(index_1K[0].tolist()):
-        gate, up = F.linear(x_1D, gate_up_NID[expert]).chunk(2, dim=-1)
-        out_1D += F.linear(act(gate) * up * w_1K[:, slot : slot + 1].to(x_1D.dtype), down_NDF[expert])
+        gate_1F, up_1F = F.linear(x_1D, gate_up_NID[expert]).chunk(2, dim=-1)
+        hidden_1F = (act(gate_1F) * up_1F).mul_(w_1K[:, slot : slot + 1])
+        out_1D.addmm_(hidden_1F, down_NDF[expert].T)
     return out_1D
 
 

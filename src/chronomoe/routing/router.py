@@ -9,6 +9,7 @@ Shape suffixes: T tokens, D hidden size, N experts, K chosen experts.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,12 @@ class RoutingContext:
     """Tokens that count in this forward, scalar."""
 
 
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Keep the dtypes of a block's arguments; costs nothing where autocast is off."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 class SteeredRouter(nn.Module):
     """Mixed into a host's router class by :func:`steer_router`; shapes as in the host: (..., D) in, (T, .) out."""
 
@@ -63,9 +70,12 @@ class SteeredRouter(nn.Module):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (T, N) in fp32, combine weights (T, K) and the chosen experts (T, K)."""
         # Taken, not kept: it holds the graph of its forward.
-        context, self.context = self.context or RoutingContext(), None
+        context, self.context = self.context, None
+        if context is None:  # called outside its model
+            self.steering.look()
+            context = RoutingContext()
         h_TD = hidden_states.reshape(-1, self.hidden_dim)
-        with torch.autocast(h_TD.device.type, enabled=False):
+        with without_autocast(h_TD):
             z_TN = F.linear(h_TD.float(), self.weight.float())
             p_TN = self._probabilities(z_TN, context)
             chosen_TK = self._choose(z_TN.detach(), p_TN.detach(), context)

@@ -82,8 +82,13 @@ class Steering(nn.Module):
         self.tokens_in_step: Tensor | float | None = None
         """Tokens of the whole optimizer step, set by a trainer that splits it; None: each forward is a step."""
         self._position_gate: tuple[Tensor, tuple[int, ...]] | None = None
-        self._checked: dict[str, tuple[tuple[int, int], ...]] = {}
-        self._flags: dict[str, bool] = {}
+        self._looked_at: list[tuple[int, int]] = []
+        self.neutral = True
+        """Pressure, goals and temperature leave every choice as it is."""
+        self.all_available = True
+        """Every expert may be used."""
+        self.exploring = False
+        """There is exploration noise, in training."""
         self.context: RoutingContext | None = None
         """Context of the latest forward, until the model's loss has been added to."""
         self.last_losses: dict[str, Tensor] = {}
@@ -100,46 +105,25 @@ class Steering(nn.Module):
 
     # -- what the routers ask ------------------------------------------------------------------------------------
 
-    def _flag(self, name: str, *fields: Tensor) -> bool:
-        """Answer from the host's memory; look at the device only after a field was written."""
-        versions = tuple((field.data_ptr(), field._version) for field in fields)
-        if self._checked.get(name) != versions:
-            question = getattr(self, f"_is_{name}")
-            self._flags[name] = bool(question())
-            self._checked[name] = versions
-        return self._flags[name]
+    def look(self) -> None:
+        """Bring ``neutral``, ``all_available`` and ``exploring`` up to date: asks the device only if a field was written.
 
-    @property
-    def neutral(self) -> bool:
-        """Do pressure, goals and temperature leave every choice as it is?"""
-        if not self.config.enabled:
-            return True
-        return self._flag("neutral", self.pressure, self.goal_bias, self.log_temperature, self.base_temperature)
-
-    def _is_neutral(self) -> Tensor:
-        zero = [(field == 0).all() for field in (self.pressure, self.goal_bias, self.log_temperature)]
-        return torch.stack([*zero, self.base_temperature == 1]).all()
-
-    @property
-    def all_available(self) -> bool:
-        """May every expert be used?"""
-        return self._flag("all_available", self.available)
-
-    def _is_all_available(self) -> Tensor:
-        fewest = self.available.sum(dim=-1).min()
+        Each forward of the model looks once. Raises :class:`ConfigError` when a layer has too few available experts.
+        """
+        fields = (
+            self.pressure, self.goal_bias, self.log_temperature, self.base_temperature, self.exploration, self.available,
+        )  # fmt: skip
+        versions = [(id(self.config), 0), *((field.data_ptr(), field._version) for field in fields)]
+        if versions == self._looked_at:
+            return
+        biases, fewest = fields[:3], int(self.available.sum(dim=-1).min())
         if fewest < self.top_k:
-            raise ConfigError(
-                f"a layer has {int(fewest)} available experts but each token needs {self.top_k}; enable more."
-            )
-        return self.available.all()
-
-    @property
-    def exploring(self) -> bool:
-        """Is there exploration noise (in training)?"""
-        return self.config.enabled and self._flag("exploring", self.exploration)
-
-    def _is_exploring(self) -> Tensor:
-        return self.exploration > 0
+            raise ConfigError(f"a layer has {fewest} available experts but each token needs {self.top_k}; enable more.")
+        self.all_available = bool(self.available.all())
+        unbiased = all(not bool(field.any()) for field in biases)
+        self.neutral = not self.config.enabled or (unbiased and bool(self.base_temperature == 1))
+        self.exploring = self.config.enabled and bool(self.exploration > 0)
+        self._looked_at = versions
 
     def scores(self, layer: int, z_TN: Tensor) -> Tensor:
         """Selection scores (T, N) of one layer from its logits."""
@@ -163,6 +147,7 @@ class Steering(nn.Module):
 
     def new_context(self, attention_mask: Tensor | None, num_positions: int) -> RoutingContext:
         """The context of one forward over ``num_positions`` tokens; a (batch, sequence) mask marks padding with 0."""
+        self.look()
         context = RoutingContext()
         if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.numel() == num_positions:
             context.counted_T = attention_mask.reshape(-1).bool()

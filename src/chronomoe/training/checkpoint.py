@@ -43,12 +43,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_old(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints and the best."""
+    """Delete all but the newest ``keep_last`` checkpoints and the best, and what killed saves left behind."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if step_of(path) != best_step:
             doomed = path.with_name(f".{path.name}.old")
             os.rename(path, doomed)  # a half-deleted checkpoint must not look like one
             shutil.rmtree(doomed, ignore_errors=True)
+    for path in folder.glob(".step_*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -106,11 +108,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a tensor file; a missing or damaged one is a :class:`CheckpointError`."""
     if not path.is_file():
-        raise CheckpointError(f"the checkpoint {path.parent} has no {path.name}; it is incomplete, use another one.")
+        raise CheckpointError(f"the checkpoint {path.parent} has no {path.name}; {_remedy(path.parent)}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint.") from error
+        raise CheckpointError(f"{path} is damaged ({error}); {_remedy(path.parent)}") from error
+
+
+def _remedy(path: Path) -> str:
+    return f"use another checkpoint, or move {path} away to continue from the one before."
 
 
 def read_trainer_state(path: Path) -> dict[str, Any]:
@@ -124,11 +130,13 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a checkpoint of a training run: it has no trainer.json.") from None
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); use another checkpoint.") from error
+        raise CheckpointError(f"{file} is damaged ({error}); {_remedy(path)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by chronomoe; give the folder of one of its checkpoints.")
     if state.get("version") != VERSION:
         raise CheckpointError(f"{path} has checkpoint version {state.get('version')}, this chronomoe reads {VERSION}.")
+    if missing := sorted({"state", "optimizer_groups", "schedule", "rng"} - set(state)):
+        raise CheckpointError(f"{file} is damaged (it has no {missing[0]}); {_remedy(path)}")
     return state
 
 
@@ -137,7 +145,7 @@ def load_weights(model: Any, path: Path) -> None:
     try:
         loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the weights in {path} cannot be read ({error}); use another checkpoint.") from error
+        raise CheckpointError(f"the weights in {path} cannot be read ({_brief(error)}); {_remedy(path)}") from error
     missing = [name for name in info["missing_keys"] if not name.startswith("steering.")]
     wrong = sorted([*missing, *(str(entry) for entry in info["mismatched_keys"])])
     mine = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("steering.")}
@@ -146,6 +154,10 @@ def load_weights(model: Any, path: Path) -> None:
     if wrong:
         raise CheckpointError(f"{path} belongs to a model of another shape: {wrong[0]} does not fit.")
     model.load_state_dict(theirs, strict=False)
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_strict(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -1,14 +1,17 @@
 """What a run tells: one live line on a terminal, plain lines elsewhere, and metrics.jsonl for everything."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from chronomoe.storage import disk_full_explained
 
 
 class Reporter:
@@ -62,8 +65,9 @@ class Reporter:
         """Append one object to metrics.jsonl."""
         if self.active:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            with disk_full_explained(self.log_file), self.log_file.open("a+b") as file:
+                line = json.dumps(entry, ensure_ascii=False) + "\n"
+                file.write((line if _ends_whole(file) else "\n" + line).encode())
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """A log line and a metrics record; throughput is measured since the previous one."""
@@ -93,3 +97,11 @@ class Reporter:
         """A text sampled from the model."""
         self.record({"event": "sample", "step": step, "text": text})
         self.line(f"Step {step} | Sample: {text!r}")
+
+
+def _ends_whole(file: IO[bytes]) -> bool:
+    """Whether the last line is complete; a full disk or a killed run may have cut it."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
