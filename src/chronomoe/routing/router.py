@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class RoutingContext:
     """What one forward pass tells its routers, and what they tell the losses.
 
-    It travels as a keyword argument down to each layer's attention, so a recomputed layer (activation checkpointing) sees
-    the context of its own forward, and ``seen`` keeps it from being counted twice.
+    It travels as a keyword argument down to each layer's attention, so a recomputed layer (activation checkpointing)
+    sees the context of its own forward, and ``seen`` keeps it from being counted twice.
     """
 
     counted_T: Tensor | None = None

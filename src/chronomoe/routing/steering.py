@@ -106,17 +106,16 @@ class Steering(nn.Module):
     # -- what the routers ask ------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Bring ``neutral``, ``all_available`` and ``exploring`` up to date: asks the device only if a field was written.
+        """Bring ``neutral``, ``all_available`` and ``exploring`` up to date; asks the device only if a field was written.
 
         Each forward of the model looks once. Raises :class:`ConfigError` when a layer has too few available experts.
         """
-        fields = (
-            self.pressure, self.goal_bias, self.log_temperature, self.base_temperature, self.exploration, self.available,
-        )  # fmt: skip
+        biases = (self.pressure, self.goal_bias, self.log_temperature)
+        fields = (*biases, self.base_temperature, self.exploration, self.available)
         versions = [(id(self.config), 0), *((field.data_ptr(), field._version) for field in fields)]
         if versions == self._looked_at:
             return
-        biases, fewest = fields[:3], int(self.available.sum(dim=-1).min())
+        fewest = int(self.available.sum(dim=-1).min())
         if fewest < self.top_k:
             raise ConfigError(f"a layer has {fewest} available experts but each token needs {self.top_k}; enable more.")
         self.all_available = bool(self.available.all())

@@ -27,6 +27,7 @@ from chronomoe.errors import CheckpointError
 FORMAT = "chronomoe-checkpoint"
 VERSION = 1
 _NAME = re.compile(r"step_(\d+)")
+_SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
 def step_of(path: Path) -> int:
@@ -143,6 +144,11 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 def load_weights(model: Any, path: Path) -> None:
     """Load a checkpoint's weights into ``model`` in place; another shape is a :class:`CheckpointError`."""
     try:
+        # First the configuration alone: a foreign one may describe a model that no memory holds.
+        theirs_config, mine_config = type(model.config).from_pretrained(path).to_dict(), model.config.to_dict()
+        different = [name for name in _SHAPE if theirs_config.get(name) != mine_config.get(name)]
+        if different:
+            raise CheckpointError(f"{path} belongs to a model of another shape: its {different[0]} does not fit.")
         loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {path} cannot be read ({_brief(error)}); {_remedy(path)}") from error

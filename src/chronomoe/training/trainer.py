@@ -204,6 +204,7 @@ class ChronoMoETrainer:
         predicted, routed = accelerator.reduce(counts, "sum")
         if self.steering is not None:
             self.steering.tokens_in_step = routed
+        terms: list[dict[str, torch.Tensor]] = []
         for index, (batch, label) in enumerate(zip(batches, labels, strict=True)):
             last = index == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
@@ -212,11 +213,18 @@ class ChronoMoETrainer:
                 )
                 # Data parallelism averages gradients over processes; the counts above are sums over them.
                 accelerator.backward(output.loss * accelerator.num_processes)
-            self._note_losses(output.loss.detach())
+            terms.append({"loss": output.loss.detach(), **self._last_terms()})
         state.tokens += int(routed)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm)
         self.report.grad_norm = float(norm)
-        self._update(finite=bool(torch.isfinite(norm)))
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self._note_losses(terms)
+        self._update(finite=finite)
+
+    def _last_terms(self) -> dict[str, torch.Tensor]:
+        seen = {} if self.steering is None else self.steering.last_losses
+        return {_TERM_NAMES[name]: value for name, value in seen.items()}
 
     def _update(self, *, finite: bool) -> None:
         state = self.state
@@ -243,19 +251,17 @@ class ChronoMoETrainer:
                 f"The last good checkpoint is in {self.checkpoint_dir}."
             )
 
-    def _note_losses(self, total: torch.Tensor) -> None:
-        seen = self.steering.last_losses if self.steering is not None else {}
-        terms = {"loss": total, **{_TERM_NAMES[name]: value for name, value in seen.items()}}
-        for name, value in terms.items():
-            if torch.isfinite(value):
-                self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value)
-        if self.steering is not None:
-            self.steering.last_losses = {}
+    def _note_losses(self, micro_batches: list[dict[str, torch.Tensor]]) -> None:
+        """Add the step's loss terms, summed over micro-batches and processes, to the sums since the last log line."""
+        names = list(micro_batches[0])
+        terms = torch.stack([torch.stack([terms[name] for name in names]) for terms in micro_batches]).sum(dim=0)
+        for name, value in zip(names, self.accelerator.reduce(terms, "sum").tolist(), strict=True):
+            self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+        self.state.summed += 1
 
     def _after_step(self) -> dict[str, float]:
         state, config = self.state, self.config
         evaluation: dict[str, float] = {}
-        state.summed += 1
         if state.step % config.log_every_n_steps == 0 or state.step == self.total_steps:
             self.report.step(state.step, self._metrics())
             state.sums, state.summed = {}, 0
@@ -269,7 +275,7 @@ class ChronoMoETrainer:
 
     def _metrics(self) -> dict[str, Any]:
         state = self.state
-        metrics: dict[str, Any] = {name: total / state.summed for name, total in state.sums.items()}
+        metrics: dict[str, Any] = {name: total / max(1, state.summed) for name, total in state.sums.items()}
         metrics |= {
             "lr": self.schedule.get_last_lr()[0],
             "grad_norm": self.report.grad_norm,
