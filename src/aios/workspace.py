@@ -1,6 +1,7 @@
 """Where things are, below one root folder (see docs/architecture.md, "On disk")."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,5 +34,12 @@ class Workspace:
     def brain(self, name: str, family: str = "mixtral") -> Path:
         """The bundle of one trained model; :class:`ConfigError` for a name that is not a plain word."""
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is not a name; use up to 64 letters, digits, - and _, beginning with no sign.")
+            raise ConfigError(
+                f"{name!r} is not a name; use up to 64 letters, digits, - and _, beginning with a letter or digit."
+            )
         return self.root / "artifacts/brains" / family / name
+
+    def command(self, *words: str) -> str:
+        """An ``aios`` command for this workspace, ready to paste."""
+        where = () if self.root == Path() else ("--root", str(self.root))
+        return shlex.join(["aios", *words, *where])

@@ -9,6 +9,7 @@ artifacts/brains/mixtral/<name>/
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from aios.data.tokenizers import tokenizer_fingerprint
+from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError
 from chronomoe.storage import write_json
 
 FORMAT, VERSION = "aios-run", 1
+METRICS = "metrics.jsonl"
 
 
 @contextmanager
@@ -41,16 +44,32 @@ def write_run(bundle: Path, run: dict[str, Any], fingerprints: dict[str, str]) -
     write_json(bundle / "run.json", {"format": FORMAT, "version": VERSION, **run, **fingerprints})
 
 
+def find_brain(root: Path, brain: str) -> Path:
+    """The folder of a brain: by its name in the workspace, else by its path."""
+    if "/" not in brain and os.sep not in brain and brain not in (".", ".."):
+        named = Workspace(root).brain(brain)
+        if named.is_dir() or not Path(brain).is_dir():
+            return named
+    return Path(brain)
+
+
+def checkpoint_folder(bundle: Path) -> Path:
+    """Where a bundle's checkpoints are."""
+    recorded = read_run(bundle)["training"].get("checkpoint_dir") if (bundle / "run.json").is_file() else None
+    return bundle / (recorded or "checkpoints")
+
+
 def read_run(bundle: Path) -> dict[str, Any]:
     """Read ``run.json``; :class:`CheckpointError` when it is missing or not ours."""
     file = bundle / "run.json"
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"there is no brain {bundle}; `aios train --name {bundle.name}` makes one.") from None
+        raise CheckpointError(f"there is no brain {bundle} to continue; leave out --resume to begin it.") from None
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({error}).") from error
-    if not isinstance(run, dict) or run.get("format") != FORMAT or run.get("version") != VERSION:
+    known = isinstance(run, dict) and (run.get("format"), run.get("version")) == (FORMAT, VERSION)
+    if not known or not all(isinstance(run.get(part), dict) for part in ("settings", "shape", "training")):
         raise CheckpointError(f"{file} was not written by this version of aios.")
     return run
 
@@ -60,13 +79,24 @@ def model_folder(path: Path) -> Path:
     from chronomoe.training.checkpoint import list_checkpoints
 
     if not path.is_dir():
-        raise CheckpointError(f"there is no folder {path}; give a brain or a checkpoint.")
+        near = ", ".join(sorted(run.parent.name for run in path.parent.glob("*/run.json"))) or "none"
+        raise CheckpointError(f"there is no brain or checkpoint {path}; brains beside it: {near}.")
     if any(path.glob("model*.safetensors")):
         return path
-    checkpoints = list_checkpoints(path / "checkpoints")
+    checkpoints = list_checkpoints(checkpoint_folder(path))
     if not checkpoints:
         raise CheckpointError(f"{path} holds no weights yet; train it first.")
     return checkpoints[-1]
+
+
+def check_config(folder: Path) -> None:
+    """Refuse a folder without the configuration of a Mixtral, which transformers would take for one of 47 billion."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read ({error}).") from error
+    if not isinstance(config, dict) or config.get("model_type") != "mixtral":
+        raise CheckpointError(f"{folder / 'config.json'} does not describe a Mixtral; give the folder of one.")
 
 
 def load_brain(path: Path) -> tuple[Any, Any]:
@@ -74,7 +104,6 @@ def load_brain(path: Path) -> tuple[Any, Any]:
 
     Raises :class:`CheckpointError` when weights or tokenizer are missing, damaged, or do not belong together.
     """
-    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     from chronomoe import ChronovisorMixtralForCausalLM
@@ -82,11 +111,20 @@ def load_brain(path: Path) -> tuple[Any, Any]:
     folder = model_folder(path)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json; it is no brain.")
+    check_config(folder)
+    model: Any
+    info: dict[str, Any]
     try:
-        model = ChronovisorMixtralForCausalLM.from_pretrained(folder).eval()
+        model, info = ChronovisorMixtralForCausalLM.from_pretrained(folder, output_loading_info=True)  # type: ignore[misc]
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever the libraries raise for files they do not understand
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}, {reason}") from error
+    missing = [name for name in info["missing_keys"] if not name.startswith("steering.")]
+    if missing:
+        raise CheckpointError(f"the weights in {folder} are not those of its config.json: {missing[0]} is missing.")
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"the tokenizer in {folder} has no eos_token; its tokenizer_config.json is not the one.")
     if len(tokenizer) != model.config.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens but the model {model.config.vocab_size}; "
@@ -97,7 +135,7 @@ def load_brain(path: Path) -> tuple[Any, Any]:
         raise CheckpointError(
             f"the tokenizer in {folder} is not the one the brain was trained with; put that one back."
         )
-    return model, tokenizer
+    return model.eval(), tokenizer
 
 
 def _recorded_tokenizer(folder: Path) -> str | None:

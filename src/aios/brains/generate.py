@@ -1,5 +1,6 @@
 """Sample text from a brain."""
 
+import math
 from collections.abc import Iterator
 from threading import Thread
 from typing import Any
@@ -24,8 +25,10 @@ def sample_text(
 
     Raises :class:`ConfigError` for settings outside their range or a prompt the model has no room for.
     """
-    if not temperature >= 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
-        raise ConfigError("temperature must be at least 0, top_p above 0 and at most 1, max_new_tokens at least 1.")
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_new_tokens < 1:
+        raise ConfigError(
+            "temperature must be a number of at least 0, top_p above 0 and at most 1, max_new_tokens at least 1."
+        )
     # Every document followed a separator in training, so every prompt does here.
     ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     room = model.config.max_position_embeddings - len(ids)
@@ -52,9 +55,22 @@ def sample_text(
     return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
 
 
+class _Pieces(TextIteratorStreamer):
+    """Pieces of text that end the generation when nobody wants them any more."""
+
+    closed = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.closed:
+            raise InterruptedError
+        super().put(value)
+
+
 def stream_text(model: Any, tokenizer: Any, prompt: str, *, seed: int, **settings: Any) -> Iterator[str]:
-    """Pieces of the continuation as they are made."""
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    """Pieces of the continuation as they are made; closing the iterator ends it. Raises as :func:`sample_text`."""
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2**64.")
+    streamer = _Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
     failure: list[BaseException] = []
 
     def work() -> None:
@@ -67,7 +83,10 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, *, seed: int, **setting
 
     thread = Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        streamer.closed = True
+        thread.join()
     if failure:
         raise failure[0]

@@ -7,6 +7,7 @@ from aios.brains.settings import Run
 from chronomoe.training.token_store import TokenStore
 
 _BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
+_MEASURED_TOKENS = 4096
 
 
 def describe_plan(model: Any, run: Run, store: TokenStore) -> list[str]:
@@ -34,18 +35,20 @@ def describe_plan(model: Any, run: Run, store: TokenStore) -> list[str]:
 
 
 def _measure(model: Any, batch_size: int, seq_len: int) -> float:
-    """Seconds of forward and backward on one micro-batch of noise, after one to warm up."""
+    """Seconds of forward and backward on one micro-batch of noise, from a part of it that surely fits in memory."""
     import torch
 
-    ids = torch.randint(0, model.config.vocab_size, (batch_size, seq_len))
+    columns = min(seq_len, _MEASURED_TOKENS)
+    rows = min(batch_size, _MEASURED_TOKENS // columns)
+    ids = torch.randint(0, model.config.vocab_size, (rows, columns))
     model.train()
     elapsed = 0.0
-    for _ in range(2):
+    for _ in range(2):  # the first warms up
         start = time.perf_counter()
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         elapsed = time.perf_counter() - start
         model.zero_grad(set_to_none=True)
-    return elapsed
+    return elapsed * (batch_size * seq_len) / (rows * columns)
 
 
 def _duration(seconds: float) -> str:

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import exclusive, read_run, write_run
+from aios.brains.bundle import METRICS, check_config, checkpoint_folder, exclusive, read_run, write_run
 from aios.brains.card import write_card
 from aios.brains.plan import describe_plan
 from aios.brains.settings import Run
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.storage import disk_full_explained
+from chronomoe.training.checkpoint import list_checkpoints
+from chronomoe.training.loading import PackedDataset, heldout_windows
 from chronomoe.training.token_store import TokenStore, unigram_bits_per_byte
 
 Show = Callable[[str], None]
@@ -31,6 +34,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         for name, (old, new) in changes.items():
             show(f"{name}: {new} (was {old})")
     base = run.settings.model or workspace.base_model
+    if not (base / "config.json").is_file():
+        raise ConfigError(f"there is no base model {base}; `{workspace.command('init')}` makes one.")
     store = TokenStore.open(run.settings.data or workspace.prepared)
     fingerprints = {
         "tokenizer_fingerprint": _matching_tokenizer(base, store),
@@ -38,16 +43,24 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     }
     if run.settings.resume:
         _refuse_changed(saved, fingerprints, run)
+    sequences = _sequences(run, store)
     model = build_model(base, run, store)
     if run.settings.dry_run:
         for line in describe_plan(model, run, store):
             show(line)
         return {}
-    if not run.settings.resume and (bundle / "run.json").exists():
-        raise ConfigError(f"the brain {bundle} exists already; add --resume to continue it or choose another --name.")
     with exclusive(bundle):
-        write_run(bundle, run.to_json(), fingerprints)
-        return _train(model, run, store, bundle, base, show)
+        _check_place(bundle, run)
+        trainer, tokenizer = _make_trainer(model, run, store, sequences, bundle, base, show)
+        if run.settings.resume:
+            trainer.load_checkpoint("latest")
+        write_run(bundle, run.to_json(), fingerprints)  # only now: settings that fail must not become the brain's
+        results = _results(trainer, store) | {"bundle": bundle}
+        if results["finished"]:
+            _publish(trainer, tokenizer, bundle)
+            write_card(bundle, model, run, store, results)
+            show(f"Wrote {bundle}")
+        return results
 
 
 def build_model(base: Path, run: Run, store: TokenStore) -> Any:
@@ -56,9 +69,8 @@ def build_model(base: Path, run: Run, store: TokenStore) -> Any:
 
     from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 
-    if not (base / "config.json").is_file():
-        raise ConfigError(f"there is no base model {base}; `aios init` makes one.")
     shape = run.shape.given()
+    check_config(base)
     config = MixtralConfig.from_pretrained(base)
     steering = {**(config.steering or {}), "capacity_factor": run.settings.moe_capacity_factor}
     set_seed(run.training.seed)
@@ -103,44 +115,69 @@ def _refuse_changed(saved: dict[str, Any], fingerprints: dict[str, str], run: Ru
         raise ConfigError("the model's shape cannot change on --resume; choose another --name.")
 
 
-def _train(model: Any, run: Run, store: TokenStore, bundle: Path, base: Path, show: Show) -> dict[str, Any]:
+def _sequences(run: Run, store: TokenStore) -> PackedDataset:
+    """The training sequences of the whole run; :class:`DataError` if the text cannot fill one."""
+    training = run.training
+    total = sum(domain.train.tokens for domain in store.info.domains) // run.settings.seq_len
+    samples = (training.max_steps or 0) * training.batch_size * training.gradient_accumulation_steps or total
+    return PackedDataset(store, run.settings.seq_len, training.seed, max(1, samples))
+
+
+def _check_place(bundle: Path, run: Run) -> None:
+    """Nothing trained may be in the way of a new run, and something must be there to resume."""
+    places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
+    if run.settings.resume:
+        if not list_checkpoints(bundle / run.training.checkpoint_dir):
+            raise CheckpointError(
+                f"{bundle} has no checkpoint to continue from; leave out --resume to begin it again, "
+                "or choose another --name."
+            )
+    elif any(map(list_checkpoints, places)) or any(bundle.glob("model*.safetensors")):
+        raise ConfigError(f"the brain {bundle} exists already; add --resume to continue it or choose another --name.")
+    else:
+        (bundle / METRICS).unlink(missing_ok=True)  # of a run that ended before it saved anything
+
+
+def _make_trainer(
+    model: Any, run: Run, store: TokenStore, sequences: PackedDataset, bundle: Path, base: Path, show: Show
+) -> tuple[Any, Any]:
+    """The trainer of a run, and its tokenizer."""
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer
 
     from aios.brains.generate import sample_text
-    from chronomoe.training.loading import PackedDataset, heldout_windows
     from chronomoe.training.trainer import ChronoMoETrainer
 
     settings, training = run.settings, run.training
     tokenizer = AutoTokenizer.from_pretrained(base)
-    total = sum(domain.train.tokens for domain in store.info.domains) // settings.seq_len
-    steps = training.max_steps or training.max_epochs * total
-    samples = steps * training.batch_size * training.gradient_accumulation_steps if training.max_steps else total
-    dataset = PackedDataset(store, settings.seq_len, training.seed, max(1, samples))
-    held_out = [domain.name for domain in store.info.domains if domain.heldout.documents]
     trainer = ChronoMoETrainer(
         model,
         dataclasses.replace(
             training,
             checkpoint_dir=str(bundle / training.checkpoint_dir),
-            log_file=training.log_file or str(bundle / "metrics.jsonl"),
+            log_file=training.log_file or str(bundle / METRICS),
         ),
-        DataLoader(dataset, batch_size=training.batch_size),
-        {name: heldout_windows(store, name, settings.seq_len, settings.eval_tokens) for name in held_out} or None,
+        DataLoader(sequences, batch_size=training.batch_size),
+        {name: heldout_windows(store, name, settings.seq_len, settings.eval_tokens) for name in _evaluated(store)}
+        or None,
         sample=lambda trained: sample_text(trained, tokenizer, max_new_tokens=40),
         save_extra=tokenizer.save_pretrained,
         show=show,
         stop_after=settings.stop_after,
     )
-    if settings.resume:
-        trainer.load_checkpoint("latest")
+    return trainer, tokenizer
+
+
+def _evaluated(store: TokenStore) -> list[str]:
+    return [domain.name for domain in store.info.domains if domain.heldout.documents]
+
+
+def _results(trainer: Any, store: TokenStore) -> dict[str, Any]:
+    results: dict[str, Any] = trainer.train()
+    if results["finished"] and not results["evaluation"]:  # it had been trained to the end before
+        results["evaluation"] = trainer.evaluate()
     unigram = unigram_bits_per_byte(store)
-    results = trainer.train() | {"bundle": bundle, "unigram": {name: unigram[name] for name in held_out}}
-    if results["finished"]:
-        _publish(trainer, tokenizer, bundle)
-        write_card(bundle, model, run, store, results)
-        show(f"Wrote {bundle}")
-    return results
+    return results | {"unigram": {name: unigram[name] for name in _evaluated(store)}}
 
 
 def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:
@@ -154,5 +191,6 @@ def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:
             or (path.name.startswith("model") and path.suffix in (".safetensors", ".json"))
         ):
             temporary = bundle / f".{path.name}.new"
-            shutil.copyfile(path, temporary)
+            with disk_full_explained(bundle / path.name):
+                shutil.copyfile(path, temporary)
             temporary.replace(bundle / path.name)

@@ -3,9 +3,13 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Errors are one sentence; --debug shows the traceback.
 """
 
+import io
 import os
+import re
 import sys
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 
 import cyclopts
 from rich.console import Console
@@ -18,6 +22,7 @@ app = cyclopts.App(
     help="Train, steer and grow small Mixture-of-Experts language models.",
     help_epilogue="Add --debug to any command for the traceback of an error.",
     version=__version__,
+    suppress_keyboard_interrupt=False,
 )
 data = cyclopts.App(name="data", help="Prepare text for training.")
 app.command(data)
@@ -32,6 +37,8 @@ app.command("aios.cli.train:train", help="Train a Mixtral-style brain.")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     debug = "--debug" in words or os.environ.get("AIOS_DEBUG") == "1"
     sys.exit(run([word for word in words if word != "--debug"], debug=debug))
 
@@ -40,22 +47,33 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
     """Run one command line; returns the exit code."""
     try:
         _read_config_file(words)
-        result = app(words, exit_on_error=False, print_error=True)
+        result = app(words, exit_on_error=False, print_error=True, result_action="return_value")
         return result if isinstance(result, int) else 0
     except cyclopts.CycloptsError:
         return 2
     except KeyboardInterrupt:
+        _complain("interrupted; what was saved before is untouched.")
         return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if debug:
             raise
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"aios: {_sentence(error)}")
+        _complain(_sentence(error))
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def _complain(sentence: str) -> None:
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"aios: {sentence}")
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, ChronoMoEError):
         return str(error)
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
+        return "not enough memory; use a smaller --batch-size or --seq-len, or a smaller model (--dry-run tells sizes)."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}."
     first = (str(error).splitlines() or [""])[0]
@@ -71,4 +89,11 @@ def _read_config_file(words: Sequence[str]) -> None:
             path = path or (words[position + 1] if position + 1 < len(words) else "")
             if not os.path.isfile(path):
                 raise ConfigError(f"there is no config file {path or '(none given)'}.")
-            app.config = (cyclopts.config.Toml(path, must_exist=True, use_commands_as_keys=False),)
+            try:
+                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+            # Below its command, for cyclopts takes a key at the top that is a command's name (data) for that command.
+            for command in reversed(app.parse_commands(words)[0]):
+                values = {command: values}
+            app.config = (cyclopts.config.Dict(values, source=path),)

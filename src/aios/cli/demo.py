@@ -1,7 +1,10 @@
 """aios demo: the main job, end to end, on real text."""
 
+import shlex
 import time
 from pathlib import Path
+
+from aios.workspace import Workspace
 
 
 def demo(*, root: Path = Path("demo"), steps: int = 300) -> int:
@@ -24,7 +27,6 @@ def demo(*, root: Path = Path("demo"), steps: int = 300) -> int:
 
     quiet_libraries()
     began = time.perf_counter()
-    make_workspace(root, max_bytes=2_000_000)
     training = TrainingConfig(
         max_steps=steps,
         batch_size=16,
@@ -34,13 +36,16 @@ def demo(*, root: Path = Path("demo"), steps: int = 300) -> int:
         eval_every_n_steps=max(1, steps // 3),
         save_every_n_steps=max(1, steps // 3),
     )
-    name = _free_name(root)
+    make_workspace(root, max_bytes=2_000_000)
+    workspace = Workspace(root)
+    name = _free_name(workspace)
     first = RunSettings(root=root, name=name, seq_len=128, stop_after=max(1, steps // 2))
     results = train(Run(settings=first, training=training))
     if not results["interrupted"]:
         print(f"Stopped at step {results['global_step']} on purpose; resuming from its checkpoint.")
         results = train(Run(settings=RunSettings(root=root, name=name, resume=True)))
     if results["interrupted"]:
+        print(f"Stopped, saved. Continue with: {workspace.command('train', '--name', name, '--resume')}")
         return 130
     print("\nHeld-out bits per byte        this brain   unigram model")
     for domain, unigram in results["unigram"].items():
@@ -51,21 +56,22 @@ def demo(*, root: Path = Path("demo"), steps: int = 300) -> int:
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s. Written below {root}:\n"
         f"  {bundle}  the brain: weights, tokenizer, checkpoints, metrics.jsonl, model card\n"
-        f"  {root / 'training_data'}  sample texts (see DATA.md) and prepared tokens\n"
-        "Try next:\n"
-        f"  aios generate {bundle} --prompt 'My fellow citizens'\n"
-        f"  aios train --root {root} --config {root / 'run.toml'}\n"
-        f"  aios data prepare mine=/path/to/your/text --out {root / 'mine'} "
-        f"--tokenizer {root / 'artifacts/hf_implant/base_model'}\n"
-        f"  aios train --root {root} --config {root / 'run.toml'} --name mine --data {root / 'mine'}"
+        f"  {workspace.training_data}  sample texts (see DATA.md) and prepared tokens\n"
+        "Try next:"
     )
+    settings, mine, base = str(root / "run.toml"), str(root / "mine"), str(workspace.base_model)
+    for command in (
+        workspace.command("generate", name, "--prompt", "My fellow citizens"),
+        workspace.command("train", "--config", settings),
+        shlex.join(["aios", "data", "prepare", "mine=/path/to/your/text", "--out", mine, "--tokenizer", base]),
+        workspace.command("train", "--config", settings, "--name", "mine", "--data", mine),
+    ):
+        print(f"  {command}")
     return 0
 
 
-def _free_name(root: Path) -> str:
-    from aios.workspace import Workspace
-
+def _free_name(workspace: Workspace) -> str:
     number = 1
-    while Workspace(root).brain(f"demo{number}").exists():
+    while workspace.brain(f"demo{number}").exists():
         number += 1
     return f"demo{number}"

@@ -39,14 +39,13 @@ def generate(
     from aios.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from aios.brains.bundle import load_brain
+    from aios.brains.bundle import find_brain, load_brain
     from aios.brains.generate import stream_text
-    from aios.workspace import Workspace
     from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
-    path = Path(brain) if Path(brain).is_dir() else Workspace(root).brain(brain)
-    model, tokenizer = load_brain(path)
+    prompt = prompt.encode("utf-8", "replace").decode()  # a shell may hand over bytes that are no text
+    model, tokenizer = load_brain(find_brain(root, brain))
     pieces = stream_text(
         model, tokenizer, prompt, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
     )

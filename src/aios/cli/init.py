@@ -19,8 +19,8 @@ def init(*, root: Path = Path(), vocab_size: int = 4096, max_bytes: int = 4_000_
     """
     from aios.brains.base import make_workspace
     from aios.cli.quiet import quiet_libraries
+    from aios.workspace import Workspace
 
     quiet_libraries()
     make_workspace(root, vocab_size=vocab_size, max_bytes=max_bytes, overwrite=overwrite)
-    where = "" if root == Path() else f" --root {root}"
-    print(f"Next: aios train --config {root / 'run.toml'}{where}")
+    print(f"Next: {Workspace(root).command('train', '--config', str(root / 'run.toml'))}")

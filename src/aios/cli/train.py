@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from aios.brains.settings import ModelShape, Run, RunSettings
+from aios.workspace import Workspace
 from chronomoe.training.config import TrainingConfig
 
 Flat = Parameter(name="*")
@@ -32,8 +33,12 @@ def train(
 
     quiet_libraries()
     results = train_brain(Run(settings=settings, shape=shape, training=training))
-    if results.get("interrupted"):
-        name = f"--name {settings.name} --resume"
-        print(f"Stopped at step {results['global_step']}, saved. Continue with: aios train {name}")
-        return 130
-    return 0
+    if settings.dry_run:
+        return 0
+    workspace = Workspace(settings.root)
+    if results["finished"]:
+        print(f"Next: {workspace.command('generate', settings.name)}")
+    else:
+        go_on = workspace.command("train", "--name", settings.name, "--resume")
+        print(f"Stopped at step {results['global_step']}, saved. Continue with: {go_on}")
+    return 130 if results["interrupted"] else 0

@@ -106,7 +106,7 @@ class Steering(nn.Module):
     # -- what the routers ask ------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Bring ``neutral``, ``all_available`` and ``exploring`` up to date; asks the device only if a field was written.
+        """Bring ``neutral``, ``all_available`` and ``exploring`` up to date, asking the device only after a write.
 
         Each forward of the model looks once. Raises :class:`ConfigError` when a layer has too few available experts.
         """

@@ -70,10 +70,10 @@ def unpack_optimizer(
 ) -> None:
     """Restore what :func:`pack_optimizer` made; a different set of parameters is a :class:`CheckpointError`."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = tensor
     try:
+        for key, tensor in tensors.items():
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's optimizer state is for other parameters: {error}") from error
@@ -91,6 +91,8 @@ def pack_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def unpack_rng(tensors: dict[str, Tensor], others: dict[str, Any]) -> None:
     """Restore what :func:`pack_rng` made."""
+    if "cpu" not in tensors:
+        raise CheckpointError("the checkpoint's random state is not one of torch's; use another checkpoint.")
     torch.set_rng_state(tensors["cpu"])
     for index in range(torch.cuda.device_count()):
         if f"cuda{index}" in tensors:
