@@ -10,14 +10,14 @@ from chronomoe.storage import write_text
 RUN_TOML = """\
 # Settings of `aios train --config run.toml`; `aios train --help` explains every name.
 name = "small"
-max_steps = 1000
-batch_size = 16
+max_steps = 3000
+batch_size = 8
 seq_len = 128
-learning_rate = 3e-3
+learning_rate = 4e-3
 weight_decay = 0.1
-log_every_n_steps = 20
-eval_every_n_steps = 250
-save_every_n_steps = 250
+log_every_n_steps = 50
+eval_every_n_steps = 500
+save_every_n_steps = 500
 """
 
 

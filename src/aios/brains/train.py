@@ -81,6 +81,7 @@ def build_model(base: Path, run: Run, store: TokenStore) -> Any:
         return ChronovisorMixtralForCausalLM.from_pretrained(base, config=config)
     values = {**config.to_dict(), **_without_derived(config, shape)}
     values |= {"vocab_size": store.info.vocab_size, "eos_token_id": store.info.separator_id, "steering": steering}
+    values["max_position_embeddings"] = max(config.max_position_embeddings, run.settings.seq_len)
     values |= {"bos_token_id": store.info.separator_id, "pad_token_id": None}
     return ChronovisorMixtralForCausalLM(MixtralConfig(**values))
 
@@ -173,10 +174,8 @@ def _evaluated(store: TokenStore) -> list[str]:
 
 
 def _results(trainer: Any, store: TokenStore) -> dict[str, Any]:
-    results: dict[str, Any] = trainer.train()
-    if results["finished"] and not results["evaluation"]:  # it had been trained to the end before
-        results["evaluation"] = trainer.evaluate()
     unigram = unigram_bits_per_byte(store)
+    results: dict[str, Any] = trainer.train()
     return results | {"unigram": {name: unigram[name] for name in _evaluated(store)}}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from aios.workspace import Workspace
 
 
-def demo(*, root: Path = Path("demo"), steps: int = 300) -> int:
+def demo(*, root: Path = Path("demo"), steps: int = 1000) -> int:
     """Prepare sample text, train half way, resume, evaluate against a unigram model, sample.
 
     Parameters
@@ -29,10 +29,10 @@ def demo(*, root: Path = Path("demo"), steps: int = 300) -> int:
     began = time.perf_counter()
     training = TrainingConfig(
         max_steps=steps,
-        batch_size=16,
-        learning_rate=3e-3,
+        batch_size=8,
+        learning_rate=4e-3,
         weight_decay=0.1,
-        log_every_n_steps=25,
+        log_every_n_steps=50,
         eval_every_n_steps=max(1, steps // 3),
         save_every_n_steps=max(1, steps // 3),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aios.data.prepare import TOKENIZER_FOLDER, PrepareConfig, prepare
 from aios.data.readers import SEPARATOR, Source
-from aios.data.tokenizers import VocabSize, copy_tokenizer, tokenizer_fingerprint
+from aios.data.tokenizers import VocabSize, check_vocab_size, copy_tokenizer, tokenizer_fingerprint
 from chronomoe.errors import ConfigError
 from chronomoe.training.token_store import TokenStore
 
@@ -65,13 +65,16 @@ def init_workspace(
     report: Callable[[str], None] = print,
 ) -> TokenStore:
     """Make a workspace to try things in: sample text, its tokenizer in the base model folder, prepared data."""
-    sources = write_samples(root, max_bytes=max_bytes, overwrite=overwrite, report=report)
+    check_vocab_size(vocab_size)
+    if max_bytes < 1:
+        raise ConfigError(f"max_bytes is {max_bytes}; it must be at least 1.")
     base, prepared = root / BASE_MODEL, root / DATA / "prepared"
+    sources = write_samples(root, max_bytes=max_bytes, overwrite=overwrite, report=report)
     if overwrite and any(base.glob("*.safetensors")):
         raise ConfigError(f"{base} holds trained weights, which a new tokenizer would make useless; move it first.")
     keep = (base / "tokenizer.json").is_file() and not overwrite
     if prepared.is_dir() and not overwrite:
-        report(f"{prepared}: already there.")
+        report(f"{prepared}: already there, kept as it is; --overwrite makes it again.")
     else:
         settings = PrepareConfig(tokenizer=base if keep else None, vocab_size=vocab_size, overwrite=overwrite)
         for warning in prepare(sources, prepared, settings, report=report).warnings:

@@ -33,14 +33,20 @@ TOKENIZER_FILES = (
 )
 
 
+def check_vocab_size(vocab_size: VocabSize) -> int:
+    """The size as a number; :class:`ConfigError` when it has no room for every byte."""
+    size = BYTES_VOCAB if vocab_size == "bytes" else vocab_size
+    if size < BYTES_VOCAB:
+        raise ConfigError(f"vocab_size must be at least {BYTES_VOCAB} (256 bytes and a separator), not {size}.")
+    return size
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: VocabSize, out_dir: Path) -> int:
     """Train and save a tokenizer; returns its size, smaller than asked when the text has too few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    size = BYTES_VOCAB if vocab_size == "bytes" else vocab_size
-    if size < BYTES_VOCAB:
-        raise ConfigError(f"vocab_size must be at least {BYTES_VOCAB} (256 bytes and a separator), not {size}.")
+    size = check_vocab_size(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -88,6 +88,10 @@ class TrainingConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps is {self.max_steps}; it must be at least 1.")
+        if self.lr_warmup_steps is not None and self.lr_warmup_steps < 0:
+            raise ConfigError(f"lr_warmup_steps is {self.lr_warmup_steps}; it must be at least 0.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "lambda_balance", "lambda_coherence",
                      "lambda_valley", "lambda_z"):  # fmt: skip
             value = getattr(self, name)

@@ -149,13 +149,14 @@ class ChronoMoETrainer:
         evaluation: dict[str, float] = {}
         with SafeStop() as stop, self.report.live():
             self.report.start(self.state.step)
-            for batches in self._steps():
+            last = self.total_steps if self.stop_after is None else min(self.total_steps, self.stop_after)
+            for batches in self._steps(last):
                 self._step(batches)
                 evaluation = self._after_step() or evaluation
-                if stop.requested or (self.stop_after is not None and self.state.step >= self.stop_after):
+                if stop.requested:
                     break
             done = self.state.step >= self.total_steps
-            if done and self.state.step % self.config.eval_every_n_steps:
+            if done and (not evaluation or self.state.step % self.config.eval_every_n_steps):
                 evaluation = self._evaluate_and_log()
             self.save_checkpoint()
         return {
@@ -173,14 +174,14 @@ class ChronoMoETrainer:
         found = checkpoint.list_checkpoints(self.checkpoint_dir)
         return found[-1] if found else Path()
 
-    def _steps(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each remaining step; the last group of an epoch may be smaller."""
+    def _steps(self, last: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step up to ``last``; the last group of an epoch may be smaller."""
         state = self.state
-        while state.step < self.total_steps:
+        while state.step < last:
             self.train_loader.set_epoch(state.epoch)
             loader = skip_first_batches(self.train_loader, state.batch) if state.batch else self.train_loader
             stream = iter(loader)
-            while state.step < self.total_steps:
+            while state.step < last:
                 group = list(itertools.islice(stream, self.config.gradient_accumulation_steps))
                 if not group:
                     break
@@ -248,7 +249,11 @@ class ChronoMoETrainer:
             raise TrainingError(
                 f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {state.step}). "
                 "Usual suspects: learning rate too high, bf16 where fp32 is needed, z-loss off, too small a batch. "
-                f"The last good checkpoint is in {self.checkpoint_dir}."
+                + (
+                    f"The last good checkpoint is {latest}."
+                    if (latest := self._latest()).name
+                    else "Nothing was saved."
+                )
             )
 
     def _note_losses(self, micro_batches: list[dict[str, torch.Tensor]]) -> None:
@@ -384,7 +389,7 @@ class ChronoMoETrainer:
             path = self.checkpoint_dir / name
         saved = checkpoint.read_trainer_state(path)
         checkpoint.load_weights(self.model, path)
-        if self.steering is not None and (path / "steering.safetensors").exists():
+        if self.steering is not None and saved["config"]["save_chronovisor_state"]:
             tensors = checkpoint.read_tensors(path / "steering.safetensors")
             checkpoint.load_strict(self.steering, tensors, path)
         moments = checkpoint.read_tensors(path / "optimizer.safetensors")

@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_still_works(aios, br
         path.write_bytes(b'{"a": 1}' if file.endswith("json") else save({"x": torch.ones(3)}))
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
-    resume = ("train", "--root", brain.parents[3], "--name", brain.name, "--resume", "--stop-after", 17)
+    resume = ("train", "--root", brain.parents[3], "--name", brain.name, "--resume", "--stop-after", 21)
     outcome = aios(*resume)
     assert outcome.code == 1
     assert str(latest) in outcome.err or "the checkpoint's" in outcome.err

@@ -7,7 +7,7 @@ def test_next_command_works_when_pasted(made, aios):
     assert words[:2] == ["aios", "train"]
     outcome = aios(*words[1:], "--dry-run", "--seq-len", 8, "--num-layers", 1)
     assert outcome.code == 0
-    assert "1,000 steps x 128 tokens" in outcome.out
+    assert "3,000 steps x 64 tokens" in outcome.out
     assert not (root / "artifacts/brains").exists()
 
 
