@@ -7,7 +7,7 @@ from pathlib import Path
 from aios.workspace import Workspace
 
 
-def demo(*, root: Path = Path("demo"), steps: int = 1000) -> int:
+def demo(*, root: Path = Path("demo"), steps: int = 800) -> int:
     """Prepare sample text, train half way, resume, evaluate against a unigram model, sample.
 
     Parameters
@@ -33,8 +33,8 @@ def demo(*, root: Path = Path("demo"), steps: int = 1000) -> int:
         learning_rate=4e-3,
         weight_decay=0.1,
         log_every_n_steps=50,
-        eval_every_n_steps=max(1, steps // 3),
-        save_every_n_steps=max(1, steps // 3),
+        eval_every_n_steps=max(1, steps // 2),
+        save_every_n_steps=max(1, steps // 2),
     )
     make_workspace(root, max_bytes=2_000_000)
     workspace = Workspace(root)

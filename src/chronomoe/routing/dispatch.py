@@ -1,8 +1,8 @@
 """`sorted` dispatch: every token to its experts, none dropped, as a few large grouped matrix products.
 
 Assignments are sorted by expert, gathered, and run through two grouped products with the gated activation between them;
-the combine weight enters before the second product, so that the outputs only need summing. One autograd function saves
-the least: inputs, and the first product. Registered in transformers' experts registry under the name ``sorted``, so
+one embedding bag weighs and sums the outputs. One autograd function saves the least: the gathered inputs and the first
+product; the gradient of the combine weights comes from the hidden layer, so outputs are not kept. Registered in transformers' experts registry under the name ``sorted``, so
 every transformers MoE model can use it: ``model.set_experts_implementation("sorted")``.
 
 Shape suffixes: T tokens, K choices per token, S = T K assignments, N experts, D hidden size, F expert width.
@@ -90,19 +90,20 @@ class _SortedExperts(torch.autograd.Function):
         place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
         token_S = order_S // top_k
         w_S1 = w_TK.reshape(-1).index_select(0, order_S).unsqueeze(-1).to(x_TD.dtype)
-        gate_up_SI = grouped_mm(x_TD.index_select(0, token_S), gate_up_NID.transpose(1, 2), ends_N)
+        x_SD = x_TD.index_select(0, token_S)
+        gate_up_SI = grouped_mm(x_SD, gate_up_NID.transpose(1, 2), ends_N)
         gate_SF, up_SF = gate_up_SI.chunk(2, dim=-1)
-        hidden_SF = F.silu(gate_SF) if activation is None else activation(gate_SF)
-        y_SD = grouped_mm((hidden_SF * up_SF).mul_(w_S1), down_NDF.transpose(1, 2), ends_N)
-        ctx.save_for_backward(x_TD, w_S1, gate_up_NID, down_NDF, gate_up_SI, token_S, place_S, ends_N)
+        hidden_SF = F.silu(gate_SF).mul_(up_SF) if activation is None else activation(gate_SF) * up_SF
+        y_SD = grouped_mm(hidden_SF, down_NDF.transpose(1, 2), ends_N)
+        ctx.save_for_backward(x_SD, w_S1, gate_up_NID, down_NDF, gate_up_SI, token_S, place_S, ends_N)
         ctx.top_k, ctx.activation, ctx.w_dtype = top_k, activation, w_TK.dtype
-        return _sum_choices(y_SD, place_S, top_k)
+        return _sum_choices(y_SD, place_S, top_k, w_TK.to(y_SD.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, w_S1, gate_up_NID, down_NDF, gate_up_SI, token_S, place_S, ends_N = ctx.saved_tensors
-        grad_y_SD = grad_TD.to(x_TD.dtype).index_select(0, token_S)
+        x_SD, w_S1, gate_up_NID, down_NDF, gate_up_SI, token_S, place_S, ends_N = ctx.saved_tensors
+        grad_y_SD = grad_TD.to(x_SD.dtype).index_select(0, token_S)
         grad_SF = grouped_mm(grad_y_SD, down_NDF, ends_N)
         grad_gate_up_SI, grad_w_S, weighted_SF = _backward_kernel(ctx.activation, grad_SF)(
             gate_up_SI, w_S1, grad_SF, ctx.activation
@@ -110,7 +111,7 @@ class _SortedExperts(torch.autograd.Function):
         grad_down = grouped_mm(grad_y_SD.T, weighted_SF, ends_N) if ctx.needs_input_grad[4] else None
         grad_gate_up = None
         if ctx.needs_input_grad[3]:
-            grad_gate_up = grouped_mm(grad_gate_up_SI.T, x_TD.index_select(0, token_S), ends_N)
+            grad_gate_up = grouped_mm(grad_gate_up_SI.T, x_SD, ends_N)
         grad_x_SD = grouped_mm(grad_gate_up_SI, gate_up_NID, ends_N)
         grad_w_TK = grad_w_S.to(ctx.w_dtype).index_select(0, place_S).view(-1, ctx.top_k)
         return _sum_choices(grad_x_SD, place_S, ctx.top_k), None, grad_w_TK, grad_gate_up, grad_down, None
@@ -128,9 +129,9 @@ def _sort_by_expert(index_S: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     return order_S, torch.searchsorted(keys_S, experts_N, right=True).to(torch.int32)
 
 
-def _sum_choices(rows_SD: Tensor, place_S: Tensor, top_k: int) -> Tensor:
-    """Sum the K rows of each token: (S, D) sorted by expert to (T, D)."""
-    return F.embedding_bag(place_S.view(-1, top_k), rows_SD, mode="sum")
+def _sum_choices(rows_SD: Tensor, place_S: Tensor, top_k: int, w_TK: Tensor | None = None) -> Tensor:
+    """Sum the K rows of each token, weighted if asked: (S, D) sorted by expert to (T, D)."""
+    return F.embedding_bag(place_S.view(-1, top_k), rows_SD, mode="sum", per_sample_weights=w_TK)
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends_N: Tensor) -> Tensor:

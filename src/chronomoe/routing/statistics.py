@@ -86,6 +86,16 @@ class RoutingWindow:
         mean_all = (self.input_sum / self.tokens.clamp(min=1).unsqueeze(-1)).unsqueeze(1)
         return torch.where(count > 0, self.inputs / count.clamp(min=1) - mean_all, 0.0)
 
+    def summary(self) -> dict[str, float]:
+        """Scalars over all layers for a log: the worst ``max_violation``, the sum of ``dead_experts``, means else."""
+        return {
+            "max_violation": self.max_violation.max().item(),
+            "load_entropy": self.load_entropy.mean().item(),
+            "router_entropy": self.router_entropy.mean().item(),
+            "dead_experts": int(self.dead_experts.sum()),
+            "dropped_fraction": self.dropped_fraction.mean().item(),
+        }
+
 
 class RoutingStatistics(nn.Module):
     """The accumulator behind :class:`RoutingWindow`: one buffer ``sums`` of shape (L, width), fp32, not saved."""
@@ -133,12 +143,13 @@ class RoutingStatistics(nn.Module):
         h_TD = h_TD.float() * mask_T1 if counted_T is not None else h_TD.float()
         weight_TN = torch.zeros_like(p_TN).scatter_(1, chosen_TK, w_TK.float() * mask_T1)
         entropy_T = -torch.special.xlogy(p_TN, p_TN).sum(dim=-1, keepdim=True)
+        centred_TN = z_TN - z_TN.mean(dim=-1, keepdim=True)  # torch's std is many times slower on short rows
         tokens = mask_T1.sum()
         scalars = torch.stack([
             tokens,
             chosen_TK.shape[1] * tokens - used_TN.sum(),
             (entropy_T * mask_T1).sum(),
-            (z_TN.std(dim=-1, correction=0, keepdim=True) * mask_T1).sum(),
+            (centred_TN.square().mean(dim=-1, keepdim=True).sqrt() * mask_T1).sum(),
         ])  # fmt: skip
         parts = [
             used_TN.T @ torch.cat([used_TN, h_TD], dim=-1),

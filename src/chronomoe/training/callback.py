@@ -26,12 +26,7 @@ class ChronoMoECallback(TrainerCallback):
     ) -> None:
         """The gradients of one step are complete: make its window global and note the load."""
         window = self.steering.end_step()
-        self._latest = {
-            "lb_loss": window.balance.mean().item(),
-            "max_violation": window.max_violation.max().item(),
-            "router_entropy": window.router_entropy.mean().item(),
-            "dead_experts": float(window.dead_experts.sum()),
-        }
+        self._latest = {"lb_loss": window.balance.mean().item(), **window.summary()}
 
     def on_log(
         self,

@@ -79,7 +79,7 @@ class Reporter:
         parts = [f"Step {step}", f"Loss: {metrics.get('loss', float('nan')):.4f}", f"lr: {metrics['lr']:.2e}"]
         if "load_entropy" in metrics:
             parts.append(f"balance: {metrics.get('lb_loss', 0):.3f}")
-            parts.append(f"MaxVio: {max(metrics['max_violation']):.2f}")
+            parts.append(f"MaxVio: {metrics['max_violation']:.2f}")
             parts.append(f"dead: {metrics['dead_experts']}")
         if "tokens_per_second" in metrics:
             parts.append(f"{metrics['tokens_per_second']:,.0f} tok/s")

@@ -288,16 +288,8 @@ class ChronoMoETrainer:
             "skipped_steps": state.skipped,
         }
         if self.window is not None:
-            window = self.window
-            metrics |= {
-                "moe_layers": len(window.tokens),
-                "max_violation": window.max_violation.tolist(),
-                "load": window.load.tolist(),
-                "load_entropy": window.load_entropy.mean().item(),
-                "router_entropy": window.router_entropy.mean().item(),
-                "dead_experts": int(window.dead_experts.sum()),
-                "dropped_fraction": window.dropped_fraction.mean().item(),
-            }
+            metrics |= {"moe_layers": len(self.window.tokens), "load": self.window.load.tolist()}
+            metrics |= self.window.summary()
         return metrics
 
     # -- evaluation ----------------------------------------------------------------------------------------------
