@@ -2,8 +2,9 @@
 
 Assignments are sorted by expert, gathered, and run through two grouped products with the gated activation between them;
 one embedding bag weighs and sums the outputs. One autograd function saves the least: the gathered inputs and the first
-product; the gradient of the combine weights comes from the hidden layer, so outputs are not kept. Registered in transformers' experts registry under the name ``sorted``, so
-every transformers MoE model can use it: ``model.set_experts_implementation("sorted")``.
+product; the gradient of the combine weights comes from the hidden layer, so outputs are not kept. Registered in
+transformers' experts registry as ``sorted``, so every transformers MoE model can use it:
+``model.set_experts_implementation("sorted")``.
 
 Shape suffixes: T tokens, K choices per token, S = T K assignments, N experts, D hidden size, F expert width.
 """
@@ -105,10 +106,8 @@ class _SortedExperts(torch.autograd.Function):
         x_SD, w_S1, gate_up_NID, down_NDF, gate_up_SI, token_S, place_S, ends_N = ctx.saved_tensors
         grad_y_SD = grad_TD.to(x_SD.dtype).index_select(0, token_S)
         grad_SF = grouped_mm(grad_y_SD, down_NDF, ends_N)
-        grad_gate_up_SI, grad_w_S, weighted_SF = _backward_kernel(ctx.activation, grad_SF)(
-            gate_up_SI, w_S1, grad_SF, ctx.activation
-        )
-        grad_down = grouped_mm(grad_y_SD.T, weighted_SF, ends_N) if ctx.needs_input_grad[4] else None
+        grad_gate_up_SI, grad_w_S = _backward_kernel(ctx.activation, grad_SF)(gate_up_SI, w_S1, grad_SF, ctx.activation)
+        grad_down = grouped_mm(grad_y_SD.T, grad_SF, ends_N) if ctx.needs_input_grad[4] else None
         grad_gate_up = None
         if ctx.needs_input_grad[3]:
             grad_gate_up = grouped_mm(grad_gate_up_SI.T, x_SD, ends_N)
@@ -152,8 +151,8 @@ def _aligned(tensor: Tensor) -> bool:
 
 def _gated_backward(
     gate_up_SI: Tensor, w_S1: Tensor, grad_SF: Tensor, activation: Callable[[Tensor], Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of w * act(gate) * up: for [gate, up] (S, 2F) and w (S,), with the product itself (S, F)."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of w * act(gate) * up: for [gate, up] (S, 2F) and w (S,); ``grad_SF`` becomes the product itself."""
     gate_SF, up_SF = gate_up_SI.chunk(2, dim=-1)
     if activation is None:
         sigmoid_SF = gate_SF.sigmoid()
@@ -169,11 +168,12 @@ def _gated_backward(
     grad_w_S = (grad_SF.float() * product_SF.float()).sum(dim=-1)
     weighted_grad_SF = grad_SF * w_S1
     grad_gate_up_SI = torch.cat([weighted_grad_SF * up_SF * slope_SF, weighted_grad_SF * act_SF], dim=-1)
-    return grad_gate_up_SI, grad_w_S, product_SF * w_S1
+    grad_SF.copy_(product_SF * w_S1)  # in place: fresh memory costs as much as the arithmetic
+    return grad_gate_up_SI, grad_w_S
 
 
 @cache
-def _compiled_backward() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def _compiled_backward() -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(_gated_backward, dynamic=True)
 
 
@@ -184,7 +184,7 @@ def can_compile() -> bool:
     return os.environ.get("CHRONOMOE_COMPILE", "1") != "0" and shutil.which(compiler) is not None
 
 
-def _backward_kernel(activation: object, grad_SF: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def _backward_kernel(activation: object, grad_SF: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     # One pass over memory instead of eight, worth it on large activations; SiLU only, others go through autograd.
     if activation is None and grad_SF.numel() >= COMPILE_FROM and can_compile():
         return _compiled_backward()

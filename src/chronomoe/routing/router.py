@@ -154,10 +154,9 @@ class SteeredRouter(nn.Module):
         if self.layer in context.seen:
             return
         context.seen.add(self.layer)
-        statistics = self.steering.statistics
-        before = statistics.assignments(self.layer)
-        statistics.record(self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T)
-        assigned = statistics.assignments(self.layer) - before
+        assigned = self.steering.statistics.record(
+            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T
+        )
         context.probability_sums[self.layer] = probability_sum
         context.squared_logsumexps[self.layer] = squared_logsumexp
         context.loads[self.layer] = assigned / assigned.sum().clamp(min=1)
