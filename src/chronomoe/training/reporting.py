@@ -51,6 +51,13 @@ class Reporter:
             self.record({"event": "resumed", "step": step})
         self.tick(step)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens in the block (evaluating, saving) does not count as training time."""
+        clock, began = self._clock, time.perf_counter()
+        yield
+        self._clock = clock + time.perf_counter() - began
+
     def tick(self, step: int) -> None:
         """Move the live line."""
         if self._progress is not None:

@@ -272,10 +272,11 @@ class ChronoMoETrainer:
             state.sums, state.summed = {}, 0
         else:
             self.report.tick(state.step)
-        if state.step % config.eval_every_n_steps == 0:
-            evaluation = self._evaluate_and_log()
-        if state.step % config.save_every_n_steps == 0:
-            self.save_checkpoint()
+        with self.report.aside():
+            if state.step % config.eval_every_n_steps == 0:
+                evaluation = self._evaluate_and_log()
+            if state.step % config.save_every_n_steps == 0:
+                self.save_checkpoint()
         return evaluation
 
     def _metrics(self) -> dict[str, Any]:
