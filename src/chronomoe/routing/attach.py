@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.routing.dispatch import use_sorted_dispatch
@@ -40,7 +41,8 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
     """Steer every router of ``model`` and return the :class:`Steering`, also found as ``model.steering``.
 
     ``dispatch`` names the experts implementation to use from now on (``sorted`` is ours; ``keep`` leaves the model's).
-    With every field neutral the model's logits and gradients stay the same bits. In training its loss gains the router
+    With every field neutral the model's logits and gradients stay the same bits (with ``dispatch="keep"``; another
+    dispatch sums in another order). In training its loss gains the router
     losses of ``config``, in place of transformers' own auxiliary loss.
 
     Raises :class:`UnsupportedModelError` for a model without routers of a known kind, :class:`ConfigError` when the
@@ -48,6 +50,8 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
     """
     if isinstance(getattr(model, "steering", None), Steering):
         raise ConfigError("this model is steered already; use model.steering.")
+    if dispatch not in ("keep", "eager") and dispatch not in ALL_EXPERTS_FUNCTIONS:
+        raise ConfigError(f"there is no dispatch {dispatch!r}; use sorted, grouped_mm, eager or keep.")
     base = getattr(model, "model", model)
     layers = getattr(base, "layers", None)
     routers = [] if layers is None else [(layer, _router_of(layer)) for layer in layers]
@@ -122,7 +126,9 @@ def _add_router_losses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     if not model.training or loss is None or context is None:
         return output
     labels, num_items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
-    share = None if labels is None or num_items is None else (labels[..., 1:] != -100).sum() / num_items
+    share = (
+        None if labels is None or labels.dim() < 2 or num_items is None else (labels[..., 1:] != -100).sum() / num_items
+    )
     terms = steering.losses(context, share)
     config = steering.config
     extra = config.balance_coefficient * terms["balance"] + config.z_coefficient * terms["z"]

@@ -3,6 +3,7 @@
 Shape suffixes: L MoE layers, N experts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +95,15 @@ class Steering(nn.Module):
         self.last_losses: dict[str, Tensor] = {}
         """Terms of the latest training loss: ``lm``, ``balance``, ``z``."""
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Steering":
+        # Moves with the model, but stays fp32: counts and small biases do not survive bf16.
+        before = {(module, name): buffer for module in self.modules() for name, buffer in module._buffers.items()}
+        super()._apply(fn, recurse)
+        for (module, name), buffer in before.items():
+            if buffer is not None and module._buffers[name].dtype != buffer.dtype:  # type: ignore[union-attr]
+                module._buffers[name] = buffer.to(module._buffers[name].device)  # type: ignore[union-attr]
+        return self
+
     @torch.no_grad()
     def reset(self) -> None:
         """Every field neutral, nothing observed."""
@@ -115,6 +125,10 @@ class Steering(nn.Module):
         versions = [(id(self.config), 0), *((field.data_ptr(), field._version) for field in fields)]
         if versions == self._looked_at:
             return
+        if not all(bool(field.isfinite().all()) for field in fields[:-1]) or self.base_temperature <= 0:
+            raise ConfigError(
+                "a steering field is not finite, or base_temperature is not above 0; steering.reset() helps."
+            )
         fewest = int(self.available.sum(dim=-1).min())
         if fewest < self.top_k:
             raise ConfigError(f"a layer has {fewest} available experts but each token needs {self.top_k}; enable more.")

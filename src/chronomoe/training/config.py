@@ -100,7 +100,9 @@ class TrainingConfig:
         for name in ("initial_kappa", "final_kappa"):
             if not -1 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; kappa lies between -1 and 1.")
-        for name in ("min_coherence", "gating_strength", "adam_beta2"):
+        if not 0 <= self.adam_beta2 < 1:
+            raise ConfigError(f"adam_beta2 is {self.adam_beta2}; it must be at least 0 and below 1.")
+        for name in ("min_coherence", "gating_strength"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
         for name, allowed in _CHOICES.items():

@@ -240,3 +240,34 @@ def test_attaching_twice_is_refused(host):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         chronomoe.SteeringConfig(**settings)
+
+
+def test_fields_and_sums_stay_fp32_when_the_model_is_cast(host, tokens):
+    model = host("mixtral")
+    steering = chronomoe.attach(model)
+    steering.pressure[0, 1] = 0.3
+    model.to(torch.bfloat16)
+    assert steering.pressure.dtype == steering.statistics.sums.dtype == torch.float32
+    assert steering.available.dtype == torch.bool
+    assert steering.pressure[0, 1] == torch.tensor(0.3)
+    model.train()(tokens, labels=tokens).loss.backward()
+    assert steering.end_step().assignments.sum() == 2 * 2 * tokens.numel()
+
+
+def test_fields_that_are_not_finite_are_refused(host, tokens):
+    model = host("mixtral")
+    steering = chronomoe.attach(model)
+    steering.pressure[0, 1] = float("nan")
+    with pytest.raises(ConfigError, match="not finite"):
+        model(tokens)
+    steering.reset()
+    steering.base_temperature.fill_(0.0)
+    with pytest.raises(ConfigError, match="base_temperature"):
+        model(tokens)
+
+
+def test_an_unknown_dispatch_is_refused_before_anything_changes(host):
+    model = host("mixtral")
+    with pytest.raises(ConfigError, match="no dispatch 'foo'"):
+        chronomoe.attach(model, dispatch="foo")
+    chronomoe.attach(model)
