@@ -183,12 +183,12 @@ class ChronoMoETrainer:
             stream = iter(loader)
             while state.step < last:
                 group = list(itertools.islice(stream, self.config.gradient_accumulation_steps))
-                if not group:
-                    break
                 if self._pending_rng is not None:
                     # Only now: making the iterator has drawn from the generator, as it had in the first run.
                     checkpoint.unpack_rng(*self._pending_rng)
                     self._pending_rng = None
+                if not group:
+                    break
                 state.batch += len(group)
                 yield group
             else:
