@@ -5,6 +5,7 @@ checkpoint loads with :meth:`from_pretrained`; :meth:`export_plain` writes one.
 """
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
     config: MixtralConfig
     config_class = MixtralConfig
     steering: Steering
+    _keep_in_fp32_modules_strict = {"steering"}  # noqa: RUF012 (bf16 would round the fields)
 
     def __init__(self, config: HFMixtralConfig) -> None:
         # Ours unless another was asked for by name; transformers resolves "none asked for" in its constructor.
@@ -31,6 +33,14 @@ class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
             **(getattr(config, "steering", None) or {}), enabled=getattr(config, "enable_chronovisor", True)
         )
         attach(self, steering, dispatch=dispatch)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; a plain Mixtral checkpoint loads too, with neutral fields."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.steering.after_loading()
+        return loaded
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

@@ -17,8 +17,9 @@ class MixtralConfig(HFMixtralConfig):
     """Shape of a Mixtral-style decoder.
 
     ``vocab_size``, ``hidden_dim``, ``intermediate_dim`` (3.5 hidden_dim), ``num_layers``, ``num_experts``,
-    ``num_experts_per_token``, ``num_attention_heads`` (hidden_dim / 32, at most 32), ``num_key_value_heads`` (a quarter
-    of the heads), ``head_dim`` (hidden_dim / heads), ``max_seq_length``, ``rms_norm_eps``, ``rope_theta``,
+    ``num_experts_per_token``, ``num_attention_heads`` (hidden_dim / 32 or the next divisor below, at most 32),
+    ``num_key_value_heads`` (a quarter of the heads or the next divisor below), ``head_dim`` (hidden_dim / heads),
+    ``max_seq_length``, ``rms_norm_eps``, ``rope_theta``,
     ``tie_word_embeddings``; in brackets what is derived when not given. ``enable_chronovisor=False`` makes the fields
     inert. ``steering`` holds the fields of :class:`chronomoe.SteeringConfig`.
 
@@ -51,9 +52,9 @@ class MixtralConfig(HFMixtralConfig):
         if self.intermediate_size is None:
             self.intermediate_size = int(3.5 * self.hidden_size)
         if self.num_attention_heads is None:
-            self.num_attention_heads = min(32, max(1, self.hidden_size // 32))
+            self.num_attention_heads = _heads(self.hidden_size)
         if self.num_key_value_heads is None:
-            self.num_key_value_heads = max(1, self.num_attention_heads // 4)
+            self.num_key_value_heads = _largest_divisor(self.num_attention_heads, self.num_attention_heads // 4)
         self._refuse_bad_shapes()
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
@@ -64,8 +65,11 @@ class MixtralConfig(HFMixtralConfig):
             "vocab_size", "hidden_dim", "intermediate_dim", "num_layers", "num_experts", "num_experts_per_token",
             "num_attention_heads", "num_key_value_heads", "max_seq_length",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if self.head_dim is not None and self.head_dim < 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; it must be at least 2.")
         heads, kv_heads = int(self.num_attention_heads or 0), int(self.num_key_value_heads or 0)
         if self.num_experts_per_token > self.num_experts:
             raise ConfigError(
@@ -84,3 +88,14 @@ class MixtralConfig(HFMixtralConfig):
             raise ConfigError(
                 f"num_attention_heads ({heads}) is not divisible by num_key_value_heads ({kv_heads}); change one."
             )
+
+
+def _heads(width: int) -> int:
+    """The most heads, at most ``width / 32`` and 32, that divide ``width`` into an even size each."""
+    if not isinstance(width, int) or width < 2:
+        return 1
+    return next(heads for heads in range(max(1, min(32, width // 32)), 0, -1) if width % (2 * heads) == 0 or heads == 1)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next((found for found in range(limit, 1, -1) if number % found == 0), 1)

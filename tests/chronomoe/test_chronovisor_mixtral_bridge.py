@@ -84,3 +84,33 @@ def test_active_parameters(model):
     total = sum(p.numel() for p in model.parameters())
     one_expert = 3 * 32 * model.config.intermediate_size
     assert total - model.num_active_params == 2 * 2 * one_expert
+
+
+def test_a_bf16_checkpoint_trains_with_fields_and_counts_in_fp32(model, tokens, tmp_path):
+    model.steering.pressure.copy_(torch.linspace(-0.3, 0.3, model.steering.pressure.numel()).view(2, -1))
+    model.save_pretrained(tmp_path)
+    lower = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16).train()
+    assert lower.dtype == torch.bfloat16
+    assert torch.equal(lower.steering.pressure, model.steering.pressure)
+    assert lower.steering.available.dtype == torch.bool
+    loss = lower(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in lower.parameters())
+    window = lower.steering.end_step()
+    assert torch.equal(window.assignments.sum(dim=-1), torch.full((2,), 2.0 * tokens.numel()))
+
+
+def test_loading_starts_with_an_empty_window(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    held = [torch.full((100, 1000), 7.0) for _ in range(20)]  # so that fresh memory is not all zeros
+    del held
+    assert not type(model).from_pretrained(tmp_path).steering.statistics.sums.any()
+
+
+def test_steering_works_in_inference_mode(tokens):
+    with torch.inference_mode():
+        model = ChronovisorMixtralForCausalLM(MixtralConfig(vocab_size=61, hidden_dim=32, num_layers=2)).eval()
+        before = model(tokens).logits.clone()
+        model.steering.pressure[:, 0] += 50
+        assert not torch.equal(model(tokens).logits, before)

@@ -46,11 +46,21 @@ def test_defaults_are_the_originals():
         ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8}, "num_key_value_heads"),
         ({"num_layers": 0}, "num_layers"),
         ({"vocab_size": -1}, "vocab_size"),
+        ({"head_dim": 0}, "head_dim"),
     ],
 )
 def test_bad_combinations_are_refused_by_name(shape, name):
     with pytest.raises(ConfigError, match=name):
         MixtralConfig(**shape)
+
+
+@pytest.mark.parametrize("width", [2, 6, 32, 100, 200, 288, 300, 500, 768, 1000, 4096])
+def test_heads_are_derived_for_every_even_width(width):
+    config = MixtralConfig(hidden_dim=width)
+    assert config.head_dim * config.num_attention_heads == width
+    assert config.head_dim % 2 == 0
+    assert config.num_attention_heads % config.num_key_value_heads == 0
+    assert config.num_attention_heads <= max(1, width // 32)
 
 
 def test_survives_saving_and_opens_in_plain_transformers(tmp_path):

@@ -115,7 +115,7 @@ def load_brain(path: Path) -> tuple[Any, Any]:
     model: Any
     info: dict[str, Any]
     try:
-        model, info = ChronovisorMixtralForCausalLM.from_pretrained(folder, output_loading_info=True)  # type: ignore[misc]
+        model, info = ChronovisorMixtralForCausalLM.from_pretrained(folder, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever the libraries raise for files they do not understand
         reason = (str(error).splitlines() or [""])[0]

@@ -2,14 +2,33 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from chronomoe.errors import ConfigError
 from chronomoe.training.config import TrainingConfig
 
 
+class Given:
+    """Remembers which fields its maker named: a flag given at its default value is still given."""
+
+    given_names: frozenset[str]
+
+    def __new__(cls, **given: Any) -> Self:
+        made = super().__new__(cls)
+        object.__setattr__(made, "given_names", frozenset(given))
+        return made
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class BrainTraining(Given, TrainingConfig):
+    """The library's settings; a brain keeps fewer checkpoints."""
+
+    keep_last: int = 3
+    """Newest checkpoints kept, besides the best; 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(Given):
     """Changes to the base model's configuration; what is not given stays as the base model has it."""
 
     hidden_dim: int | None = None
@@ -33,7 +52,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(Given):
     """What to train, on what, and under which name."""
 
     root: Path = Path()
@@ -75,7 +94,7 @@ class Run:
 
     settings: RunSettings = field(default_factory=RunSettings)
     shape: ModelShape = field(default_factory=ModelShape)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: BrainTraining = field(default_factory=BrainTraining)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; what concerns one invocation only is left out."""
@@ -87,24 +106,24 @@ class Run:
         return {"settings": settings, "shape": asdict(self.shape), "training": asdict(self.training)}
 
     def continuing(self, saved: dict[str, Any]) -> tuple["Run", dict[str, tuple[Any, Any]]]:
-        """The run that ``saved`` describes, changed where this one departs from the defaults; and those changes."""
+        """The run that ``saved`` describes, changed where this one was told otherwise; and those changes."""
         changes: dict[str, tuple[Any, Any]] = {}
         merged: dict[str, dict[str, Any]] = {}
-        for part, default in (("settings", RunSettings()), ("shape", ModelShape()), ("training", TrainingConfig())):
+        for part, default in (("settings", RunSettings()), ("shape", ModelShape()), ("training", BrainTraining())):
             now = getattr(self, part)
             merged[part] = {}
             for entry in fields(default):
-                asked, usual = getattr(now, entry.name), getattr(default, entry.name)
-                old = saved.get(part, {}).get(entry.name, usual)
+                asked = getattr(now, entry.name)
+                old = saved.get(part, {}).get(entry.name, getattr(default, entry.name))
                 if part == "settings" and entry.name in ("model", "data") and old is not None:
                     old = Path(old)
-                take = asked if asked != usual or entry.name in _MOMENTARY else old
+                take = asked if entry.name in now.given_names or entry.name in _MOMENTARY else old
                 if take != old and entry.name not in _MOMENTARY:
                     changes[entry.name] = (old, take)
                 merged[part][entry.name] = take
         run = Run(
             settings=RunSettings(**merged["settings"]),
             shape=ModelShape(**merged["shape"]),
-            training=TrainingConfig(**merged["training"]),
+            training=BrainTraining(**merged["training"]),
         )
         return run, changes

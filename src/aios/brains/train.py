@@ -55,7 +55,7 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         if run.settings.resume:
             trainer.load_checkpoint("latest")
         write_run(bundle, run.to_json(), fingerprints)  # only now: settings that fail must not become the brain's
-        results = _results(trainer, store) | {"bundle": bundle}
+        results = _results(trainer, store, run.settings.eval_tokens) | {"bundle": bundle}
         if results["finished"]:
             _publish(trainer, tokenizer, bundle)
             write_card(bundle, model, run, store, results)
@@ -126,6 +126,8 @@ def _sequences(run: Run, store: TokenStore) -> PackedDataset:
 
 def _check_place(bundle: Path, run: Run) -> None:
     """Nothing trained may be in the way of a new run, and something must be there to resume."""
+    if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
+        raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
     places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
     if run.settings.resume:
         if not list_checkpoints(bundle / run.training.checkpoint_dir):
@@ -173,15 +175,14 @@ def _evaluated(store: TokenStore) -> list[str]:
     return [domain.name for domain in store.info.domains if domain.heldout.documents]
 
 
-def _results(trainer: Any, store: TokenStore) -> dict[str, Any]:
-    unigram = unigram_bits_per_byte(store)
+def _results(trainer: Any, store: TokenStore, eval_tokens: int) -> dict[str, Any]:
     results: dict[str, Any] = trainer.train()
-    return results | {"unigram": {name: unigram[name] for name in _evaluated(store)}}
+    return results | {"unigram": unigram_bits_per_byte(store, eval_tokens)}
 
 
 def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:
     """Put the final model into the bundle itself, file by file, each whole."""
-    final = trainer.checkpoint_dir / f"step_{trainer.state.step}"
+    final = trainer.files.folder / f"step_{trainer.state.step}"
     tokenizer_files = {path.name for path in final.glob("*token*")}
     for path in final.iterdir():
         if (

@@ -20,14 +20,13 @@ def demo(*, root: Path = Path("demo"), steps: int = 800) -> int:
     from aios.brains.base import make_workspace
     from aios.brains.bundle import load_brain
     from aios.brains.generate import sample_text
-    from aios.brains.settings import Run, RunSettings
+    from aios.brains.settings import BrainTraining, Run, RunSettings
     from aios.brains.train import train
     from aios.cli.quiet import quiet_libraries
-    from chronomoe.training.config import TrainingConfig
 
     quiet_libraries()
     began = time.perf_counter()
-    training = TrainingConfig(
+    training = BrainTraining(
         max_steps=steps,
         batch_size=8,
         learning_rate=4e-3,

@@ -5,9 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from aios.brains.settings import ModelShape, Run, RunSettings
+from aios.brains.settings import BrainTraining, ModelShape, Run, RunSettings
 from aios.workspace import Workspace
-from chronomoe.training.config import TrainingConfig
 
 Flat = Parameter(name="*")
 
@@ -17,7 +16,7 @@ def train(
     config: Path | None = None,
     settings: Annotated[RunSettings, Flat] = RunSettings(),  # noqa: B008 (frozen)
     shape: Annotated[ModelShape, Flat] = ModelShape(),  # noqa: B008
-    training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008
+    training: Annotated[BrainTraining, Flat] = BrainTraining(),  # noqa: B008
 ) -> int:
     """Train a Mixtral-style brain on prepared data, or continue one with --resume.
 

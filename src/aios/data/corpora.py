@@ -76,7 +76,9 @@ def init_workspace(
     if prepared.is_dir() and not overwrite:
         report(f"{prepared}: already there, kept as it is; --overwrite makes it again.")
     else:
-        settings = PrepareConfig(tokenizer=base if keep else None, vocab_size=vocab_size, overwrite=overwrite)
+        settings = PrepareConfig(
+            tokenizer=base if keep else None, vocab_size=vocab_size, heldout_fraction=0.1, overwrite=overwrite
+        )
         for warning in prepare(sources, prepared, settings, report=report).warnings:
             report(warning)
     store = TokenStore.open(prepared)

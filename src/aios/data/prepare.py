@@ -69,7 +69,7 @@ class _Domain:
     split: DomainSplit
     sources: list[Source] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
-    heldout: dict[int, str] = field(default_factory=dict)
+    heldout: list[str] = field(default_factory=list)
     sample: list[str] = field(default_factory=list)
 
     def survey(self, text_field: str | None, sample_characters: int) -> None:
@@ -145,7 +145,7 @@ def _write_domains(
     domains: list[_Domain], encoder: Encoder, config: PrepareConfig, stage: Path, report: Callable[[str], None]
 ) -> StoreInfo:
     dtype = "uint16" if encoder.vocab_size <= 1 << 16 else "uint32"
-    duplicates = NearDuplicates([text for domain in domains for text in domain.heldout.values()])
+    duplicates = NearDuplicates([text for domain in domains for text in domain.heldout])
     sizes: dict[tuple[str, str], SplitSize] = {}
     hashes: list[str] = []
 
@@ -164,7 +164,7 @@ def _write_domains(
         report(f"{domain.name}: {sizes[domain.name, 'train'].tokens:,} training tokens.")
     dropped = iter(duplicates.found)
     for domain in domains:
-        write(domain, "heldout", [text for text in domain.heldout.values() if not next(dropped)])
+        write(domain, "heldout", [text for text in domain.heldout if not next(dropped)])
     infos = _domain_infos(domains, sizes)
     settings = [tokenizer_fingerprint(stage / TOKENIZER_FOLDER), encoder.vocab_size, encoder.separator_id, dtype]
     return StoreInfo(
@@ -222,6 +222,8 @@ def _warnings(domains: list[_Domain], info: StoreInfo) -> tuple[str, ...]:
         if stored.heldout.documents == 0:
             why = "training text nearly repeats all of it" if stored.near_duplicates_dropped else "it is too short"
             found.append(f"{stored.name}: no held-out text, so it cannot be evaluated: {why}.")
+        if domain.split.siblings_in_training:
+            found.append(f"{stored.name}: it has few texts, so held-out pieces come from texts that are trained on.")
         if stored.replaced_bytes:
             found.append(f"{stored.name}: {stored.replaced_bytes:,} bytes were not UTF-8 and were replaced.")
         if domain.tally.binaries_skipped:

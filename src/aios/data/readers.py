@@ -1,7 +1,7 @@
 """Sources of text and the documents in them, read as streams.
 
-A source is a named file, folder, archive or data set; a document is what must stay on one side of the
-training/held-out split: a record, or a text, or a piece of a long text. Nothing here holds more than one.
+A source is a named file, folder, archive or data set; a document is a record, or a text, or a piece of a long text
+(which knows its siblings, see split.py). Nothing here holds more than one.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def parse_source(spec: str) -> Source:
         name, rest = "", spec
     elif not _NAME.fullmatch(name):
         raise ConfigError(f"The name {name!r} in source {spec!r} must be 1 to 64 letters, digits, '_' or '-'.")
+    if not os.path.exists(rest):
+        rest = os.path.expanduser(rest)  # the shell leaves `name=~/text` alone
     weight = None
     path, _, number = rest.rpartition(":")
     if path and not os.path.exists(rest) and re.fullmatch(r"[0-9]*\.?[0-9]+", number):
@@ -213,7 +215,23 @@ def text_documents(lines: Iterable[str]) -> Iterator[str]:
             yield "".join(beginning)
 
 
-def _cut(lines: Iterable[str]) -> Iterator[str]:
+class Piece(str):
+    """A piece of a text too long to be one document."""
+
+    beginning: str
+    """The first piece of that text, by which its pieces know each other."""
+
+
+def _cut(lines: Iterable[str]) -> Iterator[Piece]:
+    first: Piece | None = None
+    for text in _pieces(lines):
+        piece = Piece(text)
+        first = first or piece
+        piece.beginning = first
+        yield piece
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
     piece, size = [], 0
     for line in lines:
         piece.append(line)

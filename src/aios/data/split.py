@@ -1,14 +1,16 @@
 """Which documents are held out for evaluation, and which of those training nearly repeats.
 
-A document's hash decides its side, so copies land together and adding text moves nothing. Text that is nearly
+A text's hash decides its side, so copies land together and adding text moves nothing. Text that is nearly
 in the training side would measure memory, not modelling: such held-out documents are dropped.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
 from heapq import heappop, heappush
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,54 +26,107 @@ def text_key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-class DomainSplit:
-    """Chooses the held-out side of one domain in a single pass over its documents.
-
-    Held out are the documents with the lowest hashes: about `fraction` of all, at most `max_bytes` of text, at
-    least one, never all. A domain that is one document has its last tenth held out instead.
-    """
+class _Lowest:
+    """The texts with the lowest keys: about ``fraction`` of all, at most ``max_bytes``, at least one, never all."""
 
     def __init__(self, fraction: float, max_bytes: int) -> None:
         self._threshold, self._max_bytes = int(fraction * 2**64), max_bytes
-        self._chosen: list[tuple[int, str]] = []
-        self._keys: set[int] = set()
+        self._kept: dict[int, dict[str, None]] = {}
+        self._order: list[int] = []
         self._bytes = 0
-        self._lowest: tuple[int, str] | None = None
-        self._highest = -1
+        self.lowest, self.highest = 1 << 64, -1
+
+    def observe(self, key: int, text: str) -> None:
+        """See a text; those of one key are kept, or not, together."""
+        self.highest = max(self.highest, key)
+        if key < self.lowest:
+            if self.lowest >= self._threshold:
+                self._drop(self.lowest)  # it was kept only for want of a lower one
+            self.lowest = key
+        elif key >= self._threshold and key != self.lowest:
+            return
+        if key not in self._kept:
+            self._kept[key] = {}
+            heappush(self._order, -key)
+        texts, size = self._kept[key], len(text.encode())
+        if text in texts or (texts and len(self._order) == 1 and self._bytes + size > self._max_bytes):
+            return  # a copy, or more of one long text than is evaluated
+        texts[text] = None
+        self._bytes += size
+        while self._bytes > self._max_bytes and len(self._order) > 1:
+            self._threshold = -self._order[0]  # more of that text may follow
+            self._drop(self._threshold)
+
+    def _drop(self, key: int) -> None:
+        if key in self._kept:
+            heappop(self._order)
+            self._bytes -= sum(len(text.encode()) for text in self._kept.pop(key))
+
+    def keys(self) -> set[int]:
+        """The keys that are held out."""
+        return set(self._kept) - {self.highest}
+
+    def texts(self, keys: Iterable[int]) -> list[str]:
+        """The texts of some keys, in the order of these."""
+        return [text for key in sorted(keys) for text in self._kept[key]]
+
+
+class DomainSplit:
+    """Chooses the held-out side of one domain in a single pass over its documents.
+
+    Held out are the texts with the lowest hashes. All pieces of a long text stay together, so that no evaluation text
+    continues one that was trained on. Where that would leave too coarse a choice (fewer than ``1 / fraction`` texts)
+    pieces are chosen one by one; where there is but one document, its last tenth is held out.
+    """
+
+    def __init__(self, fraction: float, max_bytes: int) -> None:
+        self._texts, self._pieces = _Lowest(fraction, max_bytes), _Lowest(fraction, max_bytes)
+        self._seen: set[int] = set()
+        self._cut = False
+        self._enough = ceil(1 / fraction)
+        self._chosen: set[int] = set()
+        self._only_document = False
+
+    @property
+    def whole_texts(self) -> bool:
+        """Are long texts held out as a whole?"""
+        return len(self._seen) >= self._enough
+
+    @property
+    def siblings_in_training(self) -> bool:
+        """Are there held-out pieces whose text is trained on elsewhere?"""
+        return self._cut and not self.whole_texts
 
     def observe(self, text: str) -> None:
         """First pass: see a document."""
-        key = text_key(text)
-        self._highest = max(self._highest, key)
-        if self._lowest is None or key < self._lowest[0]:
-            self._lowest = key, text
-        if key < self._threshold and key not in self._keys:
-            heappush(self._chosen, (-key, text))
-            self._keys.add(key)
-            self._bytes += len(text.encode())
-            while self._bytes > self._max_bytes and len(self._chosen) > 1:
-                dropped, evicted = heappop(self._chosen)
-                self._keys.discard(-dropped)
-                self._bytes -= len(evicted.encode())
+        self._cut = self._cut or hasattr(text, "beginning")
+        whole = _whole_key(text)
+        if not self.whole_texts:
+            self._seen.add(whole)
+        self._texts.observe(whole, text)
+        self._pieces.observe(text_key(text), text)
 
-    def finish(self) -> dict[int, str]:
-        """End of the first pass: the held-out texts by key, in the order of their hash."""
-        assert self._lowest is not None, "a domain has documents"
-        if self._lowest[0] == self._highest:
-            self._keys = set()
-            tail = self._lowest[1][len(_head(self._lowest[1])) :]
-            return {text_key(tail): tail} if tail.strip() else {}
-        held = dict([self._lowest, *((-key, text) for key, text in self._chosen)])
-        held.pop(self._highest, None)
-        self._keys = set(held)
-        return dict(sorted(held.items()))
+    def finish(self) -> list[str]:
+        """End of the first pass: the held-out texts, in the order of their hash."""
+        chosen = self._texts if self.whole_texts else self._pieces
+        self._only_document = chosen.lowest == chosen.highest
+        if self._only_document:
+            (text,) = chosen.texts({chosen.lowest})
+            tail = text[len(_head(text)) :]
+            return [tail] if tail.strip() else []
+        self._chosen = chosen.keys()
+        return chosen.texts(self._chosen)
 
     def training_text(self, text: str) -> str | None:
         """Second pass: what of a document is trained on."""
-        key = text_key(text)
-        if self._lowest is not None and self._lowest[0] == self._highest:
+        if self._only_document:
             return _head(text)
-        return None if key in self._keys else text
+        key = _whole_key(text) if self.whole_texts else text_key(text)
+        return None if key in self._chosen else text
+
+
+def _whole_key(text: str) -> int:
+    return text_key(getattr(text, "beginning", text))
 
 
 def _head(text: str) -> str:

@@ -48,6 +48,8 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
     Raises :class:`UnsupportedModelError` for a model without routers of a known kind, :class:`ConfigError` when the
     model is steered already or its experts cannot be steered together.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"cannot steer a {type(model).__name__}; give a model: {SUPPORTED}.")
     if isinstance(getattr(model, "steering", None), Steering):
         raise ConfigError("this model is steered already; use model.steering.")
     if dispatch not in ("keep", "eager") and dispatch not in ALL_EXPERTS_FUNCTIONS:

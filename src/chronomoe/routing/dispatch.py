@@ -34,6 +34,7 @@ COMPILE_FROM = 1 << 20
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
+@torch.compiler.disable  # it sorts on the host: torch.compile goes around it
 def sorted_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts' mixture, shape (T, D), for tokens (T, D), expert indices (T, K) and combine weights (T, K).
 
@@ -45,8 +46,12 @@ def sorted_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Ten
             f"`sorted` dispatch runs gated experts without bias, not {type(experts).__name__}; use grouped_mm for it."
         )
     gate_up_NID, down_NDF = experts.gate_up_proj, experts.down_proj
+    device = hidden_states.device.type
+    if torch.is_autocast_enabled(device):
+        lower = torch.get_autocast_dtype(device)
+        gate_up_NID, down_NDF = gate_up_NID.to(lower), down_NDF.to(lower)
     x_TD = hidden_states.to(gate_up_NID.dtype)
-    one_token = x_TD.shape[0] == 1 and x_TD.device.type == "cpu" and not torch.is_grad_enabled()
+    one_token = x_TD.shape[0] == 1 and device == "cpu" and not torch.is_grad_enabled()
     with without_autocast(x_TD):
         if one_token:
             out_TD = _one_token(x_TD, top_k_index, top_k_weights, gate_up_NID, down_NDF, experts.act_fn)

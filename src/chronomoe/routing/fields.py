@@ -90,7 +90,7 @@ def within_capacity(chosen_TK: Tensor, num_experts: int, capacity_factor: float,
     token can cost an earlier one its second expert. Evaluation is dropless, hence causal.
     """
     num_tokens, top_k = chosen_TK.shape
-    capacity = torch.ceil(capacity_factor * top_k * counted_T.sum() / num_experts)
+    capacity = torch.ceil(capacity_factor * top_k * counted_T.sum().double() / num_experts)
     by_choice = chosen_TK.T.reshape(-1)
     counted = counted_T.to(torch.int64).repeat(top_k).unsqueeze(-1)
     queue = torch.nn.functional.one_hot(by_choice, num_experts) * counted

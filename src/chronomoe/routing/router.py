@@ -114,13 +114,15 @@ class SteeredRouter(nn.Module):
         if steering.config.fields_in_weights and not steering.neutral:
             p_TN = steering.scores(self.layer, z_TN).softmax(dim=-1)
         w_TK = p_TN.gather(-1, chosen_TK)
-        if self.normalise and self.top_k == 1:
-            # p / p is the host's weight 1 without its zero gradient: d log p, times what the expert adds.
-            w_TK = w_TK / w_TK.detach()
-        elif self.normalise:
-            w_TK = w_TK / w_TK.sum(dim=-1, keepdim=True)
+        if self.normalise:
+            if not steering.neutral:
+                # A field may choose experts of probability 0 (a logit gap above 100): still a mixture, not 0 / 0.
+                w_TK = w_TK.clamp(min=torch.finfo(w_TK.dtype).tiny)
+            # For one expert p / p is the host's weight 1 without its zero gradient: d log p, times what it adds.
+            w_TK = w_TK / (w_TK.detach() if self.top_k == 1 else w_TK.sum(dim=-1, keepdim=True))
         if context.open_TN is not None:
-            w_TK = w_TK.nan_to_num(0.0)  # a position with no open expert at all: 0 / 0
+            # Chosen for want of an open expert: it adds nothing.
+            w_TK = w_TK.masked_fill(~context.open_TN.gather(-1, chosen_TK), 0.0)
         if steering.config.capacity_factor is None or not self.training:
             return w_TK, None
         kept_TK = within_capacity(

@@ -6,6 +6,7 @@ enters; evaluation never writes; a recomputed forward (activation checkpointing)
 Shape suffixes: L MoE layers, T tokens, N experts, K chosen experts, D hidden size.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,18 +50,18 @@ class RoutingWindow:
     @property
     def max_violation(self) -> Tensor:
         """(L,) MaxVio = max_k N f_k - 1 (Wang et al. 2024): 0 when balanced."""
-        return self.load.amax(dim=-1) * self.load.shape[-1] - 1
+        return (self.load.amax(dim=-1) * self.load.shape[-1] - 1).clamp(min=0)
 
     @property
     def load_entropy(self) -> Tensor:
         """(L,) entropy of the load over log N: 1 when balanced."""
         share = self.load
-        return -(share * share.clamp(min=1e-12).log()).sum(dim=-1) / torch.tensor(share.shape[-1]).log()
+        return _of_largest(-(share * share.clamp(min=1e-12).log()).sum(dim=-1), share.shape[-1])
 
     @property
     def router_entropy(self) -> Tensor:
         """(L,) mean entropy of softmax(z) over log N: 1 for a router that knows nothing."""
-        return self.entropy / self.tokens.clamp(min=1) / torch.tensor(self.load.shape[-1]).log()
+        return _of_largest(self.entropy / self.tokens.clamp(min=1), self.load.shape[-1])
 
     @property
     def dead_experts(self) -> Tensor:
@@ -117,7 +118,7 @@ class RoutingStatistics(nn.Module):
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
         self.gradient_start = sum(self.sizes[:-2])
         self.num_experts, self.hidden_size = num_experts, hidden_size
-        self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes)), persistent=False)
+        self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes), dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
     def record(
@@ -187,6 +188,11 @@ class RoutingStatistics(nn.Module):
             logit_std=logit_std,
             **named,
         )
+
+
+def _of_largest(entropy: Tensor, num_experts: int) -> Tensor:
+    """Entropy as a share of log N, its largest value; one expert is always balanced."""
+    return entropy / math.log(num_experts) if num_experts > 1 else torch.ones_like(entropy)
 
 
 def _ones(like: Tensor) -> Tensor:

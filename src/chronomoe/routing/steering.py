@@ -75,15 +75,15 @@ class Steering(nn.Module):
         self.statistics = RoutingStatistics(num_layers, num_experts, hidden_size)
         shape = (num_layers, num_experts)
         for name in ("pressure", "goal_bias", "log_temperature"):
-            self.register_buffer(name, torch.zeros(shape))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))  # whatever the default dtype is
         self.register_buffer("available", torch.ones(shape, dtype=torch.bool))
-        self.register_buffer("base_temperature", torch.ones(()))
-        self.register_buffer("exploration", torch.zeros(()))
-        self.register_buffer("load", torch.full(shape, 1 / num_experts))
+        self.register_buffer("base_temperature", torch.ones((), dtype=torch.float32))
+        self.register_buffer("exploration", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("load", torch.full(shape, 1 / num_experts, dtype=torch.float32))
         self.tokens_in_step: Tensor | float | None = None
         """Tokens of the whole optimizer step, set by a trainer that splits it; None: each forward is a step."""
         self._position_gate: tuple[Tensor, tuple[int, ...]] | None = None
-        self._looked_at: list[tuple[int, int]] = []
+        self._looked_at: list[tuple[int, int]] | None = None
         self.neutral = True
         """Pressure, goals and temperature leave every choice as it is."""
         self.all_available = True
@@ -113,6 +113,12 @@ class Steering(nn.Module):
         self.base_temperature.fill_(1)
         self.load.fill_(1 / self.num_experts)
 
+    @torch.no_grad()
+    def after_loading(self) -> None:
+        """Mend what from_pretrained leaves: unsaved buffers hold whatever was in memory, bools follow its dtype."""
+        self.statistics.sums.zero_()
+        self.available = self.available.bool()
+
     # -- what the routers ask ------------------------------------------------------------------------------------
 
     def look(self) -> None:
@@ -122,9 +128,12 @@ class Steering(nn.Module):
         """
         biases = (self.pressure, self.goal_bias, self.log_temperature)
         fields = (*biases, self.base_temperature, self.exploration, self.available)
-        versions = [(id(self.config), 0), *((field.data_ptr(), field._version) for field in fields)]
-        if versions == self._looked_at:
-            return
+        if any(field.is_inference() for field in fields):
+            versions = None  # made in inference mode: they count no writes
+        else:
+            versions = [(id(self.config), 0), *((field.data_ptr(), field._version) for field in fields)]
+            if versions == self._looked_at:
+                return
         if not all(bool(field.isfinite().all()) for field in fields[:-1]) or self.base_temperature <= 0:
             raise ConfigError(
                 "a steering field is not finite, or base_temperature is not above 0; steering.reset() helps."

@@ -13,7 +13,11 @@ from chronomoe.routing.steering import Steering, SteeringConfig
 
 
 class ChronoMoECallback(TrainerCallback):
-    """Attaches steering to ``model`` if it has none, closes the routers' window each step, and logs what they saw."""
+    """Attaches steering to ``model`` if it has none, closes the routers' window each step, and logs what they saw.
+
+    The Trainer tells a forward how many labels the whole step has, not how many tokens: router losses do not depend on
+    how a step is split where every micro-batch has labels on the same share of its tokens, as packed text has.
+    """
 
     def __init__(self, model: Any, config: SteeringConfig | None = None) -> None:
         steering: Steering | None = getattr(model, "steering", None)

@@ -44,14 +44,24 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_old(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints and the best, and what killed saves left behind."""
-    for path in list_checkpoints(folder)[:-keep_last]:
+    """Delete all but the newest ``keep_last`` checkpoints (0: none) and the best, and what killed saves left behind."""
+    for path in list_checkpoints(folder)[:-keep_last] if keep_last else ():
         if step_of(path) != best_step:
             doomed = path.with_name(f".{path.name}.old")
             os.rename(path, doomed)  # a half-deleted checkpoint must not look like one
             shutil.rmtree(doomed, ignore_errors=True)
     for path in folder.glob(".step_*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Move checkpoints of steps after ``step`` to ``superseded/``, over what was superseded before."""
+    for path in list_checkpoints(folder):
+        if step_of(path) > step:
+            place = folder / "superseded" / path.name
+            place.parent.mkdir(exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(path, place)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

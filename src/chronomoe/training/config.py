@@ -72,8 +72,8 @@ class TrainingConfig:
     """Steps between evaluations."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, fp32 elsewhere (on CPUs bf16 is several times slower)."""
-    keep_last: int = 3
-    """Checkpoints kept, besides the best."""
+    keep_last: int = 0
+    """Newest checkpoints kept, besides the best; 0 keeps all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     max_nonfinite_steps: int = 20
@@ -83,9 +83,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size", "gradient_accumulation_steps", "save_every_n_steps",
-                     "log_every_n_steps", "eval_every_n_steps", "keep_last", "max_nonfinite_steps"):  # fmt: skip
+                     "log_every_n_steps", "eval_every_n_steps", "max_nonfinite_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.keep_last < 0:
+            raise ConfigError(f"keep_last is {self.keep_last}; it must be at least 0 (0 keeps all).")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps is {self.max_steps}; it must be at least 1.")
         if self.lr_warmup_steps is not None and self.lr_warmup_steps < 0:

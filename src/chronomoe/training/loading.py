@@ -6,7 +6,6 @@ n, any number of loader workers gives the same data, and no permutation of a lar
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,11 +141,10 @@ def heldout_windows(
         raise DataError(
             f"Domain {domain!r} has no held-out text to evaluate on; add more, and more varied, text to it."
         )
-    ends = shard.offsets[1:].tolist()
-    documents = len(ends) if max_tokens is None else max(1, bisect_right(ends, max_tokens))
+    documents = shard.documents_within(max_tokens)
     separator = store.info.separator_id
     # The first document starts as every other does: after a separator.
-    targets = np.asarray(shard.tokens[: ends[documents - 1]], dtype=np.int64)
+    targets = np.asarray(shard.tokens[: shard.offsets[documents]], dtype=np.int64)
     inputs = np.concatenate([[separator], targets[:-1]])
     targets = np.where(targets == separator, IGNORED, targets)
     padding = (0, -len(targets) % sequence_length)

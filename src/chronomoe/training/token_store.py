@@ -149,6 +149,12 @@ class TokenShard:
     def __len__(self) -> int:
         return len(self.num_bytes)
 
+    def documents_within(self, max_tokens: int | None) -> int:
+        """How many whole documents from the first fit into ``max_tokens``; at least one."""
+        if max_tokens is None:
+            return len(self)
+        return max(1, int(np.searchsorted(self.offsets[1:], max_tokens, side="right")))
+
     def document(self, index: int) -> NDArray[Any]:
         """The token ids of one document, without its separator."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1] - 1]
@@ -237,26 +243,28 @@ def _domain_info(entry: dict[str, Any]) -> DomainInfo:
     return DomainInfo(**{**entry, **sizes, "sources": tuple(entry["sources"])})
 
 
-def unigram_bits_per_byte(store: TokenStore) -> dict[str, float]:
-    """Held-out bits per byte of a model that knows only how frequent each token is.
+def unigram_bits_per_byte(store: TokenStore, max_tokens: int | None = None) -> dict[str, float]:
+    """Held-out bits per byte of a model that knows only how frequent each token is, on the text of heldout_windows.
 
     The floor any trained model must beat: training frequencies (add-one) mixed by domain weight.
     """
     probabilities = np.zeros(store.info.vocab_size)
     for domain in store.domains.values():
-        counts = _text_token_counts(domain.train, store.info) + 1
+        counts = _text_token_counts(domain.train.tokens, store.info) + 1
         probabilities += domain.info.weight * counts / counts.sum()
     bits = -np.log2(probabilities)
-    return {
-        name: float(_text_token_counts(domain.heldout, store.info) @ bits / domain.info.heldout.bytes)
-        for name, domain in store.domains.items()
-        if domain.info.heldout.bytes
-    }
+    result = {}
+    for name, domain in store.domains.items():
+        if len(shard := domain.heldout):
+            documents = shard.documents_within(max_tokens)
+            counts = _text_token_counts(shard.tokens[: shard.offsets[documents]], store.info)
+            result[name] = float(counts @ bits / shard.num_bytes[:documents].sum())
+    return result
 
 
-def _text_token_counts(shard: TokenShard, info: StoreInfo) -> NDArray[np.int64]:
+def _text_token_counts(tokens: NDArray[Any], info: StoreInfo) -> NDArray[np.int64]:
     counts = np.zeros(info.vocab_size, dtype=np.int64)
-    for start in range(0, len(shard.tokens), _COUNT_CHUNK):
-        counts += np.bincount(shard.tokens[start : start + _COUNT_CHUNK], minlength=info.vocab_size)
+    for start in range(0, len(tokens), _COUNT_CHUNK):
+        counts += np.bincount(tokens[start : start + _COUNT_CHUNK], minlength=info.vocab_size)
     counts[info.separator_id] = 0
     return counts

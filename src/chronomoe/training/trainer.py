@@ -10,6 +10,7 @@ nothing. Everything that moves is in the checkpoint: training resumed is the tra
 
 import dataclasses
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -22,11 +23,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 
 from chronomoe.allocator import keep_freed_memory
-from chronomoe.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
+from chronomoe.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
 from chronomoe.routing.attach import attach
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.routing.steering import Steering
-from chronomoe.storage import whole_directory
 from chronomoe.training import checkpoint
 from chronomoe.training.config import TrainingConfig
 from chronomoe.training.evaluation import bits_per_byte, labels_of, mean_loss
@@ -34,28 +34,11 @@ from chronomoe.training.interrupt import SafeStop
 from chronomoe.training.loading import IGNORED, HeldoutWindows
 from chronomoe.training.optimizer import build_optimizer, build_schedule
 from chronomoe.training.reporting import Reporter
+from chronomoe.training.run_files import Rng, RunFiles, RunState
 
 Batch = Mapping[str, Any]
+_NO_BATCH = "the training loader has no batch; give more text, shorter sequences or smaller batches."
 _TERM_NAMES = {"lm": "lm_loss", "balance": "lb_loss", "z": "z_loss"}
-
-
-@dataclasses.dataclass
-class RunState:
-    """Where a run is: all of it goes into trainer.json."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    """Micro-batches of the current epoch already used."""
-    tokens: int = 0
-    skipped: int = 0
-    """Steps skipped for a non-finite loss or gradient."""
-    skipped_in_a_row: int = 0
-    best_step: int | None = None
-    best_loss: float | None = None
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Loss terms summed since the last log line."""
-    summed: int = 0
 
 
 class ChronoMoETrainer:
@@ -88,7 +71,9 @@ class ChronoMoETrainer:
             AcceleratorState._reset_state()  # left by an earlier trainer of this process, of another precision
         self.accelerator = Accelerator(
             mixed_precision=precision,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+            dataloader_config=DataLoaderConfiguration(
+                use_seedable_sampler=True, data_seed=config.seed, dispatch_batches=False
+            ),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         set_seed(config.seed)
@@ -96,21 +81,32 @@ class ChronoMoETrainer:
         self.steering = self._steer(model)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        if len(train_dataloader) == 0:
-            raise DataError("the training loader has no batch; give more text, shorter sequences or smaller batches.")
+        batches = _length(train_dataloader)
+        if batches == 0:
+            raise DataError(_NO_BATCH)
+        if batches is None and config.max_steps is None:
+            raise ConfigError("the training loader does not tell its length; give max_steps.")
         self.wrapped, self.optimizer, self.train_loader = self.accelerator.prepare(
             model, build_optimizer(model, config), train_dataloader
         )
         self.eval_data = eval_dataloader
-        per_epoch = -(-len(self.train_loader) // config.gradient_accumulation_steps)
+        per_epoch = -(-(_length(self.train_loader) or 0) // config.gradient_accumulation_steps)
         self.total_steps = config.max_steps or per_epoch * config.max_epochs
         self.schedule = build_schedule(self.optimizer, config, self.total_steps)
         self.state = RunState()
-        self.checkpoint_dir = Path(config.checkpoint_dir)
-        log_file = Path(config.log_file) if config.log_file else self.checkpoint_dir / "metrics.jsonl"
+        self.files = RunFiles(
+            config=config,
+            accelerator=self.accelerator,
+            model=model,
+            steering=self.steering,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            save_extra=save_extra,
+        )
+        log_file = Path(config.log_file) if config.log_file else self.files.folder / "metrics.jsonl"
         self.report = Reporter(log_file, self.total_steps, show, active=self.accelerator.is_main_process)
-        self.sample, self.save_extra, self.stop_after = sample, save_extra, stop_after
-        self._pending_rng: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+        self.sample, self.stop_after = sample, stop_after
+        self._pending_rng: Rng | None = None
         self._saved_step = 0  # nothing worth keeping before the first step
         self.window: RoutingWindow | None = None
         """What the routers observed in the latest step."""
@@ -159,6 +155,8 @@ class ChronoMoETrainer:
             if done and (not evaluation or self.state.step % self.config.eval_every_n_steps):
                 evaluation = self._evaluate_and_log()
             self.save_checkpoint()
+            if self.state.skipped:
+                self.report.line(f"{self.state.skipped} of {self.state.step} steps were skipped: not finite.")
         return {
             "global_step": self.state.step,
             "epoch": self.state.epoch,
@@ -169,10 +167,6 @@ class ChronoMoETrainer:
             "interrupted": stop.requested,
             "evaluation": evaluation,
         }
-
-    def _latest(self) -> Path:
-        found = checkpoint.list_checkpoints(self.checkpoint_dir)
-        return found[-1] if found else Path()
 
     def _steps(self, last: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step up to ``last``; the last group of an epoch may be smaller."""
@@ -187,6 +181,8 @@ class ChronoMoETrainer:
                     # Only now: making the iterator has drawn from the generator, as it had in the first run.
                     checkpoint.unpack_rng(*self._pending_rng)
                     self._pending_rng = None
+                if not group and state.batch == 0:
+                    raise DataError(_NO_BATCH)
                 if not group:
                     break
                 state.batch += len(group)
@@ -197,6 +193,10 @@ class ChronoMoETrainer:
 
     def _step(self, batches: list[Batch]) -> None:
         state, accelerator = self.state, self.accelerator
+        if not all(isinstance(batch, Mapping) and "input_ids" in batch for batch in batches):
+            raise ConfigError(
+                "the training loader must give dicts with input_ids (batch, sequence), and labels if any."
+            )
         labels = [labels_of(batch) for batch in batches]
         counts = torch.stack([
             torch.stack([(label[:, 1:] != IGNORED).sum() for label in labels]).sum(),
@@ -218,10 +218,11 @@ class ChronoMoETrainer:
         state.tokens += int(routed)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm)
         self.report.grad_norm = float(norm)
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            self._note_losses(terms)
+        losses = self._sum_of(terms)
+        finite = all(map(math.isfinite, [float(norm), *losses.values()]))
         self._update(finite=finite)
+        if finite:
+            self._note(losses)
 
     def _last_terms(self) -> dict[str, torch.Tensor]:
         seen = {} if self.steering is None else self.steering.last_losses
@@ -251,16 +252,23 @@ class ChronoMoETrainer:
                 "Usual suspects: learning rate too high, bf16 where fp32 is needed, z-loss off, too small a batch. "
                 + (
                     f"The last good checkpoint is {latest}."
-                    if (latest := self._latest()).name
+                    if (latest := self.files.latest())
                     else "Nothing was saved."
                 )
             )
 
-    def _note_losses(self, micro_batches: list[dict[str, torch.Tensor]]) -> None:
-        """Add the step's loss terms, summed over micro-batches and processes, to the sums since the last log line."""
+    def _sum_of(self, micro_batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """The step's loss terms, summed over micro-batches and processes."""
         names = list(micro_batches[0])
         terms = torch.stack([torch.stack([terms[name] for name in names]) for terms in micro_batches]).sum(dim=0)
-        for name, value in zip(names, self.accelerator.reduce(terms, "sum").tolist(), strict=True):
+        return dict(zip(names, self.accelerator.reduce(terms, "sum").tolist(), strict=True))
+
+    def _note(self, losses: dict[str, float]) -> None:
+        """Add one step's loss terms to the sums since the last log line."""
+        if self.window is not None:
+            # What the step was, not what its gradient assumed (the load of the step before).
+            losses["lb_loss"] = self.window.balance.mean().item()
+        for name, value in losses.items():
             self.state.sums[name] = self.state.sums.get(name, 0.0) + value
         self.state.summed += 1
 
@@ -334,64 +342,31 @@ class ChronoMoETrainer:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path:
-        """Write ``<checkpoint_dir>/step_<N>`` whole, then drop checkpoints beyond ``keep_last`` (never the best)."""
-        path = self.checkpoint_dir / f"step_{self.state.step}"
+        """Write ``<checkpoint_dir>/step_<N>`` whole, unless this step is saved already; see :meth:`RunFiles.save`."""
         if self._saved_step == self.state.step:
-            return path
-        if self.accelerator.is_main_process:
-            with whole_directory(path, replace=True) as work:
-                self._write(work)
-            checkpoint.remove_old(self.checkpoint_dir, self.config.keep_last, self.state.best_step)
-            self.report.line(f"Saved checkpoint: {path.name}")
-        self.accelerator.wait_for_everyone()
+            return self.files.folder / f"step_{self.state.step}"
+        path = self.files.save(self.state, self.total_steps)
+        self.report.line(f"Saved checkpoint: {path.name}")
         self._saved_step = self.state.step
         return path
-
-    def _write(self, work: Path) -> None:
-        model = self.accelerator.unwrap_model(self.wrapped)
-        model.save_pretrained(work)
-        if self.steering is not None and self.config.save_chronovisor_state:
-            checkpoint.save_tensors(work / "steering.safetensors", self.steering.state_dict())
-        tensors, groups = checkpoint.pack_optimizer(self.optimizer)
-        checkpoint.save_tensors(work / "optimizer.safetensors", tensors)
-        rng, other_rng = checkpoint.pack_rng()
-        checkpoint.save_tensors(work / "rng.safetensors", rng)
-        state = {
-            "format": checkpoint.FORMAT,
-            "version": checkpoint.VERSION,
-            "state": dataclasses.asdict(self.state),
-            "config": dataclasses.asdict(self.config),
-            "total_steps": self.total_steps,
-            "optimizer_groups": groups,
-            "schedule": self.schedule.state_dict(),
-            "rng": other_rng,
-        }
-        checkpoint.write_trainer_state(work, state)
-        if self.save_extra is not None:
-            self.save_extra(work)
 
     def load_checkpoint(self, name: str) -> None:
         """Continue from a checkpoint: ``"step_500"`` in the checkpoint folder, ``"latest"``, or a path.
 
         Raises :class:`CheckpointError` when it is missing, damaged, foreign, or of another model.
         """
-        path = self._latest() if name == "latest" else Path(name)
-        if path == Path():
-            raise CheckpointError(f"there is no checkpoint in {self.checkpoint_dir} to continue from.")
-        if not path.is_absolute() and not path.is_dir():
-            path = self.checkpoint_dir / name
-        saved = checkpoint.read_trainer_state(path)
-        checkpoint.load_weights(self.model, path)
-        if self.steering is not None and saved["config"]["save_chronovisor_state"]:
-            tensors = checkpoint.read_tensors(path / "steering.safetensors")
-            checkpoint.load_strict(self.steering, tensors, path)
-        moments = checkpoint.read_tensors(path / "optimizer.safetensors")
-        checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
-        self.schedule.load_state_dict(saved["schedule"])
-        self.state = RunState(**saved["state"])
+        path = self.files.find(name)
+        self.state, self._pending_rng = self.files.load(path)
         self._saved_step = self.state.step
-        self._pending_rng = (checkpoint.read_tensors(path / "rng.safetensors"), saved["rng"])
         self.report.line(f"Loaded checkpoint: {path.name}")
+
+
+def _length(loader: Any) -> int | None:
+    """Batches in a loader, None for a stream."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def _routed_tokens(batch: Batch) -> torch.Tensor:

@@ -12,20 +12,20 @@ import torch
 from safetensors.torch import load_file, save
 
 from aios.brains.bundle import exclusive
-from chronomoe.training.trainer import ChronoMoETrainer
+from chronomoe.training.run_files import RunFiles
 
 KILLED = """\
 import os, signal, sys
 import torch
 from aios.cli import main
-from chronomoe.training.trainer import ChronoMoETrainer
+from chronomoe.training.run_files import RunFiles
 torch.set_num_threads(1)
-write = ChronoMoETrainer._write
-def killed(self, work):
-    write(self, work)
-    if self.state.step == 16:
+write = RunFiles._write
+def killed(self, work, state, *rest):
+    write(self, work, state, *rest)
+    if state.step == 16:
         os.kill(os.getpid(), signal.SIGKILL)
-ChronoMoETrainer._write = killed
+RunFiles._write = killed
 main(sys.argv[1:])
 """
 
@@ -39,7 +39,7 @@ def records(bundle):
 
 
 def assert_same_training(bundle, straight):
-    for file in ("model", "optimizer", "steering", "rng"):
+    for file in ("model", "optimizer", "steering", "rng_0"):
         names = [f"checkpoints/step_24/{file}.safetensors"] + ["model.safetensors"] * (file == "model")
         for name in names:
             ours, theirs = load_file(bundle / name), load_file(straight / name)
@@ -119,11 +119,11 @@ def test_a_name_that_is_taken(train, brain):
 def test_a_run_that_ended_before_it_saved_can_be_begun_again(train, aios, workspace, monkeypatch, reference):
     bundle = workspace / "artifacts/brains/mixtral/a"
 
-    def interrupt(self, work):
+    def interrupt(self, *rest):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ChronoMoETrainer, "_write", interrupt)
+        patch.setattr(RunFiles, "_write", interrupt)
         assert train(workspace, "a").code == 130
     outcome = aios("train", "--root", workspace, "--name", "a", "--resume")
     assert (outcome.code, "leave out --resume" in outcome.err) == (1, True)
@@ -177,7 +177,7 @@ def test_one_process_at_a_time(aios, brain):
     assert (outcome.code, "another process is training" in outcome.err) == (1, True)
 
 
-FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "steering.safetensors", "trainer.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "steering.safetensors", "trainer.json")
 
 
 @pytest.mark.parametrize(

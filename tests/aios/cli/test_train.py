@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from chronomoe.training import checkpoint
+from chronomoe.training.run_files import RunFiles
 from chronomoe.training.trainer import ChronoMoETrainer
 
 
@@ -81,15 +82,15 @@ def test_a_signal_saves_and_exits_130(train, aios, workspace, monkeypatch, numbe
 
 
 def test_an_interrupt_while_saving_loses_nothing(train, aios, workspace, monkeypatch):
-    write = ChronoMoETrainer._write
+    write = RunFiles._write
 
-    def interrupted(self, work):
-        write(self, work)
-        if self.state.step == 10:
+    def interrupted(self, work, state, *rest):
+        write(self, work, state, *rest)
+        if state.step == 10:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ChronoMoETrainer, "_write", interrupted)
+        patch.setattr(RunFiles, "_write", interrupted)
         outcome = train(workspace, "a")
     assert outcome.code == 130
     assert "what was saved before is untouched" in outcome.err
@@ -179,3 +180,10 @@ def test_a_base_model_of_another_kind(train, workspace):
         config.write_text(text)
         outcome = train(workspace, "a")
         assert (outcome.code, "config.json" in outcome.err) == (1, True)
+
+
+def test_checkpoints_stay_inside_the_brain(train, workspace):
+    outcome = train(workspace, "a", "--checkpoint-dir", "../elsewhere")
+    assert outcome.code == 2
+    assert "inside the brain" in outcome.err
+    assert not (workspace / "artifacts/brains/mixtral/elsewhere").exists()

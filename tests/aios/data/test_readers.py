@@ -219,3 +219,9 @@ def test_json_lines_survive_chunk_borders(tmp_path):
         "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), "utf-8"
     )
     assert read(tmp_path / "a.jsonl") == texts
+
+
+def test_a_home_folder_in_a_named_source_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "notes").mkdir()
+    assert parse_source("mine=~/notes:2").path == str(tmp_path / "notes")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aios.data.readers import Piece
 from aios.data.split import DomainSplit, NearDuplicates, shingles, text_key
 
 WORDS = [f"word{i}" for i in range(5000)]
@@ -18,7 +19,7 @@ def run(texts, fraction=0.05, max_bytes=1_000_000):
     split = DomainSplit(fraction, max_bytes)
     for text in texts:
         split.observe(text)
-    held = list(split.finish().values())
+    held = split.finish()
     return held, [kept for text in texts if (kept := split.training_text(text)) is not None]
 
 
@@ -124,3 +125,41 @@ def test_against_a_plain_set_computation(seed):
     expected = [any(2 * len(runs(h) & runs(t)) >= len(runs(h)) for t in training) for h in heldout]
     assert 0 < np.mean(expected) < 1
     assert dropped(heldout, training) == expected
+
+
+def pieces(seed, count):
+    beginning = None
+    for number in range(count):
+        piece = Piece(prose(1000 * seed + number, 20))
+        beginning = beginning or piece
+        piece.beginning = beginning
+        yield piece
+
+
+def test_the_pieces_of_a_long_text_stay_together():
+    texts = [list(pieces(seed, 5)) for seed in range(60)]
+    held, trained = run([piece for text in texts for piece in text])
+    assert held
+    for text in texts:
+        assert set(text) <= set(held) or set(text) <= set(trained)
+
+
+def test_a_long_held_out_text_is_evaluated_up_to_the_cap_and_never_trained_on():
+    texts = [list(pieces(seed, 50)) for seed in range(60)]
+    held, trained = run([piece for text in texts for piece in text], max_bytes=2000)
+    assert 1000 < sum(len(text.encode()) for text in held) <= 2000
+    left_out = {piece for text in texts for piece in text} - set(held) - set(trained)
+    assert len(left_out) + len(held) == 50
+    assert not set(held) & set(trained)
+
+
+def test_of_few_long_texts_pieces_are_held_out_and_it_says_so():
+    split = DomainSplit(0.05, 1_000_000)
+    every = [piece for seed in range(3) for piece in pieces(seed, 40)]
+    for piece in every:
+        split.observe(piece)
+    held = split.finish()
+    assert split.siblings_in_training
+    assert 0 < len(held) < 20
+    trained = [text for piece in every if (text := split.training_text(piece)) is not None]
+    assert len(held) + len(trained) == 120

@@ -271,3 +271,22 @@ def test_an_unknown_dispatch_is_refused_before_anything_changes(host):
     with pytest.raises(ConfigError, match="no dispatch 'foo'"):
         chronomoe.attach(model, dispatch="foo")
     chronomoe.attach(model)
+
+
+def test_a_field_that_beats_any_logit_gap_gives_weights_not_nan(host, tokens):
+    model = host("mixtral")
+    steering = chronomoe.attach(model)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate.weight[0] *= 1e4
+    steering.pressure[:, 1:3] = 1e6
+    model.train()
+    output = model(input_ids=tokens, labels=tokens)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_only_models_can_be_steered():
+    with pytest.raises(UnsupportedModelError, match="NoneType"):
+        chronomoe.attach(None)

@@ -122,14 +122,21 @@ def test_decoding_one_token_equals_the_sorted_path():
     torch.testing.assert_close(fast, experts(x, index, w).detach())
 
 
-def test_inside_autocast_the_experts_keep_their_own_precision():
+def test_inside_autocast_the_experts_run_in_its_precision():
     experts = build()
     x, index, w, _ = case()
     experts.config._experts_implementation = "sorted"
-    expected = experts(x, index, w)
+    experts(x, index, w).sum().backward()
+    exact = experts.gate_up_proj.grad.clone()
+    experts.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = experts(x, index, w)
-    assert torch.equal(got, expected)
+    assert got.dtype == torch.float32
+    lower = build().to(torch.bfloat16)
+    lower.config._experts_implementation = "sorted"
+    assert torch.equal(got, lower(x.bfloat16(), index, w).float())
+    got.sum().backward()
+    torch.testing.assert_close(experts.gate_up_proj.grad, exact, rtol=0.1, atol=0.02 * exact.abs().max().item())
 
 
 @pytest.mark.skipif(not dispatch.can_compile(), reason="no C++ compiler")

@@ -132,3 +132,13 @@ def test_derived_figures():
     assert window.max_violation.tolist() == pytest.approx([1.4, 1.4])
     expected = torch.distributions.Categorical(torch.tensor([0.6, 0.2, 0.2, 0.0])).entropy() / torch.tensor(4.0).log()
     torch.testing.assert_close(window.load_entropy[0], expected)
+
+
+def test_one_expert_and_an_empty_window_have_figures():
+    from tests.chronomoe.conftest import build_host
+
+    steering = chronomoe.attach(build_host("mixtral", num_experts=1, num_experts_per_tok=1))
+    window = steering.statistics.window()
+    assert window.load_entropy.tolist() == window.router_entropy.tolist() == [1, 1]
+    assert window.max_violation.tolist() == [0, 0]
+    assert all(value == value for value in window.summary().values())

@@ -26,7 +26,7 @@ def test_the_fields_and_defaults_of_the_seed():
     [
         ("batch_size", 0), ("max_steps", 0), ("learning_rate", float("nan")), ("learning_rate", -1.0),
         ("initial_kappa", 1.5), ("final_kappa", float("nan")), ("kappa_schedule", "cosin"), ("precision", "fp8"),
-        ("lr_schedule", "none"), ("gating_strength", 2.0), ("keep_last", 0),
+        ("lr_schedule", "none"), ("gating_strength", 2.0), ("keep_last", -1),
         ("lr_warmup_steps", -1), ("seed", -1), ("lambda_balance", float("inf")),
     ],
 )  # fmt: skip

@@ -1,0 +1,132 @@
+"""What a run leaves on disk and continues from: which checkpoints there are, what is in one, which are kept."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from chronomoe.errors import CheckpointError
+from chronomoe.routing.steering import Steering
+from chronomoe.storage import whole_directory
+from chronomoe.training import checkpoint
+from chronomoe.training.config import TrainingConfig
+
+Rng = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+@dataclasses.dataclass
+class RunState:
+    """Where a run is: all of it goes into trainer.json."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Micro-batches of the current epoch already used."""
+    tokens: int = 0
+    skipped: int = 0
+    """Steps skipped for a non-finite loss or gradient."""
+    skipped_in_a_row: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Loss terms summed since the last log line."""
+    summed: int = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunFiles:
+    """The checkpoints of one run and everything that moves in it, except its :class:`RunState`."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    model: Any
+    steering: Steering | None
+    optimizer: Any
+    schedule: Any
+    save_extra: Callable[[Path], Any] | None
+
+    @property
+    def folder(self) -> Path:
+        """Where the step_N checkpoints are."""
+        return Path(self.config.checkpoint_dir)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint."""
+        found = checkpoint.list_checkpoints(self.folder)
+        return found[-1] if found else None
+
+    def find(self, name: str) -> Path:
+        """A checkpoint by ``"latest"``, its name in the folder, or a path."""
+        if name == "latest":
+            if (latest := self.latest()) is None:
+                raise CheckpointError(f"there is no checkpoint in {self.folder} to continue from.")
+            return latest
+        path = Path(name)
+        return path if path.is_absolute() or path.is_dir() else self.folder / name
+
+    def save(self, state: RunState, total_steps: int) -> Path:
+        """Write ``step_<N>`` whole, then drop checkpoints beyond ``keep_last`` (never the best, never this one).
+
+        Checkpoints of later steps belong to a history that this run, continued from an earlier step, has left: they
+        move to ``superseded/``.
+        """
+        path = self.folder / f"step_{state.step}"
+        rng: list[Rng] = gather_object([checkpoint.pack_rng()])
+        if self.accelerator.is_main_process:
+            checkpoint.set_aside_later(self.folder, state.step)
+            with whole_directory(path, replace=True) as work:
+                self._write(work, state, total_steps, rng)
+            checkpoint.remove_old(self.folder, self.config.keep_last, state.best_step)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _write(self, work: Path, state: RunState, total_steps: int, rng: list[Rng]) -> None:
+        keep_steering = self.steering is not None and self.config.save_chronovisor_state
+        weights = {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if keep_steering or not name.startswith("steering.")
+        }
+        self.model.save_pretrained(work, state_dict=weights)
+        if self.steering is not None and keep_steering:
+            checkpoint.save_tensors(work / "steering.safetensors", self.steering.state_dict())
+        tensors, groups = checkpoint.pack_optimizer(self.optimizer)
+        checkpoint.save_tensors(work / "optimizer.safetensors", tensors)
+        for rank, (generators, _) in enumerate(rng):
+            checkpoint.save_tensors(work / f"rng_{rank}.safetensors", generators)
+        content = {
+            "format": checkpoint.FORMAT,
+            "version": checkpoint.VERSION,
+            "state": dataclasses.asdict(state),
+            "config": dataclasses.asdict(self.config),
+            "total_steps": total_steps,
+            "optimizer_groups": groups,
+            "schedule": self.schedule.state_dict(),
+            "rng": [others for _, others in rng],
+        }
+        checkpoint.write_trainer_state(work, content)
+        if self.save_extra is not None:
+            self.save_extra(work)
+
+    def load(self, path: Path) -> tuple[RunState, Rng]:
+        """Bring everything to where the checkpoint ``path`` was; returns its state and this process's generators."""
+        saved = checkpoint.read_trainer_state(path)
+        rank = self.accelerator.process_index
+        if len(saved["rng"]) != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"{path} was saved by {len(saved['rng'])} processes, this run has {self.accelerator.num_processes}; "
+                "continue with as many."
+            )
+        checkpoint.load_weights(self.model, path)
+        if self.steering is not None and saved["config"]["save_chronovisor_state"]:
+            tensors = checkpoint.read_tensors(path / "steering.safetensors")
+            checkpoint.load_strict(self.steering, tensors, path)
+        moments = checkpoint.read_tensors(path / "optimizer.safetensors")
+        checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
+        self.schedule.load_state_dict(saved["schedule"])
+        generators = checkpoint.read_tensors(path / f"rng_{rank}.safetensors")
+        return RunState(**saved["state"]), (generators, saved["rng"][rank])
