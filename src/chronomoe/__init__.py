@@ -10,13 +10,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from chronomoe.chronovisor_mixtral_bridge import ChronovisorMixtralForCausalLM as ChronovisorMixtralForCausalLM
+    from chronomoe.control.config import ControlConfig as ControlConfig
+    from chronomoe.control.controller import ChronovisorMixtralController as ChronovisorMixtralController
     from chronomoe.mixtral_core import MixtralConfig as MixtralConfig
     from chronomoe.routing.attach import attach as attach
     from chronomoe.routing.steering import Steering as Steering
     from chronomoe.routing.steering import SteeringConfig as SteeringConfig
 
 _HOME = {
+    "ChronovisorMixtralController": "chronomoe.control.controller",
     "ChronovisorMixtralForCausalLM": "chronomoe.chronovisor_mixtral_bridge",
+    "ControlConfig": "chronomoe.control.config",
     "MixtralConfig": "chronomoe.mixtral_core",
     "Steering": "chronomoe.routing.steering",
     "SteeringConfig": "chronomoe.routing.steering",

@@ -12,18 +12,21 @@ from torch import nn
 from transformers import MixtralConfig as HFMixtralConfig
 from transformers import MixtralForCausalLM
 
+from chronomoe.control.config import ControlConfig
+from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.mixtral_core import MixtralConfig
-from chronomoe.routing.attach import attach
+from chronomoe.routing.attach import STATE_PREFIXES, attach
 from chronomoe.routing.steering import Steering, SteeringConfig
 
 
 class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
-    """A Mixtral whose routers are steered; ``model.steering`` holds the fields and what the routers observe."""
+    """A Mixtral whose routers are steered; ``model.steering`` holds the fields, ``model.controller`` moves them."""
 
     config: MixtralConfig
     config_class = MixtralConfig
     steering: Steering
-    _keep_in_fp32_modules_strict = {"steering"}  # noqa: RUF012 (bf16 would round the fields)
+    controller: ChronovisorMixtralController
+    _keep_in_fp32_modules_strict = {"steering", "controller"}  # noqa: RUF012 (bf16 would round them)
 
     def __init__(self, config: HFMixtralConfig) -> None:
         # Ours unless another was asked for by name; transformers resolves "none asked for" in its constructor.
@@ -32,7 +35,8 @@ class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
         steering = SteeringConfig(
             **(getattr(config, "steering", None) or {}), enabled=getattr(config, "enable_chronovisor", True)
         )
-        attach(self, steering, dispatch=dispatch)
+        control = ControlConfig(**(getattr(config, "control", None) or {}))
+        attach(self, steering, control, dispatch=dispatch)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -40,6 +44,7 @@ class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.steering.after_loading()
+        model.controller.restore_dtypes()
         return loaded
 
     @classmethod
@@ -51,6 +56,8 @@ class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
         # Also reached for what a plain checkpoint does not hold: its fields start neutral.
         if isinstance(module, Steering):
             module.reset()
+        if isinstance(module, ChronovisorMixtralController):
+            module.forget()
         super()._init_weights(module)
 
     def export_plain(self, path: str | os.PathLike[str]) -> None:
@@ -60,9 +67,10 @@ class ChronovisorMixtralForCausalLM(MixtralForCausalLM):
         plain = HFMixtralConfig(**{name: ours[name] for name in plain_fields if name in ours})
         plain.architectures = ["MixtralForCausalLM"]
         plain.dtype = self.dtype
-        state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("steering.")}
+        state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(STATE_PREFIXES)}
         with torch.device("meta"):
-            skeleton = MixtralForCausalLM(plain)
+            skeleton: Any = MixtralForCausalLM(plain)
+            skeleton.to(self.dtype)
         skeleton.generation_config = self.generation_config
         skeleton.save_pretrained(path, state_dict=state)
 

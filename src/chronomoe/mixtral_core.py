@@ -21,7 +21,7 @@ class MixtralConfig(HFMixtralConfig):
     ``num_key_value_heads`` (a quarter of the heads or the next divisor below), ``head_dim`` (hidden_dim / heads),
     ``max_seq_length``, ``rms_norm_eps``, ``rope_theta``,
     ``tie_word_embeddings``; in brackets what is derived when not given. ``enable_chronovisor=False`` makes the fields
-    inert. ``steering`` holds the fields of :class:`chronomoe.SteeringConfig`.
+    inert. ``steering`` and ``control`` hold fields of :class:`chronomoe.SteeringConfig` and :class:`ControlConfig`.
 
     Raises :class:`ConfigError` for combinations that cannot work.
     """
@@ -41,6 +41,7 @@ class MixtralConfig(HFMixtralConfig):
     max_position_embeddings: int = 32768
     enable_chronovisor: bool = True
     steering: dict[str, Any] | None = None
+    control: dict[str, Any] | None = None
 
     if TYPE_CHECKING:  # the real one is made by transformers from the fields and takes the aliases too
 

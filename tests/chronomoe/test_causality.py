@@ -13,7 +13,7 @@ CUT = 9
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_cache(host, tokens, family, implementation):
     model = host(family).eval()
-    steering = chronomoe.attach(model, dispatch=implementation)
+    steering = chronomoe.attach(model, dispatch=implementation).steering
     steering.pressure.normal_()
     steering.log_temperature.normal_()
     changed = tokens.clone()
@@ -27,7 +27,7 @@ def test_without_cache(host, tokens, family, implementation):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_by_token_with_cache_equals_all_at_once(host, tokens, family, implementation):
     model = host(family).eval()
-    steering = chronomoe.attach(model, dispatch=implementation)
+    steering = chronomoe.attach(model, dispatch=implementation).steering
     steering.pressure.normal_()
     whole = model(tokens[:1]).logits
     cache, steps = None, []

@@ -114,3 +114,11 @@ def test_steering_works_in_inference_mode(tokens):
         before = model(tokens).logits.clone()
         model.steering.pressure[:, 0] += 50
         assert not torch.equal(model(tokens).logits, before)
+
+
+def test_a_bf16_model_exports_as_bf16(model, tokens, tmp_path):
+    lower = model.to(torch.bfloat16)
+    lower.export_plain(tmp_path)
+    plain = MixtralForCausalLM.from_pretrained(tmp_path)
+    assert plain.dtype == torch.bfloat16
+    assert all(torch.equal(lower.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())

@@ -65,9 +65,11 @@ def read_run(bundle: Path) -> dict[str, Any]:
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if bundle.is_dir() and any(bundle.rglob("*.safetensors")):
+            raise CheckpointError(f"{bundle} has lost its run.json; put it back or train under another name.") from None
         raise CheckpointError(f"there is no brain {bundle} to continue; leave out --resume to begin it.") from None
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}).") from error
+        raise CheckpointError(f"{file} is damaged ({error}); put a copy back or train under another name.") from error
     known = isinstance(run, dict) and (run.get("format"), run.get("version")) == (FORMAT, VERSION)
     if not known or not all(isinstance(run.get(part), dict) for part in ("settings", "shape", "training")):
         raise CheckpointError(f"{file} was not written by this version of aios.")
@@ -104,38 +106,59 @@ def load_brain(path: Path) -> tuple[Any, Any]:
 
     Raises :class:`CheckpointError` when weights or tokenizer are missing, damaged, or do not belong together.
     """
-    from transformers import AutoTokenizer
-
-    from chronomoe import ChronovisorMixtralForCausalLM
-
     folder = model_folder(path)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json; it is no brain.")
-    check_config(folder)
-    model: Any
-    info: dict[str, Any]
-    try:
-        model, info = ChronovisorMixtralForCausalLM.from_pretrained(folder, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever the libraries raise for files they do not understand
-        reason = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}, {reason}") from error
-    missing = [name for name in info["missing_keys"] if not name.startswith("steering.")]
-    if missing:
-        raise CheckpointError(f"the weights in {folder} are not those of its config.json: {missing[0]} is missing.")
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"the tokenizer in {folder} has no eos_token; its tokenizer_config.json is not the one.")
-    if len(tokenizer) != model.config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens but the model {model.config.vocab_size}; "
-            "they do not belong together."
-        )
+    model, tokenizer = load_weights(folder), load_tokenizer(folder)
+    refuse_small_vocabulary(model, len(tokenizer), folder)
     recorded = _recorded_tokenizer(folder)
     if recorded is not None and recorded != tokenizer_fingerprint(folder):
         raise CheckpointError(
             f"the tokenizer in {folder} is not the one the brain was trained with; put that one back."
         )
     return model.eval(), tokenizer
+
+
+def load_weights(folder: Path, **settings: Any) -> Any:
+    """The model in a folder of weights; :class:`CheckpointError` when they are damaged or not those of its config."""
+    from chronomoe import ChronovisorMixtralForCausalLM
+
+    check_config(folder)
+    try:
+        model, info = ChronovisorMixtralForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    except Exception as error:  # whatever the libraries raise for files they do not understand
+        raise _unreadable(folder, error) from error
+    missing = [name for name in info["missing_keys"] if not name.startswith(("steering.", "controller."))]
+    if missing:
+        raise CheckpointError(f"the weights in {folder} are not those of its config.json: {missing[0]} is missing.")
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder; :class:`CheckpointError` when it is damaged or ends no document."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"the tokenizer in {folder} has no eos_token; its tokenizer_config.json is not the one.")
+    return tokenizer
+
+
+def refuse_small_vocabulary(model: Any, tokens: int, folder: Path) -> None:
+    """A model may have more tokens than its tokenizer (padding of the matrix), never fewer."""
+    if model.config.vocab_size < tokens:
+        raise CheckpointError(
+            f"the tokenizer of {folder} has {tokens} tokens but its model {model.config.vocab_size}; "
+            "they do not belong together."
+        )
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}, {reason}")
 
 
 def _recorded_tokenizer(folder: Path) -> str | None:

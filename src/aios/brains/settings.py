@@ -21,7 +21,10 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class BrainTraining(Given, TrainingConfig):
-    """The library's settings; a brain keeps fewer checkpoints."""
+    """The library's settings; a brain keeps fewer checkpoints, and kappa warms up for a tenth of its run."""
+
+    kappa_warmup_steps: int | None = None
+    """Steps during which kappa stays at its initial value; a tenth of the run when not given."""
 
     keep_last: int = 3
     """Newest checkpoints kept, besides the best; 0 keeps all."""

@@ -6,10 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import METRICS, check_config, checkpoint_folder, exclusive, read_run, write_run
+from aios.brains.bundle import (
+    METRICS,
+    check_config,
+    checkpoint_folder,
+    exclusive,
+    load_tokenizer,
+    load_weights,
+    read_run,
+    refuse_small_vocabulary,
+    write_run,
+)
 from aios.brains.card import write_card
 from aios.brains.plan import describe_plan
-from aios.brains.settings import Run
+from aios.brains.settings import ModelShape, Run
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
@@ -33,6 +43,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         run, changes = run.continuing(saved := read_run(bundle))
         for name, (old, new) in changes.items():
             show(f"{name}: {new} (was {old})")
+    if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
+        raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
     base = run.settings.model or workspace.base_model
     if not (base / "config.json").is_file():
         raise ConfigError(f"there is no base model {base}; `{workspace.command('init')}` makes one.")
@@ -42,7 +54,7 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         "data_fingerprint": store.info.fingerprint,
     }
     if run.settings.resume:
-        _refuse_changed(saved, fingerprints, run)
+        _refuse_changed(saved, fingerprints, run, base)
     sequences = _sequences(run, store)
     model = build_model(base, run, store)
     if run.settings.dry_run:
@@ -65,25 +77,38 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
 
 def build_model(base: Path, run: Run, store: TokenStore) -> Any:
     """The model to train: the base model's weights if it has any, else freshly initialised from its configuration."""
+    import torch
     from transformers import set_seed
 
     from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 
-    shape = run.shape.given()
-    check_config(base)
-    config = MixtralConfig.from_pretrained(base)
+    config = _configured(base, run.shape)
     steering = {**(config.steering or {}), "capacity_factor": run.settings.moe_capacity_factor}
     set_seed(run.training.seed)
     if any(base.glob("model*.safetensors")):
-        if shape:
+        if shape := run.shape.given():
             raise ConfigError(f"{base} has weights, so its shape is fixed; leave out {', '.join(shape)}.")
+        if run.settings.seq_len > config.max_position_embeddings:
+            raise ConfigError(f"{base} reads {config.max_position_embeddings} tokens; lower --seq-len to that.")
         config.steering = steering
-        return ChronovisorMixtralForCausalLM.from_pretrained(base, config=config)
-    values = {**config.to_dict(), **_without_derived(config, shape)}
+        # Trained in fp32 whatever it was saved in: small updates vanish in bf16.
+        model = load_weights(base, config=config, dtype=torch.float32)
+        refuse_small_vocabulary(model, store.info.vocab_size, base)
+        return model
+    values = config.to_dict()
     values |= {"vocab_size": store.info.vocab_size, "eos_token_id": store.info.separator_id, "steering": steering}
     values["max_position_embeddings"] = max(config.max_position_embeddings, run.settings.seq_len)
     values |= {"bos_token_id": store.info.separator_id, "pad_token_id": None}
     return ChronovisorMixtralForCausalLM(MixtralConfig(**values))
+
+
+def _configured(base: Path, shape: ModelShape) -> Any:
+    """The base model's configuration, changed as asked."""
+    from chronomoe import MixtralConfig
+
+    check_config(base)
+    config = MixtralConfig.from_pretrained(base)
+    return MixtralConfig(**{**config.to_dict(), **_without_derived(config, shape.given())})
 
 
 def _without_derived(config: Any, shape: dict[str, int]) -> dict[str, Any]:
@@ -107,27 +132,32 @@ def _matching_tokenizer(base: Path, store: TokenStore) -> str:
     return fingerprint
 
 
-def _refuse_changed(saved: dict[str, Any], fingerprints: dict[str, str], run: Run) -> None:
+def _refuse_changed(saved: dict[str, Any], fingerprints: dict[str, str], run: Run, base: Path) -> None:
     for name, value in fingerprints.items():
         if saved.get(name) != value:
             what = name.removesuffix("_fingerprint")
             raise CheckpointError(f"the {what} changed since this brain was begun; restore it or train a new brain.")
-    if saved["shape"] != dataclasses.asdict(run.shape):
+    before = ModelShape(**saved["shape"])
+    if before != run.shape and _configured(base, before).to_dict() != _configured(base, run.shape).to_dict():
         raise ConfigError("the model's shape cannot change on --resume; choose another --name.")
 
 
 def _sequences(run: Run, store: TokenStore) -> PackedDataset:
-    """The training sequences of the whole run; :class:`DataError` if the text cannot fill one."""
+    """The training sequences of the whole run, every pass in another order; :class:`DataError` if text is wanting."""
     training = run.training
-    total = sum(domain.train.tokens for domain in store.info.domains) // run.settings.seq_len
-    samples = (training.max_steps or 0) * training.batch_size * training.gradient_accumulation_steps or total
-    return PackedDataset(store, run.settings.seq_len, training.seed, max(1, samples))
+    per_step = training.batch_size * training.gradient_accumulation_steps
+    return PackedDataset(store, run.settings.seq_len, training.seed, _total_steps(run, store) * per_step)
+
+
+def _total_steps(run: Run, store: TokenStore) -> int:
+    training = run.training
+    per_step = training.batch_size * training.gradient_accumulation_steps
+    passes = sum(domain.train.tokens for domain in store.info.domains) // run.settings.seq_len * training.max_epochs
+    return training.max_steps or max(1, passes // per_step)
 
 
 def _check_place(bundle: Path, run: Run) -> None:
     """Nothing trained may be in the way of a new run, and something must be there to resume."""
-    if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
-        raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
     places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
     if run.settings.resume:
         if not list_checkpoints(bundle / run.training.checkpoint_dir):
@@ -146,17 +176,17 @@ def _make_trainer(
 ) -> tuple[Any, Any]:
     """The trainer of a run, and its tokenizer."""
     from torch.utils.data import DataLoader
-    from transformers import AutoTokenizer
 
     from aios.brains.generate import sample_text
     from chronomoe.training.trainer import ChronoMoETrainer
 
     settings, training = run.settings, run.training
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     trainer = ChronoMoETrainer(
         model,
         dataclasses.replace(
             training,
+            max_steps=_total_steps(run, store),
             checkpoint_dir=str(bundle / training.checkpoint_dir),
             log_file=training.log_file or str(bundle / METRICS),
         ),

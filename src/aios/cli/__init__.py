@@ -3,9 +3,11 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Errors are one sentence; --debug shows the traceback.
 """
 
+import errno
 import io
 import os
 import re
+import signal
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; training takes both over while it runs
     debug = "--debug" in words or os.environ.get("AIOS_DEBUG") == "1"
     sys.exit(run([word for word in words if word != "--debug"], debug=debug))
 
@@ -74,6 +77,8 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
         return "not enough memory; use a smaller --batch-size or --seq-len, or a smaller model (--dry-run tells sizes)."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; what was saved before is untouched; free some space."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}."
     first = (str(error).splitlines() or [""])[0]

@@ -117,7 +117,8 @@ def _visible_files(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
+        paths = (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
+        yield from filter(os.path.isfile, paths)  # not links to nowhere, nor sockets
 
 
 def _file_documents(path: str, field: str | None, tally: Tally, *, in_folder: bool) -> Iterator[str]:
@@ -249,7 +250,7 @@ def _json_documents(where: str, lines: Iterable[str], field: str | None) -> Iter
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}, line {number} is not JSON ({error}); mend or remove it.") from error
         if isinstance(record, dict):
             record = record[_field(list(record), field, f"{where}, line {number}")]
@@ -261,7 +262,11 @@ def _json_documents(where: str, lines: Iterable[str], field: str | None) -> Iter
 
 def _table_documents(where: str, lines: Iterable[str], field: str | None, delimiter: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)
-    rows = csv.DictReader(lines, delimiter=delimiter)
+    rest = iter(lines)
+    header = next(rest, "")
+    if delimiter == "," and "," not in header and ";" in header:
+        delimiter = ";"  # as spreadsheets write it where the comma is in numbers
+    rows = csv.DictReader(chain([header], rest), delimiter=delimiter)
     try:
         if rows.fieldnames is None:
             return

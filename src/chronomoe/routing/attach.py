@@ -1,4 +1,4 @@
-"""attach(model): put steering on a transformers MoE model, as transformers builds it.
+"""attach(model): put steering and its controller on a transformers MoE model, as transformers builds it.
 
 Three seams, all public: the router modules (see router.py), forward hooks that hand each router the context of its
 forward pass, and a forward hook on the whole model that adds the router losses to the training loss.
@@ -10,8 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from chronomoe.control.config import ControlConfig
+from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.routing.dispatch import use_sorted_dispatch
+from chronomoe.routing.gradients import compare_gradients
 from chronomoe.routing.router import SteeredRouter, steer_router
 from chronomoe.routing.steering import Steering, SteeringConfig
 
@@ -34,12 +37,23 @@ HOSTS = {
 }
 """Router classes of transformers that can be steered: softmax over a linear map, top-K."""
 
+STATE_PREFIXES = ("steering.", "controller.")
+"""Names of what steering adds to a model's state begin with one of these."""
+
 SUPPORTED = "Mixtral, OLMoE, Qwen2-MoE and Qwen3-MoE"
 
 
-def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: str = "sorted") -> Steering:
-    """Steer every router of ``model`` and return the :class:`Steering`, also found as ``model.steering``.
+def attach(
+    model: nn.Module,
+    config: SteeringConfig | None = None,
+    control: ControlConfig | None = None,
+    *,
+    dispatch: str = "sorted",
+) -> ChronovisorMixtralController:
+    """Steer every router of ``model``; returns the controller, found as ``model.controller`` from now on.
 
+    ``model.steering`` holds the fields. They stay neutral until something moves them: ``controller.tick()`` after each
+    step's backward, as our trainer and callback do, or your own hand.
     ``dispatch`` names the experts implementation to use from now on (``sorted`` is ours; ``keep`` leaves the model's).
     With every field neutral the model's logits and gradients stay the same bits (with ``dispatch="keep"``; another
     dispatch sums in another order). In training its loss gains the router
@@ -81,14 +95,17 @@ def attach(model: nn.Module, config: SteeringConfig | None = None, *, dispatch: 
     vars(base)["_steering"] = steering  # not a second submodule
     base.register_forward_pre_hook(_open_context, with_kwargs=True)
     model.add_module("steering", steering)
+    experts = [layer.mlp.experts for layer, _ in routers]
+    controller = ChronovisorMixtralController(steering, control, experts).to(first.weight.device)
+    model.add_module("controller", controller)
     model.register_forward_hook(_add_router_losses, with_kwargs=True)
     _turn_off_own_auxiliary_loss(model)
     if dispatch != "keep":
         use_sorted_dispatch(model, dispatch)
     # Each rank observes its own tokens; DDP must not overwrite them with rank 0's.
-    local = [f"steering.{name}" for name, _ in steering.named_buffers()]
+    local = [name for name, _ in model.named_buffers() if name.startswith(STATE_PREFIXES)]
     vars(model)["_ddp_params_and_buffers_to_ignore"] = local
-    return steering
+    return controller
 
 
 def _router_of(layer: nn.Module) -> Any:
@@ -123,24 +140,28 @@ def _hand_context_to_router(attention: Any, args: Any, kwargs: dict[str, Any]) -
 
 def _add_router_losses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     steering: Steering = model.steering  # type: ignore[assignment]
-    context, steering.context = steering.context, None
-    loss = getattr(output, "loss", None)
+    context, loss = steering.context, getattr(output, "loss", None)
+    if not model.training or loss is not None:
+        steering.context = None  # else ChronoMoELoss.compute takes it
+    if isinstance(output, tuple) and model.training and kwargs.get("labels") is not None:
+        raise ConfigError("a steered model trains with return_dict=True: a tuple cannot carry the router losses.")
     if not model.training or loss is None or context is None:
         return output
     labels, num_items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
     share = (
         None if labels is None or labels.dim() < 2 or num_items is None else (labels[..., 1:] != -100).sum() / num_items
     )
-    terms = steering.losses(context, share)
-    config = steering.config
-    extra = config.balance_coefficient * terms["balance"] + config.z_coefficient * terms["z"]
-    if loss.requires_grad and not extra.requires_grad and any(p.requires_grad for p in _router_weights(model)):
+    by_layer = steering.layer_losses(context, share)
+    terms = {name: values.mean() for name, values in by_layer.items()}
+    if loss.requires_grad and not terms["z"].requires_grad and any(p.requires_grad for p in _router_weights(model)):
         raise ConfigError(
             "the router losses have no gradient: checkpoint activations with "
             'model.activation_checkpointing_enable({"use_reentrant": False}).'
         )
     steering.last_losses = {"lm": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
-    output.loss = loss + extra.to(loss.dtype)
+    output.loss = steering.config.loss.total(loss, terms)
+    if context.measured:
+        compare_gradients(steering, context, by_layer)
     if hasattr(output, "aux_loss"):
         output.aux_loss = terms["balance"]
     return output

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from chronomoe.errors import ConfigError
 from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
+from chronomoe.routing.losses import direction_agreement
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
@@ -42,6 +43,10 @@ class RoutingContext:
     """MoE layer -> sum_t softmax(z_t), (N,), with its gradient."""
     squared_logsumexps: dict[int, Tensor] = field(default_factory=dict)
     """MoE layer -> sum_t logsumexp(z_t)^2, scalar, with its gradient."""
+    agreement_sums: dict[int, Tensor] = field(default_factory=dict)
+    """MoE layer -> sum_t sum_k p_tk cos(h_t, usual direction of k), scalar, with its gradient; see coherence_loss."""
+    measured: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """MoE layer -> logits and inputs, kept when gradients are to be compared."""
     loads: dict[int, Tensor] = field(default_factory=dict)
     """MoE layer -> share of this forward's assignments, (N,)."""
     num_tokens: Tensor | None = None
@@ -79,9 +84,10 @@ class SteeredRouter(nn.Module):
             z_TN = F.linear(h_TD.float(), self.weight.float())
             p_TN = self._probabilities(z_TN, context)
             chosen_TK = self._choose(z_TN.detach(), p_TN.detach(), context)
+            flips = self._flips(p_TN.detach(), chosen_TK, context)
             w_TK, kept_TK = self._combine_weights(z_TN, p_TN, chosen_TK, context)
         if self.training:
-            self._observe(context, h_TD.detach(), z_TN, p_TN, chosen_TK, w_TK, kept_TK)
+            self._observe(context, h_TD.detach(), z_TN, p_TN, chosen_TK, w_TK, kept_TK, flips)
         return z_TN, w_TK.to(hidden_states.dtype) if self.keep_dtype else w_TK, chosen_TK
 
     def _probabilities(self, z_TN: Tensor, context: RoutingContext) -> Tensor:
@@ -97,7 +103,13 @@ class SteeredRouter(nn.Module):
     @torch.no_grad()
     def _choose(self, z_TN: Tensor, p_TN: Tensor, context: RoutingContext) -> Tensor:
         steering = self.steering
-        scores_TN = p_TN if steering.neutral else steering.scores(self.layer, z_TN)
+        scores_TN = p_TN
+        if not steering.neutral:
+            # Closed experts leave before the deficit is taken: nobody's distance is measured from them.
+            z_TN = z_TN.masked_fill(~steering.available[self.layer], -math.inf)
+            if context.open_TN is not None:
+                z_TN = z_TN.masked_fill(~context.open_TN, -math.inf)
+            scores_TN = steering.scores(self.layer, z_TN)
         if steering.exploring and self.training:
             scores_TN = p_TN.log() if steering.neutral else scores_TN
             scores_TN = scores_TN + gumbel_like(scores_TN, steering.exploration)
@@ -106,6 +118,14 @@ class SteeredRouter(nn.Module):
         if context.open_TN is not None:
             scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
         return scores_TN.topk(self.top_k, dim=-1).indices
+
+    def _flips(self, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext) -> Tensor | None:
+        """How many choices the fields changed, scalar; None when nothing can have."""
+        if not self.training or (self.steering.neutral and not self.steering.exploring):
+            return None
+        own_TK = p_TN.topk(self.top_k, dim=-1).indices
+        differs_T = self.top_k - (own_TK.unsqueeze(-1) == chosen_TK.unsqueeze(-2)).sum(dim=(-1, -2))
+        return differs_T.sum() if context.counted_T is None else (differs_T * context.counted_T).sum()
 
     def _combine_weights(
         self, z_TN: Tensor, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext
@@ -147,18 +167,27 @@ class SteeredRouter(nn.Module):
         chosen_TK: Tensor,
         w_TK: Tensor,
         kept_TK: Tensor | None,
+        flips: Tensor | None,
     ) -> None:
-        counted_T = context.counted_T
+        counted_T, steering = context.counted_T, self.steering
         # Computed even when recomputing: checkpointing insists on the same saved tensors in the same order.
         lse_T = z_TN.logsumexp(dim=-1)
         probability_sum = (p_TN if counted_T is None else p_TN * counted_T.unsqueeze(-1)).sum(dim=0)
         squared_logsumexp = (lse_T.square() if counted_T is None else lse_T.square() * counted_T).sum()
+        agreement_sum = None
+        if steering.coherent:
+            agreement_TN = direction_agreement(h_TD, steering.input_mean[self.layer], steering.direction[self.layer])
+            agreement_sum = (p_TN * (agreement_TN if counted_T is None else agreement_TN * counted_T[:, None])).sum()
         if self.layer in context.seen:
             return
         context.seen.add(self.layer)
         assigned = self.steering.statistics.record(
-            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T
+            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T, flips
         )
+        if agreement_sum is not None:
+            context.agreement_sums[self.layer] = agreement_sum
+        if steering.measuring:
+            context.measured[self.layer] = z_TN, h_TD
         context.probability_sums[self.layer] = probability_sum
         context.squared_logsumexps[self.layer] = squared_logsumexp
         context.loads[self.layer] = assigned / assigned.sum().clamp(min=1)

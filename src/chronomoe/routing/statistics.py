@@ -8,6 +8,7 @@ Shape suffixes: L MoE layers, T tokens, N experts, K chosen experts, D hidden si
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class RoutingWindow:
     """(L,) tokens routed."""
     dropped: Tensor
     """(L,) assignments dropped for want of capacity."""
+    flips: Tensor
+    """(L,) assignments that fields or noise changed."""
     entropy: Tensor
     """(L,) sum over tokens of the entropy of softmax(z), nats."""
     logit_std: Tensor
@@ -51,6 +54,22 @@ class RoutingWindow:
     def max_violation(self) -> Tensor:
         """(L,) MaxVio = max_k N f_k - 1 (Wang et al. 2024): 0 when balanced."""
         return (self.load.amax(dim=-1) * self.load.shape[-1] - 1).clamp(min=0)
+
+    @property
+    def max_violation_floor(self) -> Tensor:
+        """(L,) MaxVio of perfect balance over that many independent tokens; text is correlated, its floor is higher.
+
+        E_N sqrt((N - K) / (T K)) with the expected largest of N standard normals in Blom's approximation.
+        """
+        n, total = self.load.shape[-1], (self.assignments.sum(dim=-1) + self.dropped).clamp(min=1)
+        top_k = total / self.tokens.clamp(min=1)
+        largest = NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
+        return largest * ((n - top_k).clamp(min=0) / total).sqrt()
+
+    @property
+    def flipped_fraction(self) -> Tensor:
+        """(L,) share of assignments that fields or noise changed."""
+        return self.flips / (self.assignments.sum(dim=-1) + self.dropped).clamp(min=1)
 
     @property
     def load_entropy(self) -> Tensor:
@@ -91,10 +110,12 @@ class RoutingWindow:
         """Scalars over all layers for a log: the worst ``max_violation``, the sum of ``dead_experts``, means else."""
         return {
             "max_violation": self.max_violation.max().item(),
+            "max_violation_floor": self.max_violation_floor.max().item(),
             "load_entropy": self.load_entropy.mean().item(),
             "router_entropy": self.router_entropy.mean().item(),
             "dead_experts": int(self.dead_experts.sum()),
             "dropped_fraction": self.dropped_fraction.mean().item(),
+            "flips": self.flipped_fraction.mean().item(),
         }
 
 
@@ -111,7 +132,7 @@ class RoutingStatistics(nn.Module):
             "probability": (n,),
             "weight": (n,),
             "input_sum": (d,),
-            "scalars": (4,),
+            "scalars": (5,),
             "gradient": (n,),
             "absolute_gradient": (n,),
         }
@@ -131,10 +152,11 @@ class RoutingStatistics(nn.Module):
         w_TK: Tensor,
         kept_TK: Tensor | None,
         counted_T: Tensor | None,
+        flips: Tensor | None = None,
     ) -> Tensor:
         """Add one forward; returns its assignments (N,).
 
-        ``kept_TK`` marks assignments within capacity, ``counted_T`` tokens that are not padding.
+        ``kept_TK`` marks assignments within capacity, ``counted_T`` tokens that are not padding, ``flips`` is a count.
         """
         # Short rows make some of torch's reductions slow: the forms below are several times faster than std and xlogy.
         used_TN = torch.zeros_like(p_TN).scatter_(1, chosen_TK, _ones(w_TK) if kept_TK is None else kept_TK.float())
@@ -154,7 +176,15 @@ class RoutingStatistics(nn.Module):
             p_TN.sum(dim=0),
             weight_TN.sum(dim=0),
             h_TD.sum(dim=0),
-            torch.stack([tokens, chosen_TK.shape[1] * tokens - assignments.sum(), entropy_T.sum(), std_T.sum()]),
+            torch.stack(
+                [
+                    tokens,
+                    chosen_TK.shape[1] * tokens - assignments.sum(),
+                    torch.zeros_like(tokens) if flips is None else flips.float(),
+                    entropy_T.sum(),
+                    std_T.sum(),
+                ]
+            ),
         ]
         self.sums[layer, : self.gradient_start] += torch.cat(parts)
         return assignments
@@ -176,7 +206,7 @@ class RoutingStatistics(nn.Module):
         }
         n = self.num_experts
         both = named.pop("coactivation_and_inputs")
-        tokens, dropped, entropy, logit_std = named.pop("scalars").unbind(dim=-1)
+        tokens, dropped, flips, entropy, logit_std = named.pop("scalars").unbind(dim=-1)
         coactivation, inputs = both[..., :n], both[..., n:]
         return RoutingWindow(
             assignments=coactivation.diagonal(dim1=-2, dim2=-1),
@@ -184,6 +214,7 @@ class RoutingStatistics(nn.Module):
             inputs=inputs,
             tokens=tokens,
             dropped=dropped,
+            flips=flips,
             entropy=entropy,
             logit_std=logit_std,
             **named,

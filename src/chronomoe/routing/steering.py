@@ -4,15 +4,15 @@ Shape suffixes: L MoE layers, N experts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, distributed, nn
 
 from chronomoe.errors import ConfigError
 from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores
-from chronomoe.routing.losses import balance_loss, z_loss
+from chronomoe.routing.losses import ChronoMoELoss, balance_loss, coherence_loss, valley_loss, z_loss
 from chronomoe.routing.router import RoutingContext
 from chronomoe.routing.statistics import RoutingStatistics, RoutingWindow
 
@@ -31,10 +31,8 @@ class SteeringConfig:
     """Let the fields into the combine weights too: for comparison only, measured to be harmful."""
     capacity_factor: float | None = None
     """Tokens an expert may take, as a multiple of its fair share, in training; None drops nothing."""
-    balance_coefficient: float = 0.01
-    """Weight of the load-balancing loss."""
-    z_coefficient: float = 0.001
-    """Weight of the router z-loss."""
+    loss: ChronoMoELoss = field(default_factory=ChronoMoELoss)
+    """Weights of the router losses."""
     balance_scope: Literal["forward", "step"] = "forward"
     """Whose load the balance loss uses: that of the forward at hand, or of the last complete optimizer step."""
 
@@ -51,12 +49,35 @@ class SteeringConfig:
             raise ConfigError(f"balance_scope is {self.balance_scope!r}; use forward or step.")
 
 
-class Steering(nn.Module):
+class Fp32Module(nn.Module):
+    """Moves with the model, but keeps the dtype of its buffers: counts and small biases do not survive bf16."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {(module, name): buffer for module in self.modules() for name, buffer in module._buffers.items()}
+        super()._apply(fn, recurse)
+        for (module, name), buffer in before.items():
+            now = module._buffers[name]
+            if buffer is not None and now is not None and now.dtype != buffer.dtype:
+                module._buffers[name] = buffer.to(now.device)
+        return self
+
+    def keep_dtypes(self) -> None:
+        """From now on :meth:`restore_dtypes` knows what the buffers are."""
+        self._dtypes = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
+
+    def restore_dtypes(self) -> None:
+        """Undo what from_pretrained does to bools and integers: they follow the dtype of the model."""
+        for name, dtype in self._dtypes.items():
+            setattr(self, name, self.get_buffer(name).to(dtype))
+
+
+class Steering(Fp32Module):
     """Fields and observations of all L routers with N experts each; buffers of the model they steer.
 
     ``pressure`` b, ``goal_bias`` g and ``log_temperature`` tau are (L, N), ``available`` is a bool (L, N),
     ``base_temperature`` T0 and ``exploration`` (the scale of the Gumbel noise) are scalars. Write them in place.
-    ``load`` (L, N) is the share of assignments in the last complete step, over all ranks.
+    ``load`` (L, N) is the share of assignments in the last complete step, over all ranks. For the losses:
+    ``direction`` (L, N, D), unit vectors or 0, ``input_mean`` (L, D) and ``valley_weight`` (L, N).
     """
 
     pressure: Tensor
@@ -66,6 +87,9 @@ class Steering(nn.Module):
     base_temperature: Tensor
     exploration: Tensor
     load: Tensor
+    direction: Tensor
+    input_mean: Tensor
+    valley_weight: Tensor
 
     def __init__(self, num_layers: int, num_experts: int, top_k: int, hidden_size: int, config: SteeringConfig) -> None:
         super().__init__()
@@ -80,44 +104,46 @@ class Steering(nn.Module):
         self.register_buffer("base_temperature", torch.ones((), dtype=torch.float32))
         self.register_buffer("exploration", torch.zeros((), dtype=torch.float32))
         self.register_buffer("load", torch.full(shape, 1 / num_experts, dtype=torch.float32))
+        self.register_buffer("direction", torch.zeros((*shape, hidden_size), dtype=torch.float32))
+        self.register_buffer("input_mean", torch.zeros((num_layers, hidden_size), dtype=torch.float32))
+        self.register_buffer("valley_weight", torch.zeros(shape, dtype=torch.float32))
+        self.keep_dtypes()
         self.tokens_in_step: Tensor | float | None = None
         """Tokens of the whole optimizer step, set by a trainer that splits it; None: each forward is a step."""
         self._position_gate: tuple[Tensor, tuple[int, ...]] | None = None
         self._looked_at: list[tuple[int, int]] | None = None
+        self._looked_with: SteeringConfig | None = None
         self.neutral = True
         """Pressure, goals and temperature leave every choice as it is."""
         self.all_available = True
         """Every expert may be used."""
         self.exploring = False
         """There is exploration noise, in training."""
+        self.coherent = False
+        """The coherence loss counts and has directions to compare with."""
+        self.measuring = False
+        """Compare the gradients of the loss terms in the next forward."""
+        self.gradient_norms: dict[str, Tensor] = {}
+        """Norm of each term's gradient at the routers, weighted, as last measured."""
         self.context: RoutingContext | None = None
         """Context of the latest forward, until the model's loss has been added to."""
         self.last_losses: dict[str, Tensor] = {}
-        """Terms of the latest training loss: ``lm``, ``balance``, ``z``."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Steering":
-        # Moves with the model, but stays fp32: counts and small biases do not survive bf16.
-        before = {(module, name): buffer for module in self.modules() for name, buffer in module._buffers.items()}
-        super()._apply(fn, recurse)
-        for (module, name), buffer in before.items():
-            if buffer is not None and module._buffers[name].dtype != buffer.dtype:  # type: ignore[union-attr]
-                module._buffers[name] = buffer.to(module._buffers[name].device)  # type: ignore[union-attr]
-        return self
+        """Terms of the latest training loss: ``lm``, ``balance``, ``coherence``, ``valley``, ``z``."""
 
     @torch.no_grad()
     def reset(self) -> None:
         """Every field neutral, nothing observed."""
-        for field in (self.pressure, self.goal_bias, self.log_temperature, self.exploration, self.statistics.sums):
-            field.zero_()
+        for buffer in self.buffers():
+            buffer.zero_()
         self.available.fill_(True)
         self.base_temperature.fill_(1)
         self.load.fill_(1 / self.num_experts)
 
     @torch.no_grad()
     def after_loading(self) -> None:
-        """Mend what from_pretrained leaves: unsaved buffers hold whatever was in memory, bools follow its dtype."""
+        """Mend what from_pretrained leaves: unsaved buffers hold whatever was in memory."""
         self.statistics.sums.zero_()
-        self.available = self.available.bool()
+        self.restore_dtypes()
 
     # -- what the routers ask ------------------------------------------------------------------------------------
 
@@ -127,12 +153,12 @@ class Steering(nn.Module):
         Each forward of the model looks once. Raises :class:`ConfigError` when a layer has too few available experts.
         """
         biases = (self.pressure, self.goal_bias, self.log_temperature)
-        fields = (*biases, self.base_temperature, self.exploration, self.available)
+        fields = (*biases, self.base_temperature, self.exploration, self.direction, self.available)
         if any(field.is_inference() for field in fields):
             versions = None  # made in inference mode: they count no writes
         else:
-            versions = [(id(self.config), 0), *((field.data_ptr(), field._version) for field in fields)]
-            if versions == self._looked_at:
+            versions = [(field.data_ptr(), field._version) for field in fields]
+            if versions == self._looked_at and self.config is self._looked_with:
                 return
         if not all(bool(field.isfinite().all()) for field in fields[:-1]) or self.base_temperature <= 0:
             raise ConfigError(
@@ -145,7 +171,8 @@ class Steering(nn.Module):
         unbiased = all(not bool(field.any()) for field in biases)
         self.neutral = not self.config.enabled or (unbiased and bool(self.base_temperature == 1))
         self.exploring = self.config.enabled and bool(self.exploration > 0)
-        self._looked_at = versions
+        self.coherent = self.config.loss.lambda_coherence > 0 and bool(self.direction.any())
+        self._looked_at, self._looked_with = versions, self.config
 
     def scores(self, layer: int, z_TN: Tensor) -> Tensor:
         """Selection scores (T, N) of one layer from its logits."""
@@ -178,7 +205,11 @@ class Steering(nn.Module):
         return context
 
     def losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:
-        """``balance`` and ``z`` of one training forward, unweighted, each a share of the whole step's.
+        """The terms of one training forward, unweighted, means over layers, each a share of the whole step's."""
+        return {name: values.mean() for name, values in self.layer_losses(context, share).items()}
+
+    def layer_losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:
+        """``balance``, ``z``, ``valley`` and, if it counts, ``coherence`` of each layer of one training forward.
 
         ``share`` is the part of the step's tokens that this forward holds; by default counted from ``tokens_in_step``,
         or 1 when each forward is a step.
@@ -197,7 +228,15 @@ class Steering(nn.Module):
             tokens = self.tokens_in_step
         elif share is not None:
             tokens = tokens / share
-        return {"balance": balance_loss(load, probability_sum, tokens), "z": z_loss(squared_logsumexp, tokens)}
+        terms = {
+            "balance": balance_loss(load, probability_sum, tokens),
+            "z": z_loss(squared_logsumexp, tokens),
+            "valley": valley_loss(self.valley_weight[layers], probability_sum, tokens),
+        }
+        if context.agreement_sums:
+            agreement = torch.stack([context.agreement_sums[layer] for layer in layers])
+            terms["coherence"] = coherence_loss(agreement, context.num_tokens, tokens)
+        return terms
 
     # -- what a trainer asks -------------------------------------------------------------------------------------
 

@@ -8,29 +8,33 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.routing.attach import attach
-from chronomoe.routing.steering import Steering, SteeringConfig
+from chronomoe.routing.steering import SteeringConfig
 
 
 class ChronoMoECallback(TrainerCallback):
-    """Attaches steering to ``model`` if it has none, closes the routers' window each step, and logs what they saw.
+    """Attaches steering to ``model`` if it has none, ticks its controller each step, and logs what it saw.
 
     The Trainer tells a forward how many labels the whole step has, not how many tokens: router losses do not depend on
     how a step is split where every micro-batch has labels on the same share of its tokens, as packed text has.
     """
 
     def __init__(self, model: Any, config: SteeringConfig | None = None) -> None:
-        steering: Steering | None = getattr(model, "steering", None)
-        self.steering = attach(model, config) if steering is None else steering
-        self.steering.config = dataclasses.replace(self.steering.config, balance_scope="step")
+        controller: ChronovisorMixtralController | None = getattr(model, "controller", None)
+        self.controller = attach(model, config) if controller is None else controller
+        steering = self.controller.steering
+        steering.config = dataclasses.replace(steering.config, balance_scope="step")
         self._latest: dict[str, float] = {}
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The gradients of one step are complete: make its window global and note the load."""
-        window = self.steering.end_step()
-        self._latest = {"lb_loss": window.balance.mean().item(), **window.summary()}
+        """One step is done: tick."""
+        window = self.controller.tick()
+        if window is not None:
+            balance = {"lb_loss": window.balance.mean().item()}
+            self._latest = {**balance, "R": self.controller.coherence_history[-1], **window.summary()}
 
     def on_log(
         self,

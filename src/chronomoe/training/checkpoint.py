@@ -2,7 +2,7 @@
 
 checkpoints/step_500/
     config.json, model*.safetensors    the model, as save_pretrained writes it: usable by from_pretrained
-    steering.safetensors               fields and load of the routers
+    chronovisor.safetensors, .json     the control layer, see geology.py
     optimizer.safetensors              moments, keyed "<parameter number>.<name>"
     rng_<rank>.safetensors             torch generators (and numpy's and Python's, as text in trainer.json)
     trainer.json                       position of the run, optimizer groups, schedule, settings
@@ -23,16 +23,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from chronomoe.errors import CheckpointError
+from chronomoe.routing.attach import STATE_PREFIXES
 
 FORMAT = "chronomoe-checkpoint"
-VERSION = 1
-_NAME = re.compile(r"step_(\d+)")
+VERSION = 2
+_NAME = re.compile(r"step_(\d+)(\.\d+)?$")
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
 def step_of(path: Path) -> int:
     """The step a checkpoint directory is named after, -1 for another name."""
-    match = _NAME.fullmatch(path.name)
+    match = _NAME.match(path.name)
     return int(match[1]) if match else -1
 
 
@@ -40,7 +41,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The step_N checkpoints in ``folder``, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
+    return sorted((path for path in folder.glob("step_*") if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
 def remove_old(folder: Path, keep_last: int, best_step: int | None) -> None:
@@ -54,13 +55,16 @@ def remove_old(folder: Path, keep_last: int, best_step: int | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def set_aside_later(folder: Path, step: int) -> None:
-    """Move checkpoints of steps after ``step`` to ``superseded/``, over what was superseded before."""
+def set_aside_later(folder: Path, continued_from: Path) -> None:
+    """Move checkpoints from that step on, except itself, to ``superseded/``, under a free name."""
     for path in list_checkpoints(folder):
-        if step_of(path) > step:
+        if step_of(path) >= step_of(continued_from) and path.resolve() != continued_from.resolve():
             place = folder / "superseded" / path.name
             place.parent.mkdir(exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)
+            number = 1
+            while place.exists():
+                number += 1
+                place = place.with_name(f"{path.name}.{number}")
             os.rename(path, place)
 
 
@@ -148,7 +152,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} was not written by chronomoe; give the folder of one of its checkpoints.")
     if state.get("version") != VERSION:
         raise CheckpointError(f"{path} has checkpoint version {state.get('version')}, this chronomoe reads {VERSION}.")
-    if missing := sorted({"state", "optimizer_groups", "schedule", "rng"} - set(state)):
+    if missing := sorted({"state", "optimizer_groups", "schedule", "rng", "control"} - set(state)):
         raise CheckpointError(f"{file} is damaged (it has no {missing[0]}); {_remedy(path)}")
     return state
 
@@ -164,10 +168,10 @@ def load_weights(model: Any, path: Path) -> None:
         loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {path} cannot be read ({_brief(error)}); {_remedy(path)}") from error
-    missing = [name for name in info["missing_keys"] if not name.startswith("steering.")]
+    missing = [name for name in info["missing_keys"] if not name.startswith(STATE_PREFIXES)]
     wrong = sorted([*missing, *(str(entry) for entry in info["mismatched_keys"])])
-    mine = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("steering.")}
-    theirs = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("steering.")}
+    mine = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(STATE_PREFIXES)}
+    theirs = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith(STATE_PREFIXES)}
     wrong += [name for name in mine if name not in theirs or theirs[name].shape != mine[name].shape]
     if wrong:
         raise CheckpointError(f"{path} belongs to a model of another shape: {wrong[0]} does not fit.")

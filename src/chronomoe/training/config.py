@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from chronomoe.control.config import ABLATIONS, Ablation
 from chronomoe.errors import ConfigError
 
 
@@ -27,25 +28,25 @@ class TrainingConfig:
     lambda_balance: float = 0.01
     """Weight of the load-balancing loss (1.0 = balanced)."""
     lambda_coherence: float = 0.001
-    """Weight of the coherence loss (control layer)."""
+    """Weight of the coherence loss."""
     lambda_valley: float = 0.0001
-    """Weight of the valley loss (control layer)."""
+    """Weight of the valley loss."""
 
     initial_kappa: float = 0.5
-    """Meta-knob at the start: exploratory (control layer)."""
+    """Meta-knob at the start: exploratory."""
     final_kappa: float = -0.3
-    """Meta-knob at the end: exploitative (control layer)."""
-    kappa_warmup_steps: int = 1000
-    """Steps during which kappa stays at its initial value (control layer)."""
+    """Meta-knob at the end: exploitative."""
+    kappa_warmup_steps: int | None = 1000
+    """Steps during which kappa stays at its initial value; a tenth of the run when not given."""
     kappa_schedule: Literal["linear", "cosine", "step", "adaptive"] = "cosine"
-    """How kappa moves after its warm-up (control layer)."""
+    """How kappa moves after its warm-up; adaptive: rules that watch the run."""
 
     use_coherence_gating: bool = True
-    """Scale updates by routing coherence (control layer)."""
+    """Take smaller steps while routing is incoherent."""
     min_coherence: float = 0.2
-    """Coherence below which the gate is closed (control layer)."""
+    """Coherence below which the gate is closed."""
     gating_strength: float = 0.5
-    """How much a closed gate takes off the update (control layer)."""
+    """How much a closed gate takes off the update; 1 stops it."""
 
     checkpoint_dir: str = "checkpoints"
     """Folder of the step_N checkpoints."""
@@ -53,6 +54,8 @@ class TrainingConfig:
     """Steps between checkpoints."""
     save_chronovisor_state: bool = True
     """Keep the control layer's state in checkpoints."""
+    control: Ablation | None = None
+    """Which mechanisms of the control layer run; as the model says (full) when not given."""
 
     max_steps: int | None = None
     """Steps to train; overrides max_epochs."""
@@ -82,6 +85,12 @@ class TrainingConfig:
     """Metrics, one JSON object a line; <checkpoint_dir>/metrics.jsonl when not given."""
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type in (int, int | None) and value is not None and type(value) is not int:
+                raise ConfigError(f"{entry.name} is {value!r}; it must be a whole number.")
+            if entry.type is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ConfigError(f"{entry.name} is {value!r}; it must be a number.")
         for name in ("max_epochs", "batch_size", "gradient_accumulation_steps", "save_every_n_steps",
                      "log_every_n_steps", "eval_every_n_steps", "max_nonfinite_steps"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -102,14 +111,24 @@ class TrainingConfig:
         for name in ("initial_kappa", "final_kappa"):
             if not -1 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; kappa lies between -1 and 1.")
+        if self.kappa_warmup_steps is not None and self.kappa_warmup_steps < 0:
+            raise ConfigError(f"kappa_warmup_steps is {self.kappa_warmup_steps}; it must be at least 0.")
+        if self.control is not None and self.control not in ABLATIONS:
+            raise ConfigError(f"control is {self.control!r}; use one of {', '.join(ABLATIONS)}.")
         if not 0 <= self.adam_beta2 < 1:
             raise ConfigError(f"adam_beta2 is {self.adam_beta2}; it must be at least 0 and below 1.")
+        if self.max_grad_norm == 0:
+            raise ConfigError("max_grad_norm is 0; use a positive number, a large one to clip nothing.")
         for name in ("min_coherence", "gating_strength"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
+
+    def kappa_warmup(self, total_steps: int) -> int:
+        """Steps of kappa's warm-up in a run of ``total_steps``."""
+        return total_steps // 10 if self.kappa_warmup_steps is None else self.kappa_warmup_steps
 
     def warmup_steps(self, total_steps: int) -> int:
         """Steps of learning-rate warm-up in a run of ``total_steps``."""

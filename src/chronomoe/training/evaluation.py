@@ -45,3 +45,9 @@ def labels_of(batch: Mapping[str, Any]) -> torch.Tensor:
     if "attention_mask" in batch:
         return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
     return batch["input_ids"]
+
+
+def routed_tokens(batch: Mapping[str, Any]) -> torch.Tensor:
+    """How many tokens of a batch are not padding, scalar."""
+    mask = batch.get("attention_mask")
+    return torch.tensor(batch["input_ids"].numel()) if mask is None else mask.sum().cpu()

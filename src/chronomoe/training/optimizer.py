@@ -33,3 +33,14 @@ def build_schedule(optimizer: Any, config: TrainingConfig, total_steps: int) -> 
     }[config.lr_schedule]
     warmup = config.warmup_steps(total_steps)
     return get_scheduler(name, optimizer, warmup, total_steps, scheduler_specific_kwargs=extra)
+
+
+def apply_settings(optimizer: Any, schedule: Any, config: TrainingConfig) -> None:
+    """Settings a resumed run was given win over those of its checkpoint; equal ones change no bit."""
+    inner = getattr(schedule, "scheduler", schedule)
+    inner.base_lrs = [config.learning_rate for _ in optimizer.param_groups]
+    rates = [config.learning_rate * factor(inner.last_epoch) for factor in inner.lr_lambdas]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group |= {"lr": rate, "initial_lr": config.learning_rate, "betas": (0.9, config.adam_beta2)}
+        group["weight_decay"] = config.weight_decay if group["params"][0].dim() >= 2 else 0.0
+    inner._last_lr = rates

@@ -13,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from chronomoe.storage import disk_full_explained
 
+LANDSCAPE_EVERY = 10
+"""Log lines per line about the landscape."""
+
 
 class Reporter:
     """Prints and records for one run; does nothing when not ``active`` (other ranks)."""
@@ -29,6 +32,7 @@ class Reporter:
         self._tokens_before = 0
         self._clock = time.perf_counter()
         self._latest = ""
+        self._logged = 0
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -83,15 +87,25 @@ class Reporter:
             metrics["tokens_per_second"] = round((tokens - self._tokens_before) / (now - self._clock), 1)
         self._clock, self._tokens_before = now, tokens
         self.record({"event": "step", "step": step, **metrics})
-        parts = [f"Step {step}", f"Loss: {metrics.get('loss', float('nan')):.4f}", f"lr: {metrics['lr']:.2e}"]
-        if "load_entropy" in metrics:
-            parts.append(f"balance: {metrics.get('lb_loss', 0):.3f}")
-            parts.append(f"MaxVio: {metrics['max_violation']:.2f}")
-            parts.append(f"dead: {metrics['dead_experts']}")
+        headline = [f"Step {step}", f"Loss: {metrics.get('loss', float('nan')):.4f}"]
+        if "kappa" in metrics:
+            headline.append(f"κ: {metrics['kappa']:.2f} ({metrics['intent']})")
+            headline += [f"R: {metrics['R']:.2f}", f"Gate: {metrics['gate']:.2f}"]
+        detail = [f"lr={metrics['lr']:.2e}"]
+        if "lb_loss" in metrics:
+            detail += [f"balance={metrics['lb_loss']:.3f}", f"MaxVio={metrics['max_violation']:.2f}"]
+            detail.append(f"dead={metrics['dead_experts']}")
         if "tokens_per_second" in metrics:
-            parts.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
-        self._latest = " ".join(parts[1:3] + parts[-1:])
-        self.line(" | ".join(parts))
+            detail.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
+        self._latest = " ".join([*headline[1:], *detail[-1:]])
+        self.line(" | ".join(headline))
+        self.line("  " + ", ".join(detail))
+        self._logged += 1
+        if "T_bar_variance" in metrics and (self._logged % LANDSCAPE_EVERY == 0 or step == self.total_steps):
+            self.line(
+                f"  Landscape: var={metrics['T_bar_variance']:.4f}, valleys={metrics['valleys']}, "
+                f"ridges={metrics['ridges']}"
+            )
         self.tick(step)
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:

@@ -9,11 +9,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from chronomoe.errors import CheckpointError
-from chronomoe.routing.steering import Steering
+from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.routing.attach import STATE_PREFIXES
 from chronomoe.storage import whole_directory
 from chronomoe.training import checkpoint
 from chronomoe.training.config import TrainingConfig
+from chronomoe.training.geology import ChronovisorCheckpoint
+from chronomoe.training.optimizer import apply_settings
+from chronomoe.training.run_control import RunControl
 
 Rng = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -44,10 +47,12 @@ class RunFiles:
     config: TrainingConfig
     accelerator: Accelerator
     model: Any
-    steering: Steering | None
+    control: RunControl
     optimizer: Any
     schedule: Any
     save_extra: Callable[[Path], Any] | None
+    continued_from: Path | None = None
+    """The checkpoint loaded, until the next save."""
 
     @property
     def folder(self) -> Path:
@@ -65,19 +70,29 @@ class RunFiles:
             if (latest := self.latest()) is None:
                 raise CheckpointError(f"there is no checkpoint in {self.folder} to continue from.")
             return latest
-        path = Path(name)
-        return path if path.is_absolute() or path.is_dir() else self.folder / name
+        mine = self.folder / name
+        return mine if mine.is_dir() or not Path(name).is_dir() else Path(name)
+
+    def refuse_foreign(self, state: RunState) -> None:
+        """A run that begins anew must not write over one that is there."""
+        if state.step == 0 and self.continued_from is None and (latest := self.latest()) is not None:
+            raise ConfigError(
+                f"{self.folder} holds the checkpoints of another run; load_checkpoint({latest.name!r}) continues it, "
+                "another checkpoint_dir begins a new one."
+            )
 
     def save(self, state: RunState, total_steps: int) -> Path:
         """Write ``step_<N>`` whole, then drop checkpoints beyond ``keep_last`` (never the best, never this one).
 
-        Checkpoints of later steps belong to a history that this run, continued from an earlier step, has left: they
-        move to ``superseded/``.
+        The first save after continuing from an older checkpoint moves the ones after it to ``superseded/``: they belong
+        to a history that this run has left.
         """
         path = self.folder / f"step_{state.step}"
         rng: list[Rng] = gather_object([checkpoint.pack_rng()])
         if self.accelerator.is_main_process:
-            checkpoint.set_aside_later(self.folder, state.step)
+            if self.continued_from is not None:
+                checkpoint.set_aside_later(self.folder, self.continued_from)
+                self.continued_from = None
             with whole_directory(path, replace=True) as work:
                 self._write(work, state, total_steps, rng)
             checkpoint.remove_old(self.folder, self.config.keep_last, state.best_step)
@@ -85,15 +100,13 @@ class RunFiles:
         return path
 
     def _write(self, work: Path, state: RunState, total_steps: int, rng: list[Rng]) -> None:
-        keep_steering = self.steering is not None and self.config.save_chronovisor_state
-        weights = {
-            name: tensor
-            for name, tensor in self.model.state_dict().items()
-            if keep_steering or not name.startswith("steering.")
-        }
-        self.model.save_pretrained(work, state_dict=weights)
-        if self.steering is not None and keep_steering:
-            checkpoint.save_tensors(work / "steering.safetensors", self.steering.state_dict())
+        keep = self.config.save_chronovisor_state
+        with self.control.deployed():
+            state_dict = self.model.state_dict()
+            weights = {name: t for name, t in state_dict.items() if keep or not name.startswith(STATE_PREFIXES)}
+            self.model.save_pretrained(work, state_dict=weights)
+        if self.control.controller is not None and keep:
+            ChronovisorCheckpoint.from_controller(self.control.controller).save(work)
         tensors, groups = checkpoint.pack_optimizer(self.optimizer)
         checkpoint.save_tensors(work / "optimizer.safetensors", tensors)
         for rank, (generators, _) in enumerate(rng):
@@ -106,6 +119,7 @@ class RunFiles:
             "total_steps": total_steps,
             "optimizer_groups": groups,
             "schedule": self.schedule.state_dict(),
+            "control": self.control.state_dict(),
             "rng": [others for _, others in rng],
         }
         checkpoint.write_trainer_state(work, content)
@@ -121,12 +135,22 @@ class RunFiles:
                 f"{path} was saved by {len(saved['rng'])} processes, this run has {self.accelerator.num_processes}; "
                 "continue with as many."
             )
+        try:
+            state = RunState(**saved["state"])
+        except TypeError as error:
+            raise CheckpointError(f"{path / 'trainer.json'} is damaged ({error}); use another checkpoint.") from error
         checkpoint.load_weights(self.model, path)
-        if self.steering is not None and saved["config"]["save_chronovisor_state"]:
-            tensors = checkpoint.read_tensors(path / "steering.safetensors")
-            checkpoint.load_strict(self.steering, tensors, path)
+        if (controller := self.control.controller) is not None:
+            controller.reset()
+            if saved["config"]["save_chronovisor_state"]:
+                ChronovisorCheckpoint.load(path).restore_to_controller(controller, path)
+        self.control.load_state_dict(saved["control"])
         moments = checkpoint.read_tensors(path / "optimizer.safetensors")
         checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
         self.schedule.load_state_dict(saved["schedule"])
+        apply_settings(self.optimizer, self.schedule, self.config)
         generators = checkpoint.read_tensors(path / f"rng_{rank}.safetensors")
-        return RunState(**saved["state"]), (generators, saved["rng"][rank])
+        self.continued_from = path
+        # The position is one in samples; with other batches it falls on the one that holds it.
+        state.batch = state.batch * saved["config"]["batch_size"] // self.config.batch_size
+        return state, (generators, saved["rng"][rank])

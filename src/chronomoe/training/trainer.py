@@ -21,24 +21,30 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from torch.utils.data import DataLoader
 
 from chronomoe.allocator import keep_freed_memory
+from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
 from chronomoe.routing.attach import attach
+from chronomoe.routing.losses import ChronoMoELoss
 from chronomoe.routing.statistics import RoutingWindow
-from chronomoe.routing.steering import Steering
 from chronomoe.training import checkpoint
 from chronomoe.training.config import TrainingConfig
-from chronomoe.training.evaluation import bits_per_byte, labels_of, mean_loss
+from chronomoe.training.evaluation import bits_per_byte, labels_of, mean_loss, routed_tokens
+from chronomoe.training.gating import CoherenceGatedOptimizer
 from chronomoe.training.interrupt import SafeStop
 from chronomoe.training.loading import IGNORED, HeldoutWindows
 from chronomoe.training.optimizer import build_optimizer, build_schedule
 from chronomoe.training.reporting import Reporter
+from chronomoe.training.run_control import RunControl
 from chronomoe.training.run_files import Rng, RunFiles, RunState
 
 Batch = Mapping[str, Any]
 _NO_BATCH = "the training loader has no batch; give more text, shorter sequences or smaller batches."
-_TERM_NAMES = {"lm": "lm_loss", "balance": "lb_loss", "z": "z_loss"}
+_TERM_NAMES = {
+    "lm": "lm_loss", "balance": "lb_loss", "coherence": "coherence_loss", "valley": "valley_loss", "z": "z_loss",
+}  # fmt: skip
 
 
 class ChronoMoETrainer:
@@ -78,27 +84,36 @@ class ChronoMoETrainer:
         )
         set_seed(config.seed)
         self.model = model
-        self.steering = self._steer(model)
+        self.controller = self._steer(model)
+        self.steering = None if self.controller is None else self.controller.steering
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
+        if not isinstance(train_dataloader, DataLoader):
+            raise ConfigError(f"train_dataloader is a {type(train_dataloader).__name__}; give a torch DataLoader.")
+        if isinstance(eval_dataloader, Mapping) and not eval_dataloader:
+            raise ConfigError("eval_dataloader is empty; give held-out windows by domain, a loader, or nothing.")
         batches = _length(train_dataloader)
         if batches == 0:
             raise DataError(_NO_BATCH)
         if batches is None and config.max_steps is None:
             raise ConfigError("the training loader does not tell its length; give max_steps.")
-        self.wrapped, self.optimizer, self.train_loader = self.accelerator.prepare(
-            model, build_optimizer(model, config), train_dataloader
-        )
+        optimizer: Any = build_optimizer(model, config)
+        gated = None
+        if self.controller is not None and config.use_coherence_gating and self.controller.steering.config.enabled:
+            gated = optimizer = CoherenceGatedOptimizer(optimizer, config.min_coherence, config.gating_strength)
+        self.wrapped, self.optimizer, self.train_loader = self.accelerator.prepare(model, optimizer, train_dataloader)
         self.eval_data = eval_dataloader
         per_epoch = -(-(_length(self.train_loader) or 0) // config.gradient_accumulation_steps)
         self.total_steps = config.max_steps or per_epoch * config.max_epochs
         self.schedule = build_schedule(self.optimizer, config, self.total_steps)
         self.state = RunState()
+        self.control = RunControl(model, self.controller, config, self.total_steps, lambda line: self.report.line(line))
+        self.control.optimizer = gated
         self.files = RunFiles(
             config=config,
             accelerator=self.accelerator,
             model=model,
-            steering=self.steering,
+            control=self.control,
             optimizer=self.optimizer,
             schedule=self.schedule,
             save_extra=save_extra,
@@ -117,20 +132,25 @@ class ChronoMoETrainer:
             return config.precision
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
-    def _steer(self, model: Any) -> Steering | None:
-        steering: Steering | None = getattr(model, "steering", None)
-        if steering is None:
+    def _steer(self, model: Any) -> ChronovisorMixtralController | None:
+        config = self.config
+        controller: ChronovisorMixtralController | None = getattr(model, "controller", None)
+        if controller is None:
             try:
-                steering = attach(model)
+                controller = attach(model)
             except UnsupportedModelError:
                 return None  # a dense model trains too
-        steering.config = dataclasses.replace(
-            steering.config,
-            balance_coefficient=self.config.lambda_balance,
-            z_coefficient=self.config.lambda_z,
-            balance_scope="step",
+        loss = ChronoMoELoss(
+            lambda_balance=config.lambda_balance,
+            lambda_coherence=config.lambda_coherence,
+            lambda_valley=config.lambda_valley,
+            lambda_z=config.lambda_z,
         )
-        return steering
+        steering = controller.steering
+        steering.config = dataclasses.replace(steering.config, loss=loss, balance_scope="step")
+        if config.control is not None:
+            controller.config = controller.config.ablate(config.control)
+        return controller
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -141,14 +161,20 @@ class ChronoMoETrainer:
         ``interrupted`` (by a signal) and the last ``evaluation``. Raises :class:`TrainingError` after too many
         non-finite steps in a row.
         """
+        self.files.refuse_foreign(self.state)
         self.model.train()
         evaluation: dict[str, float] = {}
         with SafeStop() as stop, self.report.live():
             self.report.start(self.state.step)
+            self.control.announce()
             last = self.total_steps if self.stop_after is None else min(self.total_steps, self.stop_after)
             for batches in self._steps(last):
                 self._step(batches)
-                evaluation = self._after_step() or evaluation
+                try:
+                    evaluation = self._after_step() or evaluation
+                except Exception:
+                    self.save_checkpoint()  # what failed is an evaluation or a sample, not the training
+                    raise
                 if stop.requested:
                     break
             done = self.state.step >= self.total_steps
@@ -200,14 +226,18 @@ class ChronoMoETrainer:
         labels = [labels_of(batch) for batch in batches]
         counts = torch.stack([
             torch.stack([(label[:, 1:] != IGNORED).sum() for label in labels]).sum(),
-            torch.stack([_routed_tokens(batch) for batch in batches]).sum(),
+            torch.stack([routed_tokens(batch) for batch in batches]).sum(),
         ]).to(accelerator.device)  # fmt: skip
         predicted, routed = accelerator.reduce(counts, "sum")
+        due = (state.step + 1) % self.config.log_every_n_steps == 0
         if self.steering is not None:
             self.steering.tokens_in_step = routed
         terms: list[dict[str, torch.Tensor]] = []
         for index, (batch, label) in enumerate(zip(batches, labels, strict=True)):
             last = index == len(batches) - 1
+            if self.steering is not None:
+                # Recomputed layers cannot be looked into.
+                self.steering.measuring = due and last and not self.config.gradient_checkpointing
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 output = self.wrapped(
                     **{**batch, "labels": label}, num_items_in_batch=predicted.clamp(min=1), use_cache=False
@@ -220,6 +250,7 @@ class ChronoMoETrainer:
         self.report.grad_norm = float(norm)
         losses = self._sum_of(terms)
         finite = all(map(math.isfinite, [float(norm), *losses.values()]))
+        self.window = self.control.after_backward(batches, losses.get("lm_loss", losses["loss"]), finite=finite)
         self._update(finite=finite)
         if finite:
             self._note(losses)
@@ -232,13 +263,10 @@ class ChronoMoETrainer:
         state = self.state
         if finite:
             self.optimizer.step()
-            self.window = self.steering.end_step() if self.steering is not None else None
             state.skipped_in_a_row = 0
         else:
             state.skipped += 1
             state.skipped_in_a_row += 1
-            if self.steering is not None:
-                self.steering.discard_step()
             self.report.line(f"Step {state.step + 1} | skipped: its loss or gradient is not finite")
         with warnings.catch_warnings():
             # torch suspects a mistake when the very first optimizer step was skipped.
@@ -299,7 +327,7 @@ class ChronoMoETrainer:
         if self.window is not None:
             metrics |= {"moe_layers": len(self.window.tokens), "load": self.window.load.tolist()}
             metrics |= self.window.summary()
-        return metrics
+        return metrics | self.control.metrics()
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -310,7 +338,7 @@ class ChronoMoETrainer:
         was_training = self.model.training
         self.model.eval()
         try:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.control.deployed():
                 if not isinstance(self.eval_data, Mapping):
                     return {"loss": mean_loss(self.model, self.eval_data)}
                 result = {
@@ -328,15 +356,16 @@ class ChronoMoETrainer:
         evaluation = self.evaluate()
         if evaluation:
             self.report.evaluation(self.state.step, evaluation)
-            headline = evaluation.get("mean", evaluation.get("loss"))
-            if headline is not None and (self.state.best_loss is None or headline < self.state.best_loss):
-                self.state.best_loss, self.state.best_step = headline, self.state.step
-                self.save_checkpoint()
         if self.sample is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(self.config.seed)
-                self.report.sample(self.state.step, self.sample(self.model))
+                with self.control.deployed():
+                    self.report.sample(self.state.step, self.sample(self.model))
             self.model.train()
+        headline = evaluation.get("mean", evaluation.get("loss"))
+        if headline is not None and (self.state.best_loss is None or headline < self.state.best_loss):
+            self.state.best_loss, self.state.best_step = headline, self.state.step
+            self.save_checkpoint()
         return evaluation
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
@@ -367,8 +396,3 @@ def _length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
-
-
-def _routed_tokens(batch: Batch) -> torch.Tensor:
-    mask = batch.get("attention_mask")
-    return torch.tensor(batch["input_ids"].numel()) if mask is None else mask.sum().cpu()

@@ -39,7 +39,7 @@ def records(bundle):
 
 
 def assert_same_training(bundle, straight):
-    for file in ("model", "optimizer", "steering", "rng_0"):
+    for file in ("model", "optimizer", "chronovisor", "rng_0"):
         names = [f"checkpoints/step_24/{file}.safetensors"] + ["model.safetensors"] * (file == "model")
         for name in names:
             ours, theirs = load_file(bundle / name), load_file(straight / name)
@@ -177,7 +177,7 @@ def test_one_process_at_a_time(aios, brain):
     assert (outcome.code, "another process is training" in outcome.err) == (1, True)
 
 
-FILES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "steering.safetensors", "trainer.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "chronovisor.safetensors", "trainer.json")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ FILES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "ste
         (file, damage)
         for file in (*FILES, "config.json")
         for damage in ("truncated", "empty", "foreign", "missing")
-        if (file, damage) != ("steering.safetensors", "missing")  # a run may be told not to save it
+        if (file, damage) != ("chronovisor.safetensors", "missing")  # a run may be told not to save it
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_still_works(aios, brain, file, damage):

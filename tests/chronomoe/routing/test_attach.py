@@ -9,9 +9,10 @@ from torch import nn
 import chronomoe
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.routing.router import SteeredRouter
+from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES
 
-SILENT = chronomoe.SteeringConfig(balance_coefficient=0.0, z_coefficient=0.0)
+SILENT = chronomoe.SteeringConfig(loss=ChronoMoELoss(lambda_balance=0.0, lambda_z=0.0))
 
 
 def loss_and_gradients(model, tokens, mask=None):
@@ -53,7 +54,7 @@ def test_router_logits_are_still_recorded_by_transformers(host, tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pressure_chooses_and_stays_out_of_the_weights(host, tokens, family):
     model = host(family)
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     router: SteeredRouter = model.model.layers[0].mlp.gate
     h = torch.randn(50, 32)
     z, _, chosen = router(h)
@@ -69,7 +70,7 @@ def test_pressure_chooses_and_stays_out_of_the_weights(host, tokens, family):
 
 def test_goal_bias_and_temperature_move_choices_too(host):
     model = host("mixtral")
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     router = model.model.layers[1].mlp.gate
     h = torch.randn(400, 32) * 0.3
     before = torch.bincount(router(h)[2].reshape(-1), minlength=4)
@@ -80,12 +81,13 @@ def test_goal_bias_and_temperature_move_choices_too(host):
     steering.log_temperature[1, 2] = 0.3
     hot = torch.bincount(router(h)[2].reshape(-1), minlength=4)
     assert hot[2] > before[2]
-    assert torch.equal(router(h)[2][:, 0], model.model.layers[1].mlp.gate(h)[2][:, 0])
+    best = router(h)[0].argmax(-1, keepdim=True)
+    assert (router(h)[2] == best).any(-1).all(), "the best expert stays chosen at every temperature"
 
 
 def test_fields_in_weights_is_there_for_comparison(host):
     model = host("mixtral")
-    steering = chronomoe.attach(model, chronomoe.SteeringConfig(fields_in_weights=True))
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(fields_in_weights=True)).steering
     router = model.model.layers[0].mlp.gate
     h = torch.randn(20, 32)
     steering.pressure[0] = torch.tensor([0.0, 0.0, 0.0, 3.0])
@@ -97,14 +99,14 @@ def test_fields_in_weights_is_there_for_comparison(host):
 def test_disabled_fields_are_inert(host, tokens):
     model = host("mixtral").eval()
     expected = model(tokens).logits
-    steering = chronomoe.attach(model, chronomoe.SteeringConfig(enabled=False), dispatch="keep")
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(enabled=False), dispatch="keep").steering
     steering.pressure.normal_()
     assert torch.equal(model(tokens).logits, expected)
 
 
 def test_an_unavailable_expert_is_never_chosen_and_too_few_is_an_error(host):
     model = host("mixtral")
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     steering.pressure[0, 1] = 50.0
     steering.available[0, 1] = False
     _, w, chosen = model.model.layers[0].mlp.gate(torch.randn(100, 32))
@@ -117,7 +119,7 @@ def test_an_unavailable_expert_is_never_chosen_and_too_few_is_an_error(host):
 
 def test_availability_by_position(host, tokens):
     model = host("mixtral").eval()
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     steering.pressure[:, 3] = 100.0
     opened = torch.ones(3, 17, 4, dtype=torch.bool)
     opened[:, :9, 3] = False
@@ -136,7 +138,7 @@ def test_availability_by_position(host, tokens):
 
 def test_where_the_gate_is_closed_the_base_is_untouched_bit_for_bit(host, tokens):
     model = host("mixtral").eval()
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     steering.available[:, 3] = False
     without = model(tokens).logits
     steering.available[:, 3] = True
@@ -152,7 +154,7 @@ def test_where_the_gate_is_closed_the_base_is_untouched_bit_for_bit(host, tokens
 
 def test_exploration_only_in_training(host):
     model = host("mixtral")
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     steering.exploration.fill_(2.0)
     router = model.model.layers[0].mlp.gate
     h = torch.randn(200, 32)
@@ -175,7 +177,7 @@ def test_top_1_gives_the_router_a_gradient_and_keeps_the_hosts_weight(host, toke
 
 def test_capacity_drops_in_training_only_and_is_reported(host, tokens):
     model = host("mixtral")
-    steering = chronomoe.attach(model, chronomoe.SteeringConfig(capacity_factor=0.5))
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(capacity_factor=0.5)).steering
     model.eval()
     dropless = model(tokens).logits
     model.train()(tokens)
@@ -244,7 +246,7 @@ def test_bad_settings_are_named(settings, message):
 
 def test_fields_and_sums_stay_fp32_when_the_model_is_cast(host, tokens):
     model = host("mixtral")
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     steering.pressure[0, 1] = 0.3
     model.to(torch.bfloat16)
     assert steering.pressure.dtype == steering.statistics.sums.dtype == torch.float32
@@ -256,7 +258,7 @@ def test_fields_and_sums_stay_fp32_when_the_model_is_cast(host, tokens):
 
 def test_fields_that_are_not_finite_are_refused(host, tokens):
     model = host("mixtral")
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     steering.pressure[0, 1] = float("nan")
     with pytest.raises(ConfigError, match="not finite"):
         model(tokens)
@@ -275,7 +277,7 @@ def test_an_unknown_dispatch_is_refused_before_anything_changes(host):
 
 def test_a_field_that_beats_any_logit_gap_gives_weights_not_nan(host, tokens):
     model = host("mixtral")
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.gate.weight[0] *= 1e4
@@ -290,3 +292,37 @@ def test_a_field_that_beats_any_logit_gap_gives_weights_not_nan(host, tokens):
 def test_only_models_can_be_steered():
     with pytest.raises(UnsupportedModelError, match="NoneType"):
         chronomoe.attach(None)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("by_position", [False, True])
+def test_a_closed_expert_has_no_say_among_the_others_at_any_temperature(host, top_k, by_position):
+    model = host("mixtral", num_experts=6, num_experts_per_tok=top_k).eval()
+    steering = chronomoe.attach(model).steering
+    generator = torch.Generator().manual_seed(2)
+    steering.log_temperature.copy_(torch.rand(2, 6, generator=generator) * 0.6 - 0.3)
+    steering.pressure.copy_(torch.rand(2, 6, generator=generator) * 0.2)
+    x = torch.randint(0, 61, (2, 40), generator=generator)
+    if by_position:
+        open_now = torch.ones(2, 40, 6, dtype=torch.bool)
+        open_now[..., 3] = False
+        steering.gate_positions(open_now, (3,))
+    else:
+        steering.available[:, 3] = False
+    before = model(x).logits
+    for layer in model.model.layers:
+        layer.mlp.gate.weight.data[3] *= 50
+    assert torch.equal(model(x).logits, before)
+
+
+def test_a_new_configuration_is_seen_at_once(host, tokens):
+    import dataclasses
+
+    model = host("mixtral").eval()
+    plain = model(tokens).logits
+    steering = chronomoe.attach(model, dispatch="keep").steering
+    steering.pressure[:, 0] = 30
+    assert not torch.equal(model(tokens).logits, plain)
+    steering.config = dataclasses.replace(steering.config, enabled=False)
+    steering.config = dataclasses.replace(steering.config, rho=3.0)
+    assert torch.equal(model(tokens).logits, plain)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import MixtralConfig
-from transformers.activations import ACT2FN
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from chronomoe.errors import UnsupportedModelError
@@ -161,5 +160,6 @@ def test_experts_of_another_layout_are_refused():
         dispatch.sorted_experts_forward(other, *case()[:3])
 
 
-def test_silu_is_recognised():
-    assert isinstance(ACT2FN["silu"], dispatch.SILU)
+def test_the_fast_path_is_taken_for_silu_as_transformers_builds_it():
+    assert isinstance(build().act_fn, dispatch.SILU)
+    assert not isinstance(torch.nn.GELU(), dispatch.SILU)

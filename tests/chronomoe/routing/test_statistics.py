@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import chronomoe
+from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES
 
 
@@ -15,7 +16,7 @@ def observed(host, tokens):
 
     def run(family="mixtral", **changes):
         model = host(family, **changes).train()
-        steering = chronomoe.attach(model)
+        steering = chronomoe.attach(model).steering
         seen = []
         model.model.layers[1].mlp.gate.register_forward_hook(lambda m, i, o: seen.append((i[0].detach(), *o)))
         mask = torch.ones_like(tokens)
@@ -55,7 +56,7 @@ def test_every_sum(observed, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_signal_is_the_gradient_of_the_language_model_loss(host, tokens, family, top_k):
     model = host(family, num_experts_per_tok=top_k).train()
-    steering = chronomoe.attach(model, chronomoe.SteeringConfig(balance_coefficient=5.0))
+    steering = chronomoe.attach(model, chronomoe.SteeringConfig(loss=ChronoMoELoss(lambda_balance=5.0))).steering
     logits = []
 
     def keep(module, args, output):
@@ -67,7 +68,7 @@ def test_the_gradient_signal_is_the_gradient_of_the_language_model_loss(host, to
     with_balance = logits[0][0].grad
     silent = copy.deepcopy(model)
     silent.zero_grad()
-    silent.steering.config = chronomoe.SteeringConfig(balance_coefficient=0.0, z_coefficient=0.0)
+    silent.steering.config = chronomoe.SteeringConfig(loss=ChronoMoELoss(lambda_balance=0.0, lambda_z=0.0))
     logits.clear()
     silent(tokens, labels=tokens).loss.backward()
     z, chosen = logits[0]
@@ -80,7 +81,7 @@ def test_the_gradient_signal_is_the_gradient_of_the_language_model_loss(host, to
 
 def test_evaluation_and_generation_write_nothing(host, tokens):
     model = host("mixtral").eval()
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     model(tokens, labels=tokens)
     model.generate(tokens[:, :4], max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert steering.statistics.sums.abs().sum() == 0
@@ -104,7 +105,7 @@ def test_activation_checkpointing_counts_once_and_changes_no_gradient(host, toke
 
 def test_windows_add_up_and_close(host, tokens):
     model = host("mixtral").train()
-    steering = chronomoe.attach(model)
+    steering = chronomoe.attach(model).steering
     model(tokens)
     once = steering.statistics.window()
     model(tokens)
@@ -122,10 +123,10 @@ def test_windows_add_up_and_close(host, tokens):
 def test_derived_figures():
     from tests.chronomoe.conftest import build_host
 
-    steering = chronomoe.attach(build_host("mixtral"))
+    steering = chronomoe.attach(build_host("mixtral")).steering
     n, d = 4, 32
     used = torch.diag(torch.tensor([60.0, 20.0, 20.0, 0.0]))
-    row = torch.cat([torch.cat([used, torch.zeros(n, d)], 1).reshape(-1), torch.zeros(2 * n + d + 4 + 2 * n)])
+    row = torch.cat([torch.cat([used, torch.zeros(n, d)], 1).reshape(-1), torch.zeros(2 * n + d + 5 + 2 * n)])
     steering.statistics.sums.copy_(row.expand_as(steering.statistics.sums))
     window = steering.statistics.window()
     assert window.dead_experts.tolist() == [1, 1]
@@ -137,7 +138,7 @@ def test_derived_figures():
 def test_one_expert_and_an_empty_window_have_figures():
     from tests.chronomoe.conftest import build_host
 
-    steering = chronomoe.attach(build_host("mixtral", num_experts=1, num_experts_per_tok=1))
+    steering = chronomoe.attach(build_host("mixtral", num_experts=1, num_experts_per_tok=1)).steering
     window = steering.statistics.window()
     assert window.load_entropy.tolist() == window.router_entropy.tolist() == [1, 1]
     assert window.max_violation.tolist() == [0, 0]

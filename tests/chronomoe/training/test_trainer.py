@@ -1,7 +1,6 @@
-"""The training loop: bit-exact resume, micro-batches, evaluation that moves nothing, faults it survives."""
+"""The training loop: micro-batches, evaluation that moves nothing, faults it survives."""
 
 import itertools
-import json
 import os
 import signal
 import threading
@@ -10,106 +9,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
-from chronomoe.errors import CheckpointError, ConfigError, DataError, TrainingError
+from chronomoe.errors import ConfigError, DataError, TrainingError
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 from chronomoe.training.checkpoint import list_checkpoints
-from chronomoe.training.loading import HeldoutWindows
-
-VOCAB = 53
-
-
-def build_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    shape = {"vocab_size": VOCAB, "hidden_dim": 32, "num_layers": 2, "num_experts": 4, "max_seq_length": 64} | changes
-    return ChronovisorMixtralForCausalLM(MixtralConfig(**shape))
-
-
-def build_data(n=22, length=16, padded=False):
-    generator = torch.Generator().manual_seed(3)
-    rows = [{"input_ids": torch.randint(0, VOCAB, (length,), generator=generator)} for _ in range(n)]
-    if padded:
-        for index, row in enumerate(rows):
-            row["attention_mask"] = (torch.arange(length) < length - index % 7).long()
-    return rows
-
-
-def build_trainer(folder, model=None, data=None, batch_size=4, eval_data=None, **settings):
-    settings = {"max_steps": 12, "log_every_n_steps": 1, "save_every_n_steps": 4, "learning_rate": 1e-2} | settings
-    config = TrainingConfig(checkpoint_dir=str(folder), batch_size=batch_size, **settings)
-    loader = DataLoader(data or build_data(), batch_size=batch_size, shuffle=True)
-    return ChronoMoETrainer(model or build_model(), config, loader, eval_data, show=lambda line: None)
-
-
-def records(folder, event="step"):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    drop = ("tokens_per_second",)
-    return [{k: v for k, v in line.items() if k not in drop} for line in lines if line["event"] == event]
-
-
-def equal_weights(a, b):
-    mine, theirs = a.state_dict(), b.state_dict()
-    return all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-class Killed(BaseException):
-    """Nothing of the trainer may catch this: it stands for kill -9 between two steps."""
-
-
-def kill_at(trainer, step):
-    after = trainer._after_step
-
-    def dying():
-        result = after()
-        if trainer.state.step == step:
-            raise Killed
-        return result
-
-    trainer._after_step = dying
-    with pytest.raises(Killed):
-        trainer.train()
-
-
-@pytest.mark.parametrize(
-    ("accumulation", "save_every", "from_step"),
-    [(1, 4, 5), (2, 4, 5), (1, 6, 6)],  # the last one just where an epoch ends
+from tests.chronomoe.training.building import (
+    VOCAB,
+    build_data,
+    build_model,
+    build_trainer,
+    equal_weights,
+    held_out,
+    poison,
+    records,
 )
-def test_resumed_training_is_the_training_that_never_stopped(tmp_path, accumulation, save_every, from_step):
-    settings = {
-        "gradient_accumulation_steps": accumulation,
-        "eval_every_n_steps": 5,
-        "save_every_n_steps": save_every,
-    }
-    windows = {"a": held_out()}
-    models = [build_model() for _ in range(2)]
-    for model in models:
-        model.steering.exploration.fill_(0.5)  # draws from the generator in every forward
-    straight = build_trainer(tmp_path / "a", models[0], eval_data=windows, **settings)
-    straight.train()
-    kill_at(build_trainer(tmp_path / "b", models[1], eval_data=windows, **settings), 7)
-    resumed = build_trainer(tmp_path / "b", build_model(seed=9), eval_data=windows, **settings)
-    resumed.load_checkpoint("latest")
-    assert resumed.state.step == from_step
-    resumed.train()
-    assert equal_weights(straight.model, resumed.model)
-    merged = {record["step"]: record for record in records(tmp_path / "b")}
-    assert list(merged.values()) == records(tmp_path / "a")
-    assert {r["step"]: r for r in records(tmp_path / "b", "evaluation")} == {
-        r["step"]: r for r in records(tmp_path / "a", "evaluation")
-    }
-    for name, value in straight.optimizer.state_dict()["state"].items():
-        for key, tensor in value.items():
-            assert torch.equal(tensor, resumed.optimizer.state_dict()["state"][name][key])
-
-
-def test_the_random_state_goes_on_too(tmp_path):
-    straight = build_trainer(tmp_path / "a")
-    straight.train()
-    expected = torch.rand(5)
-    resumed = build_trainer(tmp_path / "a")
-    resumed.load_checkpoint("step_4")
-    resumed.train()
-    assert torch.equal(torch.rand(5), expected)
 
 
 def test_micro_batches_change_nothing(tmp_path):
@@ -119,7 +31,7 @@ def test_micro_batches_change_nothing(tmp_path):
         torch.manual_seed(0)
         config = TrainingConfig(
             checkpoint_dir=str(tmp_path / str(batch_size)), batch_size=batch_size, max_steps=4, learning_rate=1e-3,
-            gradient_accumulation_steps=accumulation, log_every_n_steps=1, lambda_balance=0.5,
+            gradient_accumulation_steps=accumulation, log_every_n_steps=1, lambda_balance=0.5, initial_kappa=0.0,
         )  # fmt: skip
         trainer = ChronoMoETrainer(build_model(), config, DataLoader(data, batch_size=batch_size), show=lambda s: None)
         trainer.train()
@@ -131,15 +43,6 @@ def test_micro_batches_change_nothing(tmp_path):
         assert mine["tokens"] == theirs["tokens"]
     for mine, theirs in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-4)
-
-
-def held_out(n=4, length=16):
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(0, VOCAB, (n, length + 1), generator=generator)
-    targets = ids[:, 1:].clone()
-    targets[-1, 8:] = -100
-    kept = int((targets != -100).sum())
-    return HeldoutWindows(input_ids=ids[:, :-1], targets=targets, num_bytes=2 * kept, num_text_tokens=kept)
 
 
 def test_bits_per_byte_are_the_code_length_of_the_text(tmp_path):
@@ -221,35 +124,6 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
     assert records(tmp_path)[0]["grad_norm"] > 1e-2
 
 
-def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(tmp_path):
-    first = build_trainer(tmp_path, save_every_n_steps=2)
-    first.train()
-    resumed = build_trainer(tmp_path, build_model(seed=5), save_every_n_steps=2, keep_last=2)
-    resumed.load_checkpoint("step_4")
-    assert [path.name for path in list_checkpoints(tmp_path)][-1] == "step_12"  # loading alone moves nothing
-    resumed.stop_after = 6
-    resumed.train()
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_6"]
-    assert {path.name for path in (tmp_path / "superseded").iterdir()} == {"step_8", "step_10", "step_12"}
-    assert resumed.files.latest().name == "step_6"
-
-
-def test_all_checkpoints_stay_unless_told_otherwise(tmp_path):
-    build_trainer(tmp_path, save_every_n_steps=2).train()
-    assert len(list_checkpoints(tmp_path)) == 6
-
-
-def test_without_the_fields_a_checkpoint_starts_neutral(tmp_path):
-    model = build_model()
-    model.steering.pressure.fill_(0.1)
-    build_trainer(tmp_path, model, max_steps=4, save_chronovisor_state=False).train()
-    again = ChronovisorMixtralForCausalLM.from_pretrained(tmp_path / "step_4")
-    assert not again.steering.pressure.any()
-    resumed = build_trainer(tmp_path, build_model(seed=4))
-    resumed.load_checkpoint("step_4")
-    assert not resumed.steering.pressure.any()
-
-
 def test_batches_that_are_no_dicts_are_refused(tmp_path):
     trainer = build_trainer(tmp_path, data=[row["input_ids"] for row in build_data()])
     with pytest.raises(ConfigError, match="input_ids"):
@@ -266,7 +140,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 def test_a_stream_without_length_trains_when_the_steps_are_given(tmp_path):
     def trainer(rows, **settings):
-        config = TrainingConfig(checkpoint_dir=str(tmp_path), **settings)
+        config = TrainingConfig(checkpoint_dir=str(tmp_path / str(len(rows))), **settings)
         return ChronoMoETrainer(build_model(), config, DataLoader(Stream(rows), batch_size=4), show=lambda line: None)
 
     assert trainer(build_data(), max_steps=8).train()["finished"]
@@ -300,30 +174,12 @@ def test_learning_rate_warms_up_then_falls_to_a_tenth(tmp_path):
     assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
 
 
-def test_checkpoints_are_usable_models_and_only_the_last_and_best_stay(tmp_path):
-    trainer = build_trainer(tmp_path, save_every_n_steps=2, keep_last=2, eval_data={"a": held_out()},
-                            eval_every_n_steps=3)  # fmt: skip
-    result = trainer.train()
-    steps = {int(path.name[5:]) for path in list_checkpoints(tmp_path)}
-    assert {10, 12, result["best_step"]} == steps
-    again = ChronovisorMixtralForCausalLM.from_pretrained(tmp_path / "step_12")
-    assert equal_weights(again, trainer.model)
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
 def test_epochs_end_with_a_smaller_step_and_the_run_goes_on(tmp_path):
     trainer = build_trainer(tmp_path, max_steps=None, max_epochs=2, gradient_accumulation_steps=4)
     result = trainer.train()
     assert trainer.total_steps == 4  # 6 batches an epoch: 4 + 2
     assert result["global_step"] == 4
     assert trainer.state.tokens == 2 * 22 * 16
-
-
-def poison(model, steps):
-    """Make the loss NaN at the given forward passes."""
-    count = iter(range(10_000))
-    model.lm_head.register_forward_hook(lambda m, i, o: o * float("nan") if next(count) in steps else o)
-    return model
 
 
 def test_a_non_finite_step_is_skipped_counted_and_moves_nothing(tmp_path):
@@ -374,58 +230,6 @@ def test_training_in_a_thread_works(tmp_path):
     assert results[0]["finished"]
 
 
-def test_a_full_disk_loses_nothing_saved(tmp_path, monkeypatch):
-    import errno
-
-    from chronomoe.training import checkpoint
-
-    trainer = build_trainer(tmp_path)
-    kill_at(trainer, 5)
-    save = checkpoint.save_tensors
-
-    def full(path, tensors):
-        if path.name == "optimizer.safetensors":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(path, tensors)
-
-    monkeypatch.setattr(checkpoint, "save_tensors", full)
-    with pytest.raises(CheckpointError, match=r"disk is full.*untouched"):
-        trainer.save_checkpoint()
-    monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step_4"]
-    resumed = build_trainer(tmp_path, build_model(seed=4))
-    resumed.load_checkpoint("step_4")
-
-
-@pytest.mark.parametrize(
-    ("file", "damage", "message"),
-    [
-        ("optimizer.safetensors", lambda path: path.write_bytes(path.read_bytes()[:100]), "damaged"),
-        ("optimizer.safetensors", lambda path: path.unlink(), "no optimizer.safetensors"),
-        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-50]), "cannot be read"),
-        ("trainer.json", lambda path: path.write_text("{"), "damaged"),
-        ("trainer.json", lambda path: path.write_text("{}"), "not written by chronomoe"),
-        ("trainer.json", lambda path: path.unlink(), "no trainer.json"),
-        ("steering.safetensors", lambda path: path.write_bytes(b"x"), "damaged"),
-    ],
-)
-def test_damaged_checkpoints_are_named(tmp_path, file, damage, message):
-    build_trainer(tmp_path, max_steps=4).train()
-    damage(tmp_path / "step_4" / file)
-    with pytest.raises(CheckpointError, match=message):
-        build_trainer(tmp_path).load_checkpoint("step_4")
-
-
-def test_a_checkpoint_of_another_shape_or_name_is_refused(tmp_path):
-    build_trainer(tmp_path, max_steps=4).train()
-    with pytest.raises(CheckpointError, match="another shape"):
-        build_trainer(tmp_path, build_model(hidden_dim=64)).load_checkpoint("step_4")
-    with pytest.raises(CheckpointError, match=r"step_99.*there are: step_4"):
-        build_trainer(tmp_path).load_checkpoint("step_99")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        build_trainer(tmp_path / "new").load_checkpoint("latest")
-
-
 def test_an_empty_loader_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no batch"):
         ChronoMoETrainer(build_model(), TrainingConfig(checkpoint_dir=str(tmp_path)), DataLoader([]))
@@ -448,10 +252,12 @@ def test_plain_and_dense_models_train_too(tmp_path, host):
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
-    trainers = [build_trainer(tmp_path / str(flag), gradient_checkpointing=flag, max_steps=3) for flag in (False, True)]
-    for trainer in trainers:
+    models = []
+    for flag in (False, True):
+        trainer = build_trainer(tmp_path / str(flag), gradient_checkpointing=flag, max_steps=3)
         trainer.train()
-    assert equal_weights(*[trainer.model for trainer in trainers])
+        models.append(trainer.model)
+    assert equal_weights(*models)
 
 
 def test_bf16_trains(tmp_path):

@@ -1,0 +1,132 @@
+"""ControlConfig: every number of the control layer and one switch per mechanism. Imports nothing heavy."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from chronomoe.errors import ConfigError
+
+PressureRule = Literal["off", "sign", "pi"]
+Ablation = Literal["none", "aux", "loss_free", "pi", "pi_temperature", "pi_health", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """Settings of :class:`ChronovisorMixtralController`. Rates are per tick, gains in units of the logits' spread."""
+
+    pressure: PressureRule = "pi"
+    """pi: proportional-integral control of the load; sign: loss-free balancing (Wang et al. 2024); off: none."""
+    temperature: bool = True
+    """Give each expert a temperature, hot where it is under-used or recovering, cold where it is a specialist."""
+    health: bool = True
+    """Watch each expert's worth through its gradient, probe suspects, mask the ones that do harm."""
+    health_target: bool = False
+    """Let the target load follow health instead of being equal."""
+
+    gamma: float = 0.06
+    """Integral gain of the pressure, late."""
+    gamma_p: float = 0.1
+    """Proportional gain of the pressure, late."""
+    gamma_early: float = 0.2
+    """Integral gain at the first tick."""
+    gamma_p_early: float = 0.3
+    """Proportional gain at the first tick."""
+    early_ticks: float = 100.0
+    """Ticks after which the early gains have fallen to 1/e of their excess."""
+    leak: float = 0.0
+    """Share of the integral forgotten each tick."""
+    anti_windup: float = 0.5
+    """How fast the integral gives back what the bound took."""
+    bound: float | None = 3.0
+    """Largest pressure, in standard deviations of the logits; none for no bound."""
+    centred: bool = True
+    """Keep the pressures of a layer summing to 0; the sign rule as published does not."""
+    sign_step: float = 0.01
+    """Step of the sign rule, in logits."""
+    load_smoothing: float = 0.5
+    """Weight of the newest load in the proportional term."""
+    deploy_smoothing: float = 0.02
+    """Weight of the newest pressure in the average that is deployed."""
+
+    coherence_memory: float = 0.98
+    """Memory of the direction each expert's inputs come from."""
+
+    health_memory: float = 0.98
+    """Memory of the gradient signal."""
+    health_scale: float = 0.25
+    """Gradient contrast at which health saturates."""
+    health_floor: float = 0.1
+    """Target share, in parts of 1/N, that an unhealthy expert keeps when health sets the target."""
+    suspect_below: float = -0.3
+    """Health below which an expert is probed."""
+    probe_every: int = 25
+    """Ticks between probes, at least."""
+    probe_margin: float = 0.002
+    """Loss in nats per token by which masking must help (or hurt) for a verdict."""
+    probe_sequences: int = 8
+    """Sequences a probe looks at."""
+
+    beta_usage: float = 0.3
+    """Heat of an expert without load."""
+    beta_recovery: float = 0.35
+    """Heat of an expert that has just been let back in."""
+    beta_specialist: float = 0.2
+    """Cold of a coherent, healthy expert."""
+    eta_structural_T_local: float = 0.01
+    """Rate of the structural temperature of each layer."""
+    eta_structural_T_global: float = 0.005
+    """Rate of the structural temperature of each expert slot over all layers."""
+    fast_weight: float = 0.5
+    """Part of the fast temperature in the effective one; the rest is structural."""
+    global_weight: float = 0.0
+    """Part of the slot's global temperature in the structural one; expert numbers mean nothing across layers."""
+
+    initial_noise: float = 0.3
+    """Exploration noise at kappa = 1, falling to none at kappa <= 0."""
+
+    def __post_init__(self) -> None:
+        if self.pressure not in ("off", "sign", "pi"):
+            raise ConfigError(f"pressure is {self.pressure!r}; use off, sign or pi.")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type is float and not math.isfinite(value):
+                raise ConfigError(f"{entry.name} is {value}; it must be a finite number.")
+            if entry.type is float and entry.name != "suspect_below" and value < 0:
+                raise ConfigError(f"{entry.name} is {value}; it must be at least 0.")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
+        for name in ("coherence_memory", "health_memory"):
+            if not getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be below 1.")
+        for name in ("health_scale", "early_ticks"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("probe_every", "probe_sequences"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.bound is not None and not self.bound > 0:
+            raise ConfigError(f"bound is {self.bound}; it must be above 0, or none for no bound.")
+
+    def ablate(self, name: Ablation) -> "ControlConfig":
+        """These settings with the mechanisms of one experimental arm switched on and the others off."""
+        if name not in ABLATIONS:
+            raise ConfigError(f"there is no control setting {name!r}; use one of {', '.join(ABLATIONS)}.")
+        return replace(self, **ABLATIONS[name])
+
+
+_SHARES = (
+    "leak", "anti_windup", "load_smoothing", "deploy_smoothing", "coherence_memory", "health_memory",
+    "eta_structural_T_local", "eta_structural_T_global", "fast_weight", "global_weight",
+)  # fmt: skip
+_OFF: dict[str, Any] = {"pressure": "off", "temperature": False, "health": False, "health_target": False}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "none": _OFF,
+    "aux": _OFF,
+    "loss_free": {**_OFF, "pressure": "sign"},
+    "pi": {**_OFF, "pressure": "pi"},
+    "pi_temperature": {**_OFF, "pressure": "pi", "temperature": True},
+    "pi_health": {**_OFF, "pressure": "pi", "health": True, "health_target": True},
+    "full": {**_OFF, "pressure": "pi", "temperature": True, "health": True},
+}
+"""Experimental arms; ``aux`` differs from ``none`` only in the training loss (``lambda_balance``)."""

@@ -1,0 +1,420 @@
+"""ChronovisorMixtralController: moves the fields of all routers, one tick per optimizer step.
+
+    window of the routers -> load error -> pressure b
+                          -> direction of inputs -> coherence R
+                          -> gradient signal -> health r -> suspects -> probe -> availability
+                          -> fast temperature -> structural temperature -> temperature T
+
+State is (layers, experts) buffers in fp32: it moves with the model, is saved in checkpoints, and is the same on every
+rank, since all ranks see the same summed window and do the same arithmetic. A step without tokens, or one skipped for a
+loss that is not finite, moves nothing; evaluation and generation never do.
+
+Shape suffixes: L MoE layers, N experts, D hidden size, B blocks of time.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from chronomoe.control import health as health_of
+from chronomoe.control import landscape, pressure, temperature
+from chronomoe.control.coherence import expert_coherence, layer_coherence, update_direction
+from chronomoe.control.config import ControlConfig
+from chronomoe.errors import ConfigError
+from chronomoe.knob import MetaKnob
+from chronomoe.routing.statistics import RoutingWindow
+from chronomoe.routing.steering import Fp32Module, Steering
+
+BLOCK, BLOCKS = 25, 64
+"""Ticks in a block of the landscape's null, and blocks remembered."""
+HISTORY = 1000
+"""Entries kept of each history."""
+_SPREAD_FLOOR = 0.01
+
+
+class ChronovisorMixtralController(Fp32Module):
+    """Drives ``steering``; found as ``model.controller``. Call :meth:`tick` once per optimizer step.
+
+    Buffers of shape (L, N) are named for what they hold; ``ticks`` counts. ``coherence_history`` holds the last R's.
+    """
+
+    steering: Steering
+    experts: list[nn.Module]
+    integral: Tensor
+    live_pressure: Tensor
+    mean_pressure: Tensor
+    smooth_load: Tensor
+    mean_load: Tensor
+    spread: Tensor
+    direction: Tensor
+    forgotten: Tensor
+    coherence: Tensor
+    contrast: Tensor
+    gradient_size: Tensor
+    health: Tensor
+    masked: Tensor
+    recovering: Tensor
+    temperature_fast: Tensor
+    structural_T_local: Tensor
+    structural_T_global: Tensor
+    fast_blocks: Tensor
+    ticks: Tensor
+    last_probe: Tensor
+
+    def __init__(
+        self, steering: Steering, config: ControlConfig | None = None, experts: Sequence[nn.Module] = ()
+    ) -> None:
+        super().__init__()
+        # Not submodules: the model owns them.
+        vars(self).update(steering=steering, experts=list(experts))
+        self.config = config or ControlConfig()
+        self.meta_knob = MetaKnob()
+        layers, num_experts = steering.pressure.shape
+        hidden = steering.statistics.hidden_size
+        for name in (
+            "integral", "live_pressure", "mean_pressure", "smooth_load", "mean_load", "forgotten", "coherence",
+            "contrast", "health", "recovering", "temperature_fast", "structural_T_local",
+        ):  # fmt: skip
+            self.register_buffer(name, torch.zeros(layers, num_experts, dtype=torch.float32))
+        for name, shape in {
+            "spread": (layers,),
+            "gradient_size": (layers,),
+            "direction": (layers, num_experts, hidden),
+            "structural_T_global": (num_experts,),
+            "fast_blocks": (BLOCKS, layers, num_experts),
+        }.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("masked", torch.zeros(layers, num_experts, dtype=torch.bool))
+        self.register_buffer("ticks", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("last_probe", torch.zeros((), dtype=torch.int64))
+        self.coherence_history: deque[float] = deque(maxlen=HISTORY)
+        self.window: RoutingWindow | None = None
+        """What the routers observed in the latest step."""
+        self._now = 0
+        self.keep_dtypes()
+        self.forget()
+
+    def reset(self) -> None:
+        """As new: nothing learned, every field neutral."""
+        self.forget()
+        self.steering.reset()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Nothing learned; the fields stay."""
+        for buffer in self.buffers():
+            buffer.zero_()
+        self.forgotten.fill_(1)
+        for load in (self.smooth_load, self.mean_load):
+            load.fill_(1 / load.shape[-1])
+        self.meta_knob.reset()
+        self.coherence_history.clear()
+        self.window = None
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def tick(self, *, finite: bool = True) -> RoutingWindow | None:
+        """Close the routers' window and move every field; call it after backward, before the optimizer's step.
+
+        ``finite=False`` (a loss or gradient was not finite) discards the window and moves nothing. Returns the window,
+        or None when it was discarded or empty.
+        """
+        if not finite:
+            self.steering.discard_step()
+            return None
+        window = self.steering.end_step()
+        if not bool((window.tokens > 0).all()):
+            return None
+        self.window = window
+        self.ticks += 1
+        self._now = int(self.ticks)
+        config, steering = self.config, self.steering
+        available_LN = steering.available
+        target_LN = health_of.equal_target(available_LN)
+        if config.health_target:
+            target_LN = health_of.health_target(self.health, available_LN, config.health_floor)
+        error_LN = pressure.load_error(window.load, target_LN)
+        self._move_pressure(window, error_LN, target_LN)
+        self._move_coherence(window)
+        self._move_health(window)
+        self._move_temperature(error_LN)
+        if steering.config.enabled:
+            self._steer()
+        self.coherence_history.append(self.R)
+        return window
+
+    def _move_pressure(self, window: RoutingWindow, error_LN: Tensor, target_LN: Tensor) -> None:
+        config = self.config
+        first = self._now == 1
+        spread_L = window.logit_std / window.tokens
+        self.spread.copy_(spread_L if first else temperature.moved(self.spread, spread_L, 0.1))
+        self.mean_load.copy_(temperature.moved(self.mean_load, window.load, max(0.02, 1 / self._now)))
+        self.smooth_load.copy_(
+            window.load if first else temperature.moved(self.smooth_load, window.load, config.load_smoothing)
+        )
+        if config.pressure == "sign":
+            self.live_pressure.copy_(pressure.sign_update(self.live_pressure, error_LN, config.sign_step))
+        elif config.pressure == "pi":
+            # kappa scales the actuator; early gains are high because nothing has been learned that could be disturbed.
+            early = math.exp(-(self._now - 1) / config.early_ticks)
+            scale_L1 = self.meta_knob.factors.pressure_scale * self.spread.clamp(min=_SPREAD_FLOOR).unsqueeze(-1)
+            gamma = config.gamma + (config.gamma_early - config.gamma) * early
+            gamma_p = config.gamma_p + (config.gamma_p_early - config.gamma_p) * early
+            bound_L1 = None
+            if config.bound is not None:
+                bound_L1 = config.bound * self.spread.clamp(min=_SPREAD_FLOOR).unsqueeze(-1)
+            integral_LN, b_LN = pressure.pi_update(
+                self.integral,
+                error_LN,
+                pressure.load_error(self.smooth_load, target_LN),
+                gamma * scale_L1,
+                gamma_p * scale_L1,
+                bound_L1,
+                leak=config.leak,
+                anti_windup=config.anti_windup,
+                centred=config.centred,
+            )
+            self.integral.copy_(integral_LN)
+            self.live_pressure.copy_(b_LN)
+        rate = max(config.deploy_smoothing, 1 / self._now)
+        self.mean_pressure.copy_(temperature.moved(self.mean_pressure, self.live_pressure, rate))
+
+    def _move_coherence(self, window: RoutingWindow) -> None:
+        memory = self.config.coherence_memory
+        direction, forgotten = update_direction(self.direction, self.forgotten, window.centred_direction, memory)
+        self.direction.copy_(direction)
+        self.forgotten.copy_(forgotten)
+        self.coherence.copy_(expert_coherence(direction, forgotten, memory))
+
+    def _move_health(self, window: RoutingWindow) -> None:
+        contrast, size = health_of.update_signal(
+            self.contrast,
+            self.gradient_size,
+            window.gradient,
+            window.absolute_gradient,
+            window.assignments,
+            self.config.health_memory,
+        )
+        self.contrast.copy_(contrast)
+        self.gradient_size.copy_(size)
+        self.health.copy_(health_of.health(contrast, size, self.config.health_scale))
+        self.recovering.mul_(0.98)
+
+    def _move_temperature(self, error_LN: Tensor) -> None:
+        config, rate = self.config, self.meta_knob.factors.rate_scale
+        fast = temperature.fast_temperature(error_LN, self.recovering, self.coherence, self.health, config)
+        self.temperature_fast.copy_(fast)
+        local, slots = self.structural_T_local, self.structural_T_global
+        local.copy_(temperature.moved(local, fast, min(1.0, rate * config.eta_structural_T_local)))
+        slots.copy_(temperature.moved(slots, fast.mean(dim=0), min(1.0, rate * config.eta_structural_T_global)))
+        block, place = divmod(self._now - 1, BLOCK)
+        mean = self.fast_blocks[block % BLOCKS]
+        mean.copy_(fast if place == 0 else temperature.moved(mean, fast, 1 / (place + 1)))
+
+    def _steer(self) -> None:
+        config, steering, factors = self.config, self.steering, self.meta_knob.factors
+        if config.pressure != "off":
+            steering.pressure.copy_(self.live_pressure)
+        if config.temperature:
+            steering.log_temperature.copy_(self.temperature_effective)
+            # T0 matters only against exploration noise: a common factor changes no order.
+            steering.base_temperature.fill_(factors.temp_scale)
+            # Noise in units of the logits' spread, as pressure: at the start logits are all but equal.
+            steering.exploration.copy_(config.initial_noise * max(0.0, factors.kappa) * self.spread.mean())
+        steering.direction.copy_(nn.functional.normalize(self.direction, dim=-1))
+        if self.window is not None:
+            steering.input_mean.copy_(self.window.input_sum / self.window.tokens.unsqueeze(-1))
+        steering.valley_weight.copy_(self.valley_weight)
+
+    @contextmanager
+    def deployed(self) -> Iterator[None]:
+        """Within the block the routers see the averaged pressure and no noise, as a deployed model does.
+
+        The last pressure of a run is tuned to its last batches; the average holds on other text.
+        """
+        steering = self.steering
+        live = steering.pressure.clone(), steering.exploration.clone()
+        if steering.config.enabled and self.config.pressure != "off" and int(self.ticks):
+            steering.pressure.copy_(self.mean_pressure)
+            steering.exploration.zero_()
+        try:
+            yield
+        finally:
+            steering.pressure.copy_(live[0])
+            steering.exploration.copy_(live[1])
+
+    # -- health: trigger, judge, verdict ---------------------------------------------------------------------------
+
+    def suspects(self) -> list[tuple[int, int]]:
+        """(layer, expert) to probe now: unhealthy ones, masked ones that may come back; empty if it is not time yet."""
+        config = self.config
+        due = int(self.ticks) - int(self.last_probe) >= config.probe_every
+        if not (config.health and self.steering.config.enabled and due):
+            return []
+        candidates = (self.health < config.suspect_below) & (self.recovering < 0.5) | self.masked
+        return [(layer, expert) for layer, expert in candidates.nonzero().tolist() if self._can_spare(layer, expert)]
+
+    def _can_spare(self, layer: int, expert: int) -> bool:
+        steering = self.steering
+        return bool(self.masked[layer, expert]) or int(steering.available[layer].sum()) > steering.top_k
+
+    def judge(self, loss: Callable[[], Tensor]) -> list[str]:
+        """Probe the suspects with ``loss`` (evaluated on a few sequences) and act on the verdicts; returns sentences.
+
+        An expert whose absence lowers the loss is masked; a masked one whose return does not raise it is let back in.
+        Every rank must call this with its own sequences: changes are averaged.
+        """
+        if not (suspects := self.suspects()):
+            return []
+        self.last_probe.copy_(self.ticks)
+        verdicts = []
+        for layer, expert, change in health_of.probe(loss, self.steering.available, suspects):
+            change = _over_ranks(change)
+            margin = self.config.probe_margin
+            if self.masked[layer, expert]:
+                if change <= margin:
+                    self._mask(layer, expert, masked=False)
+                    verdicts.append(f"expert {expert} of layer {layer} is back: {change:+.4f} nats per token.")
+            elif change < -margin and self._can_spare(layer, expert):
+                self._mask(layer, expert, masked=True)
+                verdicts.append(f"expert {expert} of layer {layer} is masked: {change:+.4f} nats per token.")
+        return verdicts
+
+    def mask_broken(self) -> list[str]:
+        """Mask experts whose weights are not finite, after a step that was not; returns sentences."""
+        verdicts = []
+        for layer, module in enumerate(self.experts):
+            for expert in health_of.non_finite_experts(module, self.steering.num_experts):
+                if self.steering.available[layer, expert] and self._can_spare(layer, expert):
+                    self._mask(layer, expert, masked=True)
+                    verdicts.append(f"expert {expert} of layer {layer} is masked: its weights are not finite.")
+        return verdicts
+
+    @torch.no_grad()
+    def _mask(self, layer: int, expert: int, *, masked: bool) -> None:
+        self.masked[layer, expert] = masked
+        self.steering.available[layer, expert] = not masked
+        self.contrast[layer, expert] = 0
+        self.health[layer, expert] = 0
+        self.recovering[layer, expert] = 0.0 if masked else 1.0
+
+    # -- what it knows -----------------------------------------------------------------------------------------------
+
+    def set_knob(self, kappa: float, intent: str = "manual") -> None:
+        """Set kappa in [-1, 1]; :class:`ConfigError` for anything else, and then nothing changes."""
+        self.meta_knob.set(kappa, intent)
+
+    @property
+    def R(self) -> float:  # noqa: N802 (the name of the order parameter)
+        """Coherence: mean over layers of the load-weighted coherence of their experts, in [0, 1]."""
+        return layer_coherence(self.coherence, self.smooth_load).mean().item()
+
+    @property
+    def temperature_effective(self) -> Tensor:
+        """(L, N) log temperature used for routing."""
+        return temperature.effective_temperature(
+            self.temperature_fast,
+            self.structural_T_local,
+            self.structural_T_global,
+            self.config,
+            self.steering.config.rho,
+        )
+
+    @property
+    def valley_weight(self) -> Tensor:
+        """(L, N) how much an expert is an unhealthy valley: cold and bad, in [0, 1]; exactly 0 for all others."""
+        tau_LN = self.structural_T_local
+        cold_LN = -tau_LN / tau_LN.std(dim=-1, keepdim=True, unbiased=False).clamp(min=landscape.LEAST_CONTRAST)
+        weight_LN = (2 * (cold_LN - landscape.Z)).sigmoid() * (4 * (self.config.suspect_below - self.health)).sigmoid()
+        unhealthy_LN = (cold_LN > landscape.Z) & (self.health < self.config.suspect_below)
+        return torch.where(unhealthy_LN, weight_LN, 0.0)
+
+    def get_structural_temperature_diagnostics(self, layer: int | None = None) -> dict[str, Any]:
+        """The landscape of one layer, or of the expert slots over all layers: T_bar, valleys, ridges, variance, null.
+
+        ``landscape_formed`` is True when the variance exceeds what shuffling experts within blocks of time leaves.
+        """
+        tau_N = self.structural_T_global if layer is None else self.structural_T_local[self._checked(layer)]
+        rate = self.config.eta_structural_T_global if layer is None else self.config.eta_structural_T_local
+        valleys, ridges = landscape.valleys_and_ridges(tau_N)
+        blocks_BLN, weights_B = self._blocks(rate)
+        blocks_BN = blocks_BLN.mean(dim=1) if layer is None else blocks_BLN[:, layer]
+        null = landscape.null_variance(blocks_BN, weights_B) if len(weights_B) else math.inf
+        variance = tau_N.var(unbiased=False).item()
+        t_bar_N = tau_N.exp()
+        return {
+            "label": "global" if layer is None else f"layer_{layer}",
+            "structural_T": t_bar_N.tolist(),
+            "variance": t_bar_N.var(unbiased=False).item(),
+            "log_variance": variance,
+            "null_variance": null,
+            "landscape_formed": len(weights_B) >= 4 and variance > null,
+            "mean": t_bar_N.mean().item(),
+            "std": t_bar_N.std(unbiased=False).item(),
+            "valleys": valleys,
+            "ridges": ridges,
+            "evolution_steps": int(self.ticks),
+        }
+
+    def _blocks(self, rate: float) -> tuple[Tensor, Tensor]:
+        """Whole blocks so far, newest last, and the weight of each in an average of that rate."""
+        whole = int(self.ticks) // BLOCK
+        kept = min(whole, BLOCKS - 1)  # one may be in the making
+        index = [number % BLOCKS for number in range(whole - kept, whole)]
+        age = torch.arange(kept - 1, -1, -1, dtype=torch.float32)
+        return self.fast_blocks[index], (1 - rate) ** (BLOCK * age) * (1 - (1 - rate) ** BLOCK)
+
+    def get_valley_health_diagnostics(self, layer: int | None = None) -> dict[str, Any]:
+        """Which valleys of a layer (or of all layers) hold healthy experts, by the gradient signal and not by usage."""
+        layers = range(len(self.health)) if layer is None else [self._checked(layer)]
+        health: dict[str, float] = {}
+        for index in layers:
+            for expert in landscape.valleys_and_ridges(self.structural_T_local[index])[0]:
+                health[f"{index}.{expert}"] = self.health[index, expert].item()
+        unhealthy = [name for name, value in health.items() if value < self.config.suspect_below]
+        return {
+            "label": "all layers" if layer is None else f"layer_{layer}",
+            "valleys": list(health),
+            "valley_health": health,
+            "healthy_valleys": [name for name in health if name not in unhealthy],
+            "unhealthy_valleys": unhealthy,
+            "mean_valley_health": sum(health.values()) / len(health) if health else 1.0,
+            "masked_experts": self.masked.nonzero().tolist(),
+            "self_correction_working": not unhealthy,
+        }
+
+    def get_diagnostics(self) -> dict[str, Any]:
+        """Everything at a glance, JSON-ready."""
+        return {
+            "ticks": int(self.ticks),
+            "kuramoto_R": self.R,
+            "R_per_layer": layer_coherence(self.coherence, self.smooth_load).tolist(),
+            "coherence_history_len": len(self.coherence_history),
+            "kappa": self.meta_knob.kappa,
+            "intent": self.meta_knob.intent,
+            "pressure": self.live_pressure.tolist(),
+            "logit_spread": self.spread.tolist(),
+            "mean_load": self.mean_load.tolist(),
+            "health": self.health.tolist(),
+            "structural_T_diagnostics": self.get_structural_temperature_diagnostics(),
+            "valley_health": self.get_valley_health_diagnostics(),
+        }
+
+    def _checked(self, layer: int) -> int:
+        if not -len(self.health) <= layer < len(self.health):
+            raise ConfigError(f"there is no MoE layer {layer}; there are {len(self.health)}.")
+        return layer % len(self.health)
+
+
+def _over_ranks(value: float) -> float:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    total = torch.tensor(value)
+    distributed.all_reduce(total)
+    return total.item() / distributed.get_world_size()

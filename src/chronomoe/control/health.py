@@ -1,0 +1,74 @@
+"""Health: is an expert worth what it is sent? Usage does not say; the backward pass does.
+
+dL/dz_k of a token sent to k is w_k <dL/dy, E_k - y>: a contrast within the token, negative when more of k would have
+lowered the loss. Its running mean over tokens, against the size of such gradients in the layer, is the trigger. The
+judge is a probe: the loss with the expert masked, on a few sequences. A merely noisy expert fails no probe and is left
+alone.
+
+Shape suffixes: L MoE layers, N experts.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def update_signal(
+    contrast_LN: Tensor, size_L: Tensor, gradient_LN: Tensor, absolute_LN: Tensor, count_LN: Tensor, memory: float
+) -> tuple[Tensor, Tensor]:
+    """Running means of -dL/dz per assignment of each expert, and of |dL/dz| of the layer.
+
+    An expert without tokens in the window keeps its value.
+    """
+    used_LN = count_LN > 0
+    new_LN = -gradient_LN / count_LN.clamp(min=1)
+    new_L = absolute_LN.sum(dim=-1) / count_LN.sum(dim=-1).clamp(min=1)
+    contrast_LN = torch.where(used_LN, memory * contrast_LN + (1 - memory) * new_LN, contrast_LN)
+    return contrast_LN, torch.where(used_LN.any(dim=-1), memory * size_L + (1 - memory) * new_L, size_L)
+
+
+def health(contrast_LN: Tensor, size_L: Tensor, scale: float) -> Tensor:
+    """r in [-1, 1]: tanh of the contrast in units of ``scale`` times the layer's gradient size."""
+    unit_L1 = (scale * size_L).clamp(min=torch.finfo(size_L.dtype).tiny).unsqueeze(-1)
+    return (contrast_LN / unit_L1).tanh()
+
+
+def health_target(health_LN: Tensor, available_LN: Tensor, floor: float) -> Tensor:
+    """Target shares pi that follow health: (floor + h) normalised over available experts, h = sigmoid(4 r)."""
+    wish_LN = (floor + (4 * health_LN).sigmoid()) * available_LN
+    return wish_LN / wish_LN.sum(dim=-1, keepdim=True)
+
+
+def equal_target(available_LN: Tensor) -> Tensor:
+    """1 / (number of available experts) each; 0 for the others."""
+    return available_LN / available_LN.sum(dim=-1, keepdim=True)
+
+
+def non_finite_experts(experts: nn.Module, num_experts: int) -> list[int]:
+    """Experts of one layer with a weight that is not finite."""
+    bad = torch.zeros(num_experts, dtype=torch.bool)
+    for parameter in experts.parameters():
+        if parameter.dim() >= 2 and parameter.shape[0] == num_experts:
+            bad |= ~parameter.detach().flatten(1).isfinite().all(dim=-1).cpu()
+    return bad.nonzero().flatten().tolist()
+
+
+@torch.no_grad()
+def probe(
+    loss: Callable[[], Tensor], available_LN: Tensor, suspects: list[tuple[int, int]]
+) -> Iterator[tuple[int, int, float]]:
+    """For each suspect (layer, expert) what changing its availability does to the loss, in nats: negative is better.
+
+    ``available_LN`` is put back as it was.
+    """
+    before = loss()
+    for layer, expert in suspects:
+        was = available_LN[layer, expert].clone()
+        available_LN[layer, expert] = ~was
+        try:
+            after = loss()
+        finally:
+            available_LN[layer, expert] = was
+        change = (after - before).item()
+        yield layer, expert, change

@@ -1,0 +1,36 @@
+"""The landscape of structural temperature: valleys (cold), ridges (hot), and whether it is more than noise.
+
+Shape suffixes: B blocks of time, N experts.
+"""
+
+import torch
+from torch import Tensor
+
+Z = 1.0
+"""Robust z-score beyond which an expert is a valley or a ridge."""
+LEAST_CONTRAST = 0.01
+"""And it must differ from the median by this much in log temperature."""
+_MAD = 1.4826  # median absolute deviation to standard deviation of a normal distribution
+_DRAWS = 400
+
+
+def valleys_and_ridges(tau_N: Tensor) -> tuple[list[int], list[int]]:
+    """Cold and hot experts by a robust z-score of their log temperature; both empty for a flat field."""
+    gap_N = tau_N - tau_N.median()
+    scale = max(_MAD * gap_N.abs().median().item(), 1e-9)
+    far_N = (gap_N.abs() > Z * scale) & (gap_N.abs() > LEAST_CONTRAST)
+    return (far_N & (gap_N < 0)).nonzero().flatten().tolist(), (far_N & (gap_N > 0)).nonzero().flatten().tolist()
+
+
+def null_variance(blocks_BN: Tensor, weights_B: Tensor, quantile: float = 0.95) -> float:
+    """The variance over experts that remains when each block of time has its experts shuffled.
+
+    ``blocks_BN`` are block means of the fast log temperature, ``weights_B`` their weight in the structural one. Single
+    steps are no blocks: their correlation would make any landscape look real. Uses a generator of its own.
+    """
+    generator = torch.Generator().manual_seed(0)
+    blocks_BN, weights_B = blocks_BN.cpu(), weights_B.cpu()
+    order = torch.rand((_DRAWS, *blocks_BN.shape), generator=generator).argsort(dim=-1)
+    shuffled = blocks_BN.expand(_DRAWS, -1, -1).gather(-1, order)
+    averages = (shuffled * weights_B[:, None]).sum(dim=1)
+    return averages.var(dim=-1, unbiased=False).quantile(quantile).item()

@@ -1,0 +1,247 @@
+"""The meta-knob kappa in [-1, 1]: one number from exploration (+1) to exploitation (-1), and who turns it.
+
+A schedule, a rule-based controller that watches the run, or an agent outside (a person, a script, a language model)
+that reads a compact state as JSON and answers with kappa and a reason.
+"""
+
+import json
+import math
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from chronomoe.errors import ConfigError
+
+Schedule = Literal["linear", "cosine", "step", "adaptive"]
+SCHEDULES = ("linear", "cosine", "step", "adaptive")
+HISTORY = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnobFactors:
+    """What kappa multiplies; every factor satisfies f(kappa) f(-kappa) = 1."""
+
+    kappa: float = 0.0
+    pressure_scale: float = 1.0
+    """Gains of the pressure controller, e^(0.5 kappa)."""
+    temp_scale: float = 1.0
+    """Base temperature, e^(0.4 kappa)."""
+    rate_scale: float = 1.0
+    """Rates of the controller's own learning, e^(0.7 kappa)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnobDecision:
+    """A value for kappa and why."""
+
+    kappa: float
+    intent: str
+    reasoning: str = ""
+
+    def __post_init__(self) -> None:
+        checked_kappa(self.kappa)
+
+
+def checked_kappa(kappa: object) -> float:
+    """``kappa`` as a float; :class:`ConfigError` unless it is a number in [-1, 1]."""
+    if isinstance(kappa, bool) or not isinstance(kappa, int | float) or not -1 <= kappa <= 1:
+        raise ConfigError(f"kappa is {kappa!r}; it must be a number between -1 and 1.")
+    return float(kappa)
+
+
+class MetaKnob:
+    """Holds kappa, its intent, and a bounded history of both."""
+
+    def __init__(self) -> None:
+        self.history: deque[tuple[float, str]] = deque(maxlen=HISTORY)
+        self.reset()
+
+    def reset(self) -> None:
+        """kappa = 0, nothing remembered."""
+        self.kappa, self.intent = 0.0, "neutral"
+        self.history.clear()
+
+    def set(self, kappa: float, intent: str = "manual") -> None:
+        """Set kappa; :class:`ConfigError` for a value outside [-1, 1] or not a number, and then nothing changes."""
+        self.kappa, self.intent = checked_kappa(kappa), str(intent)
+        self.history.append((self.kappa, self.intent))
+
+    @property
+    def factors(self) -> KnobFactors:
+        """What the present kappa multiplies."""
+        return KnobFactors(
+            kappa=self.kappa,
+            pressure_scale=math.exp(0.5 * self.kappa),
+            temp_scale=math.exp(0.4 * self.kappa),
+            rate_scale=math.exp(0.7 * self.kappa),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnobState:
+    """What a decision about kappa may rest on; small enough for a prompt."""
+
+    step: int
+    loss: float
+    """Smoothed training loss, nats per token."""
+    loss_trend: float
+    """Its relative change over the last hundred steps or so; negative is better."""
+    coherence_R: float
+    load_entropy: float
+    """Entropy of the load over log N: 1 when balanced."""
+    router_entropy: float
+    """Entropy of the routers over log N: 1 for routers that know nothing."""
+    dead_experts: int
+    kappa: float
+
+    def to_json(self) -> str:
+        """One line of JSON, four digits."""
+        return json.dumps(
+            {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        )
+
+
+class Agent(Protocol):
+    """Anything that turns the knob: given a state, a decision, or None to leave it as it is."""
+
+    def __call__(self, state: KnobState) -> KnobDecision | None: ...
+
+
+def parse_decision(text: str) -> KnobDecision:
+    """The decision in an agent's answer: one JSON object with ``kappa``, and ``intent`` and ``reasoning`` if it likes.
+
+    Text around the object is allowed, a number outside it is not taken. :class:`ConfigError` when there is none.
+    """
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        answer: Any = json.loads(text[start : end + 1]) if 0 <= start < end else None
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or "kappa" not in answer:
+        raise ConfigError(
+            'the answer holds no JSON object with kappa, for example {"kappa": 0.2, "intent": "explore"}.'
+        )
+    return KnobDecision(
+        kappa=checked_kappa(answer["kappa"]),
+        intent=str(answer.get("intent", "agent"))[:80],
+        reasoning=str(answer.get("reasoning", ""))[:500],
+    )
+
+
+class RuleBasedKnobController:
+    """Explores when the smoothed loss is stuck or routing has collapsed, settles when the loss falls; with hysteresis.
+
+    A state must hold for ``patience`` calls before kappa moves towards it, by at most ``rate`` a call.
+    """
+
+    STUCK, FALLING = -0.0005, -0.005
+    """Relative loss trends above and below which the loss is stuck, or falls."""
+
+    def __init__(self, *, patience: int = 20, rate: float = 0.02) -> None:
+        self.patience, self.rate = patience, rate
+        self.kappa, self.intent = 0.0, "neutral"
+        self._candidate, self._held = "neutral", 0
+
+    def __call__(self, state: KnobState) -> KnobDecision:
+        """The next kappa."""
+        wish = self._wish(state)
+        self._held = self._held + 1 if wish == self._candidate else 1
+        self._candidate = wish
+        if self._held >= self.patience:
+            self.intent = wish
+        goal = _TARGETS[self.intent]
+        self.kappa += max(-self.rate, min(self.rate, goal - self.kappa))
+        return KnobDecision(kappa=max(-1.0, min(1.0, self.kappa)), intent=self.intent)
+
+    def _wish(self, state: KnobState) -> str:
+        # A band between two thresholds keeps what is, so that noise at one of them changes nothing.
+        if state.dead_experts or state.load_entropy < 0.7:
+            return "explore_unbalanced"
+        if state.load_entropy < 0.8 and self.intent == "explore_unbalanced":
+            return self.intent
+        if state.loss_trend > self.STUCK:
+            return "explore_stuck"
+        if state.loss_trend < self.FALLING:
+            return "stabilize_improving"
+        return self.intent
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"kappa": self.kappa, "intent": self.intent, "candidate": self._candidate, "held": self._held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.kappa, self.intent = state["kappa"], state["intent"]
+        self._candidate, self._held = state["candidate"], state["held"]
+
+
+_TARGETS = {"neutral": 0.0, "explore_unbalanced": 0.5, "explore_stuck": 0.3, "stabilize_improving": -0.3}
+
+
+class KnobScheduler:
+    """kappa over a run: ``initial_kappa`` during warm-up, then to ``final_kappa`` at ``total_steps``.
+
+    ``linear`` and ``cosine`` anneal, ``step`` moves at 1/3 and 2/3, ``adaptive`` asks ``agent`` (the rules by default)
+    after warm-up. A warm-up as long as the run keeps kappa at its initial value.
+    """
+
+    def __init__(
+        self,
+        initial_kappa: float = 0.5,
+        final_kappa: float = -0.3,
+        warmup_steps: int = 1000,
+        total_steps: int = 10000,
+        schedule: Schedule = "cosine",
+        agent: Agent | None = None,
+    ) -> None:
+        self.initial_kappa, self.final_kappa = checked_kappa(initial_kappa), checked_kappa(final_kappa)
+        if schedule not in SCHEDULES:
+            raise ConfigError(f"there is no kappa schedule {schedule!r}; use one of {', '.join(SCHEDULES)}.")
+        if warmup_steps < 0 or total_steps < 1:
+            raise ConfigError(f"{warmup_steps} warm-up steps of {total_steps}; use at least 0 of at least 1.")
+        self.warmup_steps, self.total_steps, self.schedule = warmup_steps, total_steps, schedule
+        self.agent: Agent = agent or RuleBasedKnobController()
+        self.current = 0
+        self._decision = KnobDecision(kappa=self.initial_kappa, intent="warmup_explore")
+
+    @property
+    def too_short(self) -> bool:
+        """Does the run end within its warm-up?"""
+        return self.warmup_steps >= self.total_steps
+
+    def step(self, state: KnobState | None = None) -> KnobDecision:
+        """Count one step and return its kappa. ``adaptive`` needs ``state``; without one, or without an answer, it
+        keeps the decision it has."""
+        self.current += 1
+        if self.current <= self.warmup_steps:
+            self._decision = KnobDecision(kappa=self.initial_kappa, intent="warmup_explore")
+        elif self.schedule == "adaptive":
+            self._decision = (self.agent(state) if state is not None else None) or self._decision
+        else:
+            self._decision = self._scheduled()
+        return self._decision
+
+    def _scheduled(self) -> KnobDecision:
+        a, b = self.initial_kappa, self.final_kappa
+        progress = min(1.0, (self.current - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        if self.schedule == "linear":
+            return KnobDecision(kappa=a + (b - a) * progress, intent="linear_anneal")
+        if self.schedule == "cosine":
+            kappa = b + (a - b) * 0.5 * (1 + math.cos(math.pi * progress))
+            return KnobDecision(kappa=kappa, intent="cosine_anneal")
+        if progress < 1 / 3:
+            return KnobDecision(kappa=a, intent="step_explore")
+        if progress < 2 / 3:
+            return KnobDecision(kappa=(a + b) / 2, intent="step_transition")
+        return KnobDecision(kappa=b, intent="step_exploit")
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        agent = self.agent.state_dict() if isinstance(self.agent, RuleBasedKnobController) else None
+        return {"current": self.current, "decision": asdict(self._decision), "agent": agent}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.current, self._decision = state["current"], KnobDecision(**state["decision"])
+        if isinstance(self.agent, RuleBasedKnobController) and state["agent"] is not None:
+            self.agent.load_state_dict(state["agent"])

@@ -1,0 +1,108 @@
+"""CoherenceGatedOptimizer: take smaller steps while routing is incoherent.
+
+Scaling gradients would change nothing under Adam, which divides by their size. What is scaled is the update.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from chronomoe.errors import ConfigError
+
+
+class CoherenceGatedOptimizer(torch.optim.Optimizer):
+    """Wraps any optimizer whose update is proportional to its learning rate (SGD, Adam, AdamW, Lion, ...).
+
+        raw  = 0 if R < min_coherence else (R - min_coherence) / (1 - min_coherence)
+        gate = 1 - gating_strength (1 - raw)
+
+    The step is taken with every learning rate times ``gate``, weight decay included where it is decoupled; at gate 0
+    no step is taken at all: neither weights nor moments move. State, groups and hooks are the wrapped optimizer's own,
+    so schedulers and accelerate work on it. Set ``coherence`` before each step; it is 1 until then, an open gate.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, min_coherence: float = 0.2, gating_strength: float = 0.5
+    ) -> None:
+        # The base class' constructor would make groups and state of its own.
+        for name, value in (("min_coherence", min_coherence), ("gating_strength", gating_strength)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}; it lies between 0 and 1.")
+        self.optimizer = optimizer
+        self.min_coherence, self.gating_strength = min_coherence, gating_strength
+        self.coherence = 1.0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "optimizer":  # being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.optimizer, name)
+
+    @property
+    def gate(self) -> float:
+        """The factor of the next update, in [1 - gating_strength, 1]; a coherence that is not a number closes it."""
+        return gate_value(self.coherence, self.min_coherence, self.gating_strength)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The wrapped optimizer's step, scaled by :attr:`gate`."""
+        gate = self.gate
+        if gate == 0:
+            return None if closure is None else closure()
+        if gate == 1:
+            return self.optimizer.step(closure)
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                group["lr"] = group["lr"] * gate
+            return self.optimizer.step(closure)
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    # What the base class implements itself would otherwise not reach the wrapped optimizer.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's groups."""
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's state."""
+        return self.optimizer.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The wrapped optimizer's defaults."""
+        return self.optimizer.defaults
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's; the gate has no memory."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Into the wrapped optimizer."""
+        self.optimizer.load_state_dict(state_dict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of the wrapped optimizer's parameters."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """To the wrapped optimizer."""
+        self.optimizer.add_param_group(param_group)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.optimizer!r}, {self.min_coherence}, {self.gating_strength})"
+
+
+def gate_value(coherence: float, min_coherence: float, gating_strength: float) -> float:
+    """The gate for a coherence R in [0, 1]."""
+    if not coherence >= min_coherence or not math.isfinite(coherence):
+        raw = 0.0
+    elif min_coherence == 1:
+        raw = 1.0
+    else:
+        raw = min(1.0, (coherence - min_coherence) / (1 - min_coherence))
+    return 1 - gating_strength * (1 - raw)

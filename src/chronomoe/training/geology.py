@@ -1,0 +1,165 @@
+"""ChronovisorCheckpoint: everything the control layer knows, on disk, so that a run goes on as if it had not stopped.
+
+    chronovisor.safetensors   every buffer of the controller and of the steering fields, by layer where it has layers
+    chronovisor.json          version, settings, kappa, histories
+
+A field that is missing or unknown is an error, never a default.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.errors import CheckpointError
+from chronomoe.storage import write_json
+from chronomoe.training.checkpoint import load_strict, read_tensors, save_tensors
+
+VERSION = 1
+TENSORS, REST = "chronovisor.safetensors", "chronovisor.json"
+_FIELDS = ("version", "control", "coherence_history", "kappa", "intent", "meta_knob_history")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChronovisorCheckpoint:
+    """The state of one controller and the fields it moves."""
+
+    structural_T_global: Tensor
+    """(N,) log structural temperature of each expert slot: the slowest memory."""
+    lens_states: dict[int, dict[str, Tensor]]
+    """MoE layer -> everything kept for it: pressure, temperatures, directions, health, loads."""
+    rest: dict[str, Tensor]
+    """What belongs to no layer: counters, base temperature, noise, blocks of the landscape."""
+    coherence_history: list[float]
+    """The last R's, newest last."""
+    meta_knob_history: list[tuple[float, str]]
+    """The last kappas and intents."""
+    kappa: float
+    intent: str
+    control: dict[str, Any]
+    """The controller's settings."""
+
+    @classmethod
+    def from_controller(cls, controller: ChronovisorMixtralController) -> "ChronovisorCheckpoint":
+        """A copy of everything."""
+        state = {name: tensor.detach().clone() for name, tensor in _state(controller).items()}
+        layers = len(controller.health)
+        by_layer = {
+            layer: {name: tensor[layer] for name, tensor in state.items() if _has_layers(name)}
+            for layer in range(layers)
+        }
+        return cls(
+            structural_T_global=state["structural_T_global"],
+            lens_states=by_layer,
+            rest={
+                name: tensor
+                for name, tensor in state.items()
+                if not _has_layers(name) and name != "structural_T_global"
+            },
+            coherence_history=list(controller.coherence_history),
+            meta_knob_history=list(controller.meta_knob.history),
+            kappa=controller.meta_knob.kappa,
+            intent=controller.meta_knob.intent,
+            control=asdict(controller.config),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write both files into an existing folder."""
+        tensors = {"structural_T_global": self.structural_T_global, **self.rest}
+        for layer, fields in self.lens_states.items():
+            tensors |= {f"lens_states.{layer}.{name}": tensor for name, tensor in fields.items()}
+        save_tensors(folder / TENSORS, tensors)
+        content = {
+            "version": VERSION,
+            "control": self.control,
+            "coherence_history": self.coherence_history,
+            "kappa": self.kappa,
+            "intent": self.intent,
+            "meta_knob_history": self.meta_knob_history,
+        }
+        write_json(folder / REST, content)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ChronovisorCheckpoint":
+        """Read both files; :class:`CheckpointError` when one is missing, damaged or of another version."""
+        tensors = read_tensors(folder / TENSORS)
+        try:
+            content = json.loads((folder / REST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"the checkpoint {folder} has no {REST}; use another one.") from None
+        except ValueError as error:
+            raise CheckpointError(f"{folder / REST} is damaged ({error}); use another checkpoint.") from error
+        if not isinstance(content, dict) or content.get("version") != VERSION:
+            raise CheckpointError(f"{folder / REST} is not of version {VERSION}; this chronomoe cannot read it.")
+        if wrong := sorted(set(content) ^ set(_FIELDS)):
+            raise CheckpointError(
+                f"{folder / REST}: the field {wrong[0]} is missing or unknown; use another checkpoint."
+            )
+        if "structural_T_global" not in tensors:
+            raise CheckpointError(f"{folder / TENSORS} has no structural_T_global; use another checkpoint.")
+        lens: dict[int, dict[str, Tensor]] = {}
+        rest = {}
+        for name, tensor in tensors.items():
+            if name.startswith("lens_states."):
+                _, layer, field = name.split(".", 2)
+                lens.setdefault(int(layer), {})[field] = tensor
+            elif name != "structural_T_global":
+                rest[name] = tensor
+        return cls(
+            structural_T_global=tensors["structural_T_global"],
+            lens_states=dict(sorted(lens.items())),
+            rest=rest,
+            coherence_history=content["coherence_history"],
+            meta_knob_history=[(kappa, intent) for kappa, intent in content["meta_knob_history"]],
+            kappa=content["kappa"],
+            intent=content["intent"],
+            control=content["control"],
+        )
+
+    def restore_to_controller(self, controller: ChronovisorMixtralController, where: Path = Path("memory")) -> None:
+        """Put everything back; :class:`CheckpointError`, and nothing changed, when a field is missing or unknown."""
+        mine = ChronovisorCheckpoint.from_controller(controller)
+        for found, wanted in ((self.rest, mine.rest), (self.lens_states, mine.lens_states)):
+            if wrong := sorted(map(str, set(found) ^ set(wanted))):
+                raise CheckpointError(f"{where}: the field or layer {wrong[0]} is missing or unknown for this model.")
+        for layer, fields in mine.lens_states.items():
+            if wrong := sorted(set(fields) ^ set(self.lens_states[layer])):
+                raise CheckpointError(f"{where}: the field {wrong[0]} of layer {layer} is missing or unknown.")
+        state = {"structural_T_global": self.structural_T_global, **self.rest}
+        for name in mine.lens_states[0]:
+            state[name] = torch.stack([self.lens_states[layer][name] for layer in mine.lens_states])
+        for name, tensor in _state(controller).items():
+            if state[name].shape != tensor.shape:
+                raise CheckpointError(f"{where}: {name} has another shape than in this model.")
+        steering = {name: tensor for name, tensor in state.items() if name.startswith("steering.")}
+        own = {name: tensor for name, tensor in state.items() if name not in steering}
+        load_strict(controller, own, where)
+        load_strict(controller.steering, {name.removeprefix("steering."): t for name, t in steering.items()}, where)
+        controller.coherence_history.clear()
+        controller.coherence_history.extend(self.coherence_history)
+        controller.meta_knob.reset()
+        controller.meta_knob.history.extend(self.meta_knob_history)
+        controller.meta_knob.kappa, controller.meta_knob.intent = self.kappa, self.intent
+
+
+_GLOBAL = (
+    "structural_T_global",
+    "fast_blocks",
+    "ticks",
+    "last_probe",
+    "steering.base_temperature",
+    "steering.exploration",
+)
+
+
+def _has_layers(name: str) -> bool:
+    return name not in _GLOBAL
+
+
+def _state(controller: ChronovisorMixtralController) -> dict[str, Tensor]:
+    fields = {f"steering.{name}": tensor for name, tensor in controller.steering.state_dict().items()}
+    return {**controller.state_dict(), **fields}

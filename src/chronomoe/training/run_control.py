@@ -1,0 +1,169 @@
+"""The control layer within one run: kappa's schedule, the controller's tick, the gate, probes of suspect experts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.knob import KnobScheduler, KnobState
+from chronomoe.routing.statistics import RoutingWindow
+from chronomoe.training.config import TrainingConfig
+from chronomoe.training.evaluation import labels_of
+from chronomoe.training.gating import CoherenceGatedOptimizer, gate_value
+
+_FAST, _SLOW = 0.05, 0.01
+"""Rates of the two averages whose difference is the trend of the loss."""
+
+
+class RunControl:
+    """What the trainer calls; does nothing for a model without a controller."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        controller: ChronovisorMixtralController | None,
+        config: TrainingConfig,
+        total_steps: int,
+        show: Callable[[str], None],
+    ) -> None:
+        self.model, self.controller, self.config, self.show = model, controller, config, show
+        self.optimizer: CoherenceGatedOptimizer | None = None
+        """Set when updates are gated."""
+        self.knob = KnobScheduler(
+            config.initial_kappa,
+            config.final_kappa,
+            config.kappa_warmup(total_steps),
+            total_steps,
+            config.kappa_schedule,
+        )
+        self.loss_fast = self.loss_slow = 0.0
+        self.gate = 1.0
+
+    @property
+    def active(self) -> bool:
+        """Does anything here move?"""
+        return self.controller is not None and self.controller.steering.config.enabled
+
+    def announce(self) -> None:
+        """Say what the user may not expect of the settings."""
+        if self.active and self.knob.too_short:
+            self.show(
+                f"kappa stays at {self.knob.initial_kappa}: its warm-up of {self.knob.warmup_steps} steps is as long "
+                "as the run; set kappa_warmup_steps lower to let it move."
+            )
+
+    def after_backward(
+        self, batches: Sequence[Mapping[str, Any]], lm_loss: float, *, finite: bool
+    ) -> RoutingWindow | None:
+        """One step's gradients are complete: turn the knob, tick, gate the update, judge suspects.
+
+        Returns the step's window; None when the step is not finite or nothing was routed.
+        """
+        controller = self.controller
+        if controller is None:
+            return None
+        if finite:
+            first = self.loss_slow == 0.0
+            self.loss_fast = lm_loss if first else self.loss_fast + _FAST * (lm_loss - self.loss_fast)
+            self.loss_slow = lm_loss if first else self.loss_slow + _SLOW * (lm_loss - self.loss_slow)
+        decision = self.knob.step(self.knob_state())
+        if not finite:
+            controller.tick(finite=False)
+            if self.active and controller.config.health:
+                self._say(controller.mask_broken())
+            return None
+        if self.active:
+            controller.set_knob(decision.kappa, decision.intent)
+        window = controller.tick()
+        if self.optimizer is not None and window is not None:
+            self.optimizer.coherence = controller.coherence_history[-1]
+            self.gate = self.optimizer.gate
+        if controller.suspects():
+            part = language_model_loss(self.model, batches[-1], controller.config.probe_sequences)
+            self._say(controller.judge(part))
+        return window
+
+    def _say(self, verdicts: list[str]) -> None:
+        for verdict in verdicts:
+            self.show(f"  Health: {verdict}")
+
+    def knob_state(self) -> KnobState | None:
+        """What an agent sees; None before the first step."""
+        controller = self.controller
+        if controller is None or controller.window is None:
+            return None
+        summary = controller.window.summary()
+        return KnobState(
+            step=self.knob.current,
+            loss=self.loss_fast,
+            loss_trend=(self.loss_fast - self.loss_slow) / max(self.loss_slow, 1e-9),
+            coherence_R=controller.coherence_history[-1],
+            load_entropy=summary["load_entropy"],
+            router_entropy=summary["router_entropy"],
+            dead_experts=int(summary["dead_experts"]),
+            kappa=controller.meta_knob.kappa,
+        )
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """Within the block the model routes as it will when deployed."""
+        return nullcontext() if self.controller is None else self.controller.deployed()
+
+    def metrics(self) -> dict[str, Any]:
+        """Fields of a metrics record."""
+        controller = self.controller
+        if controller is None or controller.window is None:
+            return {}
+        landscape = controller.get_structural_temperature_diagnostics()
+        layers = [controller.get_structural_temperature_diagnostics(layer) for layer in range(len(controller.health))]
+        mean_load = controller.mean_load
+        gradients = {name: norm.item() for name, norm in controller.steering.gradient_norms.items()}
+        lm = gradients.pop("lm", 0.0)
+        return {
+            "kappa": controller.meta_knob.kappa,
+            "intent": controller.meta_knob.intent,
+            "R": controller.coherence_history[-1],
+            "gate": self.gate,
+            "max_violation_global": (mean_load.amax(dim=-1) * mean_load.shape[-1] - 1).max().item(),
+            "T_bar_variance": landscape["variance"],
+            "T_bar": [layer["structural_T"] for layer in layers],
+            "landscape_formed": [layer["landscape_formed"] for layer in layers],
+            "valleys": landscape["valleys"],
+            "ridges": landscape["ridges"],
+            "layer_valleys": [layer["valleys"] for layer in layers],
+            "pressure": controller.live_pressure.tolist(),
+            "health": controller.health.tolist(),
+            "masked_experts": controller.masked.nonzero().tolist(),
+            "router_gradient_ratios": {name: norm / lm for name, norm in gradients.items()} if lm > 0 else {},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the controller does not hold, JSON-ready."""
+        return {"knob": self.knob.state_dict(), "loss_fast": self.loss_fast, "loss_slow": self.loss_slow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.knob.load_state_dict(state["knob"])
+        self.loss_fast, self.loss_slow = state["loss_fast"], state["loss_slow"]
+        if self.controller is not None and self.controller.coherence_history:
+            coherence = self.controller.coherence_history[-1]
+            self.gate = gate_value(coherence, self.config.min_coherence, self.config.gating_strength)
+
+
+def language_model_loss(model: Any, batch: Mapping[str, Any], sequences: int) -> Callable[[], Tensor]:
+    """Mean next-token loss of ``model`` (in evaluation mode, no router losses) on the first sequences of a batch."""
+    names = ("input_ids", "attention_mask", "labels")
+    part = {name: value[:sequences] for name, value in batch.items() if name in names}
+    part["labels"] = labels_of(part)
+
+    def loss() -> Tensor:
+        was_training = model.training
+        model.eval()
+        try:
+            result: Tensor = model(**part, use_cache=False).loss
+            return result
+        finally:
+            model.train(was_training)
+
+    return loss
