@@ -33,6 +33,7 @@ app.command("aios.cli.demo:demo", help="Run the whole job on sample text: prepar
 app.command("aios.cli.doctor:doctor", help="Print the environment, for a bug report.")
 app.command("aios.cli.generate:generate", help="Sample text from a trained brain.")
 app.command("aios.cli.init:init", help="Prepare a workspace: sample text, tokenizer, base model.")
+app.command("aios.cli.plot:plot", help="Draw a run: loss, control, load, landscape.")
 app.command("aios.cli.train:train", help="Train a Mixtral-style brain.")
 
 

@@ -23,13 +23,13 @@ class ControlConfig:
     health_target: bool = False
     """Let the target load follow health instead of being equal."""
 
-    gamma: float = 0.06
+    gamma: float = 0.2
     """Integral gain of the pressure, late."""
-    gamma_p: float = 0.1
+    gamma_p: float = 0.3
     """Proportional gain of the pressure, late."""
-    gamma_early: float = 0.2
+    gamma_early: float = 0.8
     """Integral gain at the first tick."""
-    gamma_p_early: float = 0.3
+    gamma_p_early: float = 1.0
     """Proportional gain at the first tick."""
     early_ticks: float = 100.0
     """Ticks after which the early gains have fallen to 1/e of their excess."""
@@ -62,8 +62,8 @@ class ControlConfig:
     probe_every: int = 25
     """Ticks between probes, at least."""
     probe_margin: float = 0.002
-    """Loss in nats per token by which masking must help (or hurt) for a verdict."""
-    probe_sequences: int = 8
+    """Loss in nats per token that a verdict must win at least; and twice its standard error."""
+    probe_sequences: int = 16
     """Sequences a probe looks at."""
 
     beta_usage: float = 0.3

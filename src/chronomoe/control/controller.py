@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from chronomoe.control import health as health_of
 from chronomoe.control import landscape, pressure, temperature
@@ -265,25 +265,24 @@ class ChronovisorMixtralController(Fp32Module):
         return bool(self.masked[layer, expert]) or int(steering.available[layer].sum()) > steering.top_k
 
     def judge(self, loss: Callable[[], Tensor]) -> list[str]:
-        """Probe the suspects with ``loss`` (evaluated on a few sequences) and act on the verdicts; returns sentences.
+        """Probe the suspects with ``loss`` (one value a sequence) and act on the verdicts; returns sentences.
 
-        An expert whose absence lowers the loss is masked; a masked one whose return does not raise it is let back in.
-        Every rank must call this with its own sequences: changes are averaged.
+        An expert is masked when its absence lowers the loss by more than ``probe_margin`` and twice the standard error;
+        it is let back in when its return surely raises it by no more than the margin. A close call stays as it is.
+        Every rank must call this with its own sequences.
         """
         if not (suspects := self.suspects()):
             return []
         self.last_probe.copy_(self.ticks)
         verdicts = []
         for layer, expert, change in health_of.probe(loss, self.steering.available, suspects):
-            change = _over_ranks(change)
-            margin = self.config.probe_margin
-            if self.masked[layer, expert]:
-                if change <= margin:
-                    self._mask(layer, expert, masked=False)
-                    verdicts.append(f"expert {expert} of layer {layer} is back: {change:+.4f} nats per token.")
-            elif change < -margin and self._can_spare(layer, expert):
-                self._mask(layer, expert, masked=True)
-                verdicts.append(f"expert {expert} of layer {layer} is masked: {change:+.4f} nats per token.")
+            mean, error = health_of.mean_and_error(change)
+            margin, masked = self.config.probe_margin, bool(self.masked[layer, expert])
+            verdict = mean + 2 * error <= margin if masked else mean < -max(margin, 2 * error)
+            if verdict and self._can_spare(layer, expert):
+                self._mask(layer, expert, masked=not masked)
+                what = "back" if masked else "masked"
+                verdicts.append(f"expert {expert} of layer {layer} is {what}: {mean:+.4f} nats per token.")
         return verdicts
 
     def mask_broken(self) -> list[str]:
@@ -410,11 +409,3 @@ class ChronovisorMixtralController(Fp32Module):
         if not -len(self.health) <= layer < len(self.health):
             raise ConfigError(f"there is no MoE layer {layer}; there are {len(self.health)}.")
         return layer % len(self.health)
-
-
-def _over_ranks(value: float) -> float:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    total = torch.tensor(value)
-    distributed.all_reduce(total)
-    return total.item() / distributed.get_world_size()

@@ -8,10 +8,11 @@ alone.
 Shape suffixes: L MoE layers, N experts.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 
 def update_signal(
@@ -57,8 +58,8 @@ def non_finite_experts(experts: nn.Module, num_experts: int) -> list[int]:
 @torch.no_grad()
 def probe(
     loss: Callable[[], Tensor], available_LN: Tensor, suspects: list[tuple[int, int]]
-) -> Iterator[tuple[int, int, float]]:
-    """For each suspect (layer, expert) what changing its availability does to the loss, in nats: negative is better.
+) -> Iterator[tuple[int, int, Tensor]]:
+    """For each suspect (layer, expert) what changing its availability does to ``loss``, (sequences,); below 0: better.
 
     ``available_LN`` is put back as it was.
     """
@@ -70,5 +71,15 @@ def probe(
             after = loss()
         finally:
             available_LN[layer, expert] = was
-        change = (after - before).item()
-        yield layer, expert, change
+        yield layer, expert, after - before
+
+
+def mean_and_error(change: Tensor) -> tuple[float, float]:
+    """Mean over the sequences of all ranks, and its standard error (infinite for a single sequence)."""
+    sums = torch.stack([torch.ones_like(change).sum(), change.sum(), change.square().sum()]).double()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(sums)
+    count, total, squares = sums.tolist()
+    mean = total / count
+    variance = max(0.0, squares / count - mean**2) * count / max(count - 1, 1)
+    return mean, math.sqrt(variance / count) if count > 1 else math.inf

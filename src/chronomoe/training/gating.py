@@ -39,6 +39,12 @@ class CoherenceGatedOptimizer(torch.optim.Optimizer):
             raise AttributeError(name)
         return getattr(self.optimizer, name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
     @property
     def gate(self) -> float:
         """The factor of the next update, in [1 - gating_strength, 1]; a coherence that is not a number closes it."""

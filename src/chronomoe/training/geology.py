@@ -129,6 +129,8 @@ class ChronovisorCheckpoint:
         for layer, fields in mine.lens_states.items():
             if wrong := sorted(set(fields) ^ set(self.lens_states[layer])):
                 raise CheckpointError(f"{where}: the field {wrong[0]} of layer {layer} is missing or unknown.")
+            if wrong := [name for name, value in fields.items() if self.lens_states[layer][name].shape != value.shape]:
+                raise CheckpointError(f"{where}: {wrong[0]} of layer {layer} has another shape than in this model.")
         state = {"structural_T_global": self.structural_T_global, **self.rest}
         for name in mine.lens_states[0]:
             state[name] = torch.stack([self.lens_states[layer][name] for layer in mine.lens_states])

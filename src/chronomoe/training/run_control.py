@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.knob import KnobScheduler, KnobState
@@ -12,6 +14,7 @@ from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.training.config import TrainingConfig
 from chronomoe.training.evaluation import labels_of
 from chronomoe.training.gating import CoherenceGatedOptimizer, gate_value
+from chronomoe.training.loading import IGNORED
 
 _FAST, _SLOW = 0.05, 0.01
 """Rates of the two averages whose difference is the trend of the loss."""
@@ -152,18 +155,19 @@ class RunControl:
 
 
 def language_model_loss(model: Any, batch: Mapping[str, Any], sequences: int) -> Callable[[], Tensor]:
-    """Mean next-token loss of ``model`` (in evaluation mode, no router losses) on the first sequences of a batch."""
-    names = ("input_ids", "attention_mask", "labels")
-    part = {name: value[:sequences] for name, value in batch.items() if name in names}
-    part["labels"] = labels_of(part)
+    """Next-token loss of ``model`` as evaluated, one mean for each of the first sequences of a batch, (sequences,)."""
+    inputs = {name: value[:sequences] for name, value in batch.items() if name in ("input_ids", "attention_mask")}
+    targets = labels_of(batch)[:sequences, 1:]
 
+    @torch.no_grad()
     def loss() -> Tensor:
         was_training = model.training
         model.eval()
         try:
-            result: Tensor = model(**part, use_cache=False).loss
-            return result
+            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
         finally:
             model.train(was_training)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        return losses.sum(dim=-1) / (targets != IGNORED).sum(dim=-1).clamp(min=1)
 
     return loss

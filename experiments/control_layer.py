@@ -1,0 +1,342 @@
+"""Does the control layer do what it says? Two domains of real text, a tiny Mixtral, paired seeds.
+
+    python -m experiments.control_layer            about 25 minutes on two cores; writes experiments/results/
+    python -m experiments.control_layer --quick    one seed, few steps: does the script run?
+
+Arms differ in the control of the load only; data order and initialisation are equal within a seed. MaxVio is that of
+the worst layer: over the last 50 steps of training, and over held-out text with the deployed (averaged) pressure. A run
+settled at the first step from which the MaxVio of the trailing 50 steps stays below 0.2. The damage part freezes the
+trained weights, breaks one expert in each layer, and compares what health does with an oracle that masks just those.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import statistics
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from chronomoe.training.loading import HeldoutWindows, PackedDataset, heldout_windows
+from chronomoe.training.run_control import language_model_loss
+from chronomoe.training.token_store import TokenStore
+
+RESULTS = Path(__file__).parent / "results"
+SEQUENCE, BATCH, EVALUATED = 128, 8, 100_000
+QUIET: dict[str, Any] = {
+    "lambda_balance": 0.0, "lambda_coherence": 0.0, "lambda_valley": 0.0, "initial_kappa": 0.0, "final_kappa": 0.0,
+    "use_coherence_gating": False,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to run the control layer."""
+
+    name: str
+    ablation: str
+    control: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+ARMS = [
+    Arm("none", "none"),
+    Arm("aux loss 0.01", "aux", training={"lambda_balance": 0.01}),
+    Arm("sign u=0.01", "loss_free", {"sign_step": 0.01}),
+    Arm("sign u=0.03", "loss_free", {"sign_step": 0.03}),
+    Arm("sign u=0.1", "loss_free", {"sign_step": 0.1}),
+    Arm("PI", "pi"),
+    Arm("PI + temperature", "pi_temperature"),
+    Arm("PI + health target", "pi_health"),
+    Arm("none, lr x 4", "none", training={"learning_rate": 4e-3}),
+    Arm("PI, lr x 4", "pi", training={"learning_rate": 4e-3}),
+    Arm(
+        "seed defaults",
+        "full",
+        training={
+            "lambda_balance": 0.01, "lambda_coherence": 0.001, "lambda_valley": 0.0001, "initial_kappa": 0.5,
+            "final_kappa": -0.3, "kappa_warmup_steps": None, "use_coherence_gating": True,
+        },
+    ),
+]  # fmt: skip
+
+
+def prepare_text(folder: Path) -> TokenStore:
+    """Two sample domains of equal weight, a fifth of each held out."""
+    from aios.data.corpora import write_samples
+    from aios.data.prepare import PrepareConfig, prepare
+
+    if not (folder / "prepared").is_dir():
+        sources = write_samples(folder, max_bytes=6_000_000, report=lambda line: None)
+        two = [dataclasses.replace(source, weight=1.0) for source in sources if source.name != "licences"]
+        settings = PrepareConfig(vocab_size=2048, heldout_fraction=0.2)
+        prepare(two, folder / "prepared", settings, report=lambda line: None)
+    return TokenStore.open(folder / "prepared")
+
+
+def trained(store: TokenStore, arm: Arm, seed: int, steps: int) -> tuple[ChronoMoETrainer, float, list[Tensor]]:
+    """Train one arm; returns the trainer, its mean bits per byte and the load counts (L, N) of each step."""
+    torch.manual_seed(seed)
+    shape = {"hidden_dim": 96, "intermediate_dim": 192, "num_layers": 2, "num_experts": 8, "num_attention_heads": 3}
+    config = MixtralConfig(
+        vocab_size=store.info.vocab_size, max_seq_length=256, tie_word_embeddings=True, rope_theta=1e4,
+        control=arm.control, **shape,
+    )  # fmt: skip
+    settings = {**QUIET, "learning_rate": 1e-3, **arm.training}
+    training = TrainingConfig(
+        checkpoint_dir=tempfile.mkdtemp(), max_steps=steps, batch_size=BATCH, weight_decay=0.1, seed=seed,
+        control=arm.ablation, log_every_n_steps=steps, eval_every_n_steps=steps, save_every_n_steps=steps, **settings,
+    )  # fmt: skip
+    data = DataLoader(PackedDataset(store, SEQUENCE, seed, steps * BATCH), batch_size=BATCH)
+    windows = {name: heldout_windows(store, name, SEQUENCE, EVALUATED) for name in store.domains}
+    trainer = ChronoMoETrainer(ChronovisorMixtralForCausalLM(config), training, data, windows, show=lambda line: None)
+    counts: list[Tensor] = []
+    step = trainer._step
+
+    def counted(batches: list[Any]) -> None:
+        step(batches)
+        assert trainer.window is not None
+        counts.append(trainer.window.assignments)
+
+    trainer._step = counted  # type: ignore[method-assign]
+    return trainer, trainer.train()["evaluation"]["mean"], counts
+
+
+def max_violation(counts: Tensor) -> float:
+    """Of the worst layer."""
+    share = counts / counts.sum(dim=-1, keepdim=True)
+    return (share.amax(dim=-1) * share.shape[-1] - 1).max().item()
+
+
+@torch.no_grad()
+def held_out_load(trainer: ChronoMoETrainer, windows: dict[str, HeldoutWindows]) -> float:
+    """MaxVio over held-out text, equal parts of each domain, with the deployed pressure."""
+    assert trainer.controller is not None
+    assert trainer.steering is not None
+    least = min(len(domain.input_ids) for domain in windows.values())
+    trainer.model.train()  # only training counts
+    with trainer.controller.deployed():
+        for domain in windows.values():
+            order = torch.randperm(len(domain.input_ids), generator=torch.Generator().manual_seed(0))[:least]
+            for part in domain.input_ids[order].split(32):
+                trainer.model(input_ids=part)
+    window = trainer.steering.statistics.window()
+    trainer.steering.discard_step()
+    return max_violation(window.assignments)
+
+
+def measure(arm: Arm, seed: int, steps: int, folder: Path) -> dict[str, Any]:
+    """The figures of one run."""
+    torch.set_num_threads(1)
+    store = prepare_text(folder)
+    trainer, evaluation, counts = trained(store, arm, seed, steps)
+    assert trainer.controller is not None
+    rolling = [max_violation(torch.stack(counts[max(0, end - 50) : end]).sum(dim=0)) for end in range(1, steps + 1)]
+    late = torch.stack(counts[-50:]).sum(dim=0)
+    held = {name: heldout_windows(store, name, SEQUENCE) for name in store.domains}
+    landscapes = [trainer.controller.get_structural_temperature_diagnostics(layer) for layer in range(2)]
+    return {
+        "arm": arm.name,
+        "seed": seed,
+        "bits_per_byte": evaluation,
+        "max_violation": rolling[-1],
+        "least_share_times_n": (late / late.sum(dim=-1, keepdim=True)).min().item() * late.shape[-1],
+        "settled": next((n for n in range(50, steps + 1) if max(rolling[n - 1 :]) < 0.2), None),
+        "held_out_max_violation": held_out_load(trainer, held),
+        "R": trainer.controller.coherence_history[-1],
+        "landscape_over_null": [found["log_variance"] / found["null_variance"] for found in landscapes],
+        "damage": damage(trainer, store, seed) if arm.name == "PI" else {},
+    }
+
+
+def damage(trainer: ChronoMoETrainer, store: TokenStore, seed: int) -> dict[str, float]:
+    """Held-out loss (nats per token) whole, with one expert of each layer broken, and what masking makes of it."""
+    model, steering = trainer.model, trainer.steering
+    assert steering is not None
+    torch.manual_seed(seed)
+    windows = [heldout_windows(store, name, SEQUENCE, 12_000).input_ids[:48] for name in store.domains]
+    text = torch.cat(windows)
+    fresh = PackedDataset(store, SEQUENCE, seed + 1000, 100 * BATCH)
+    loss = language_model_loss(model, {"input_ids": text, "attention_mask": torch.ones_like(text)}, len(text))
+    victims = [(layer, int(torch.randint(0, 8, ()))) for layer in range(2)]
+    found = {"whole": _deployed_loss(trainer, loss)}
+    for kind in ("zeroed", "noised"):
+        saved = {layer: model.model.layers[layer].mlp.experts.down_proj.data.clone() for layer, _ in victims}
+        for layer, expert in victims:
+            weight = model.model.layers[layer].mlp.experts.down_proj.data[expert]
+            noise = 0.1 * weight.std() * torch.randn_like(weight)
+            weight.copy_(torch.zeros_like(weight) if kind == "zeroed" else weight + noise)
+        found[kind] = _deployed_loss(trainer, loss)
+        for layer, expert in victims:
+            steering.available[layer, expert] = False
+        found[f"{kind}, oracle mask"] = _deployed_loss(trainer, loss)
+        steering.available.fill_(True)
+        found[f"{kind}, health"] = _watched_loss(trainer, loss, fresh)
+        for layer, weight in saved.items():
+            model.model.layers[layer].mlp.experts.down_proj.data.copy_(weight)
+    return found
+
+
+@torch.no_grad()
+def _deployed_loss(trainer: ChronoMoETrainer, loss: Any) -> float:
+    assert trainer.controller is not None
+    with trainer.controller.deployed():
+        return float(loss().mean())
+
+
+def _watched_loss(trainer: ChronoMoETrainer, loss: Any, fresh: PackedDataset) -> float:
+    """Let the controller watch frozen weights for a hundred steps, then evaluate; everything is put back."""
+    from chronomoe.training.geology import ChronovisorCheckpoint
+
+    controller, model = trainer.controller, trainer.model
+    assert controller is not None
+    before = ChronovisorCheckpoint.from_controller(controller)
+    config = controller.config
+    controller.config = dataclasses.replace(config, health=True)
+    model.train()
+    for batch in DataLoader(fresh, batch_size=BATCH):
+        model(**batch, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=True)
+        controller.tick()
+        controller.judge(language_model_loss(model, batch, controller.config.probe_sequences))
+    result = _deployed_loss(trainer, loss)
+    before.restore_to_controller(controller)
+    controller.config = config
+    return result
+
+
+def coherence_nulls(store: TokenStore) -> dict[str, float]:
+    """R of a trained router, frozen, over fresh text; and of random choices over the same."""
+    trainer, _, _ = trained(store, ARMS[5], 0, 300)
+    controller, model = trainer.controller, trainer.model
+    assert controller is not None
+    found = {}
+    for name in ("frozen", "random"):
+        controller.forget()
+        controller.steering.pressure.zero_()
+        controller.config = controller.config.ablate("none")
+        controller.steering.exploration.fill_(1e4 if name == "random" else 0.0)
+        model.train()
+        with torch.no_grad():
+            for batch in DataLoader(PackedDataset(store, SEQUENCE, 77, 150 * BATCH), batch_size=BATCH):
+                model(input_ids=batch["input_ids"], use_cache=False)
+                controller.tick()
+        found[name] = controller.coherence_history[-1]
+    return found
+
+
+def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> str:
+    """Everything measured, as Markdown."""
+    seeds = sorted({run["seed"] for run in runs})
+    lines = [
+        f"# The control layer, {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        f"1.1 M-parameter Mixtral (d=96, 2 layers, N=8, k=2), {steps} steps of {SEQUENCE * BATCH} tokens, oratory and "
+        f"Python, seeds {', '.join(map(str, seeds))}; worst seed in the columns of MaxVio, shares and settling.",
+        "",
+        "| arm | bits per byte (mean) | against the best balanced arm, paired, upper 95 % | MaxVio, last 50 steps | "
+        "least share x N | settled at step | held-out MaxVio, deployed | R |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_arm = {arm.name: [run for run in runs if run["arm"] == arm.name] for arm in ARMS}
+    balanced = ["aux loss 0.01", "sign u=0.01", "sign u=0.03", "sign u=0.1"]
+    best = min(balanced, key=lambda name: _mean(by_arm[name], "bits_per_byte"))
+    for name, found in by_arm.items():
+        settled = [run["settled"] for run in found]
+        lines.append(
+            f"| {name} | {_mean(found, 'bits_per_byte'):.4f} | {_bound(_ratios(found, by_arm[best]))} | "
+            f"{_worst(found, 'max_violation'):.3f} | {min(run['least_share_times_n'] for run in found):.2f} | "
+            f"{'never' if None in settled else max(settled)} | {_worst(found, 'held_out_max_violation'):.3f} | "
+            f"{_mean(found, 'R'):.3f} |"
+        )
+    lines += ["", f"Best balanced baseline by loss: {best}.", "", "## Temperature", ""]
+    cost = _ratios(by_arm["PI + temperature"], by_arm["PI"])
+    ratio = [value for run in by_arm["PI + temperature"] for value in run["landscape_over_null"]]
+    lines += [
+        f"PI + temperature against PI: {statistics.fmean(cost):+.2%} bits per byte (upper 95 %: {_bound(cost)}).",
+        f"Variance of the landscape over the 95 % quantile of its block-permutation null, each layer and seed: "
+        f"{', '.join(f'{value:.2f}' for value in ratio)}; above 1 it is more than noise.",
+        "", "## Coherence", "",
+        f"R of a trained router, frozen, over fresh text: {nulls['frozen']:.3f}; of random choices: "
+        f"{nulls['random']:.3f}.",
+        "", "## Damage, frozen weights, one expert of each layer", "",
+        "| seed | whole | zeroed | oracle mask | health | share of the oracle's gain | noised | health | change |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for run in by_arm["PI"]:
+        d = run["damage"]
+        gain = (d["zeroed"] - d["zeroed, health"]) / (d["zeroed"] - d["zeroed, oracle mask"])
+        lines.append(
+            f"| {run['seed']} | {d['whole']:.4f} | {d['zeroed']:.4f} | {d['zeroed, oracle mask']:.4f} | "
+            f"{d['zeroed, health']:.4f} | {gain:.2f} | {d['noised']:.4f} | {d['noised, health']:.4f} | "
+            f"{d['noised, health'] / d['noised'] - 1:+.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+_T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943}
+"""One-sided 95 % quantiles of Student's t."""
+
+
+def _mean(runs: list[dict[str, Any]], name: str) -> float:
+    return statistics.fmean(run[name] for run in runs)
+
+
+def _worst(runs: list[dict[str, Any]], name: str) -> float:
+    return max(float(run[name]) for run in runs)
+
+
+def _ratios(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[float]:
+    return [a["bits_per_byte"] / b["bits_per_byte"] - 1 for a, b in zip(mine, theirs, strict=True)]
+
+
+def _bound(values: list[float]) -> str:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:+.2%} (one seed)"
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean + _T95.get(len(values) - 1, 1.9) * error:+.2%}"
+
+
+def main() -> None:
+    """Run everything and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--folder", type=Path, default=None, help="where to keep the prepared text")
+    arguments = parser.parse_args()
+    seeds, steps = (1, 60) if arguments.quick else (arguments.seeds, arguments.steps)
+    with contextlib.ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        torch.set_num_threads(1)
+        store = prepare_text(folder)
+        with ProcessPoolExecutor(arguments.jobs) as pool:
+            futures = [pool.submit(measure, arm, seed, steps, folder) for seed in range(seeds) for arm in ARMS]
+            runs = []
+            for future in futures:
+                runs.append(future.result())
+                print({name: value for name, value in runs[-1].items() if name != "damage"}, flush=True)
+        nulls = coherence_nulls(store)
+    text = table(runs, nulls, steps)
+    print(text)
+    if not arguments.quick:
+        RESULTS.mkdir(exist_ok=True)
+        stem = f"control_layer-{datetime.now(UTC):%Y-%m-%d}"
+        (RESULTS / f"{stem}.md").write_text(text)
+        (RESULTS / f"{stem}.json").write_text(json.dumps({"runs": runs, "nulls": nulls}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""R is near 1 for stable directions, near 0 for random ones, and corrected for its own start."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chronomoe.control.coherence import (
+    expert_coherence,
+    layer_coherence,
+    order_parameter,
+    order_parameter_null,
+    phase_locking_null,
+    phase_locking_value,
+    update_direction,
+)
+
+
+def run(directions, memory=0.98):
+    """``directions`` (steps, L, N, D)."""
+    direction, forgotten = torch.zeros(directions.shape[1:]), torch.ones(directions.shape[1:-1])
+    for step in directions:
+        direction, forgotten = update_direction(direction, forgotten, step, memory)
+    return direction, forgotten
+
+
+@given(st.integers(2, 40), st.integers(0, 1000))
+def test_one_direction_is_coherent_from_the_second_step_whatever_its_length(steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.rand(steps, 2, 4, 1, generator=generator) + 0.1
+    same = torch.randn(1, 2, 4, 16, generator=generator) * lengths
+    coherence = expert_coherence(*run(same), 0.98)
+    torch.testing.assert_close(coherence, torch.ones(2, 4), atol=1e-3, rtol=0)
+
+
+def test_random_directions_read_zero_on_average_at_any_age():
+    generator = torch.Generator().manual_seed(0)
+    for steps in (3, 10, 50, 400):
+        direction, forgotten = run(torch.randn(steps, 500, 8, 24, generator=generator))
+        squared = (direction.norm(dim=-1) / (1 - forgotten)).square().mean()
+        chance = (1 - 0.98) / (1 + 0.98) * (1 + 0.98**steps) / (1 - 0.98**steps)
+        assert squared.item() == pytest.approx(chance, rel=0.05)
+
+
+def test_one_window_says_nothing():
+    coherence = expert_coherence(*run(torch.randn(1, 1, 4, 8)), 0.98)
+    assert coherence.tolist() == [[0, 0, 0, 0]]
+
+
+def test_an_expert_without_tokens_keeps_its_direction():
+    steady = torch.randn(1, 1, 2, 8).repeat(30, 1, 1, 1)
+    steady[10:, :, 1] = 0
+    direction, forgotten = run(steady)
+    assert forgotten[0, 1] == pytest.approx(0.98**10)
+    torch.testing.assert_close(expert_coherence(direction, forgotten, 0.98), torch.ones(1, 2), atol=1e-3, rtol=0)
+
+
+def test_a_layer_is_weighted_by_load():
+    coherence, load = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.75, 0.25]])
+    assert layer_coherence(coherence, load).item() == pytest.approx(0.75)
+
+
+def test_phases():
+    splay = torch.arange(8) * 2 * math.pi / 8
+    assert order_parameter(torch.zeros(8)).item() == pytest.approx(1)
+    assert order_parameter(splay).item() == pytest.approx(0, abs=1e-6)
+    random = torch.rand(20_000, 8) * 2 * math.pi
+    assert order_parameter(random).mean().item() == pytest.approx(order_parameter_null(8), rel=0.03)
+    drift = torch.rand(500, 1) * 6
+    assert phase_locking_value(drift + splay).item() == pytest.approx(1, abs=1e-5)
+    independent = torch.rand(400, 40) * 2 * math.pi
+    assert phase_locking_value(independent).item() == pytest.approx(phase_locking_null(400), rel=0.1)
+
+
+def test_shares_cannot_synchronise():
+    loads = torch.rand(300, 8).softmax(-1)
+    analytic = loads - loads.mean(0)
+    assert analytic.sum(-1).abs().max() < 1e-6, "so the weighted sum of their phases is 0 whatever they do"

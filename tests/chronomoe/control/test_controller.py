@@ -1,0 +1,298 @@
+"""The controller: nested in what it generalises, still where it must not move, the same under renumbering."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import chronomoe
+from chronomoe import ChronovisorMixtralForCausalLM, ControlConfig, MixtralConfig
+from chronomoe.control.config import ABLATIONS
+from chronomoe.errors import ConfigError
+from chronomoe.training import ChronoMoELoss
+from tests.chronomoe.conftest import build_host
+
+VOCAB = 61
+
+
+def build(control=None, seed=0, **shape):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": VOCAB, "hidden_dim": 32, "num_layers": 2, "num_experts": 6, "max_seq_length": 64} | shape
+    model = ChronovisorMixtralForCausalLM(MixtralConfig(**shape)).train()
+    model.controller.config = control or ControlConfig()
+    return model
+
+
+def batches(n=50, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCAB, (n, 4, 16), generator=generator)
+
+
+def train(model, steps=50, after=None, data=batches):
+    """Steps as a bare loop takes them."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for x in data(steps):
+        loss = model(input_ids=x, labels=x).loss
+        loss.backward()
+        window = model.controller.tick()
+        if after is not None:
+            after(window)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_all_gains_zero_is_the_plain_router_bit_for_bit():
+    zero = ControlConfig(
+        gamma=0, gamma_p=0, gamma_early=0, gamma_p_early=0, beta_usage=0, beta_recovery=0, beta_specialist=0,
+        initial_noise=0, health=False,
+    )  # fmt: skip
+    steered, plain = build(zero), build(ControlConfig().ablate("none"))
+    for model in (steered, plain):
+        model.steering.config = dataclasses.replace(model.steering.config, loss=ChronoMoELoss(lambda_coherence=0))
+    assert train(steered) == train(plain)
+    assert same_weights(steered, plain)
+
+
+def test_the_sign_rule_is_loss_free_balancing_bit_for_bit():
+    control = dataclasses.replace(ControlConfig(sign_step=0.01, centred=False), **ABLATIONS["loss_free"])
+    ours, theirs = build(control), build(ControlConfig().ablate("none"))
+    bias = torch.zeros(2, 6)
+
+    def loss_free(window):
+        # Wang et al. 2024, algorithm 1, written independently: b_i += u sign(mean(c) - c_i).
+        counts = window.assignments
+        bias.add_(0.01 * torch.sign(counts.mean(dim=-1, keepdim=True) - counts))
+        theirs.steering.pressure.copy_(bias)
+
+    assert train(ours) == train(theirs, after=loss_free)
+    assert same_weights(ours, theirs)
+    assert torch.equal(ours.controller.live_pressure, bias)
+    assert bias.abs().max() > 0.02
+
+
+def test_a_step_that_is_not_finite_or_empty_moves_nothing():
+    model = build()
+    train(model, 5)
+    controller = model.controller
+    before = {name: value.clone() for name, value in controller.state_dict().items()}
+    fields = {name: value.clone() for name, value in model.steering.state_dict().items()}
+    model(input_ids=batches(1)[0], labels=batches(1)[0]).loss.backward()
+    assert controller.tick(finite=False) is None
+    assert controller.tick() is None, "zero tokens"
+    assert all(torch.equal(value, controller.state_dict()[name]) for name, value in before.items())
+    assert all(torch.equal(value, model.steering.state_dict()[name]) for name, value in fields.items())
+    assert len(controller.coherence_history) == 5
+
+
+def test_evaluation_and_generation_never_move_it():
+    model = build()
+    train(model, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.eval()
+    model(input_ids=batches(1)[0], labels=batches(1)[0])
+    model.generate(batches(1)[0][:, :4], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (3, 3), (2, 1)])
+def test_degenerate_layers_stay_finite(experts, top_k):
+    model = build(num_experts=experts, num_experts_per_token=top_k)
+    assert all(math.isfinite(loss) for loss in train(model, 10))
+    assert all(value.isfinite().all() for value in model.controller.buffers())
+    diagnostics = model.controller.get_diagnostics()
+    assert math.isfinite(diagnostics["kuramoto_R"])
+
+
+def test_conservation_laws_hold_after_every_tick():
+    model = build()
+
+    def check(window):
+        assert model.steering.pressure.sum(-1).abs().max() < 1e-5
+        assert model.steering.log_temperature.sum(-1).abs().max() < 1e-5
+        bound = model.controller.config.bound * model.controller.spread.clamp(min=0.01).unsqueeze(-1)
+        assert torch.all(model.steering.pressure.abs() <= bound)
+
+    train(model, 30, check)
+    assert model.steering.pressure.abs().max() > 0
+    assert model.steering.log_temperature.abs().max() > 0
+
+
+@settings(max_examples=10)
+@given(st.permutations(range(6)))
+def test_renumbering_the_experts_renumbers_the_state(order):
+    """The tick is a function of the window: feed it a renumbered one."""
+    order = list(order)
+    source = build()
+    windows = []
+    train(source, 6, windows.append)
+    mine, theirs = build().controller, build().controller
+    for window in windows:
+        renumbered = dataclasses.replace(
+            window,
+            **{
+                name: getattr(window, name)[:, order]
+                for name in ("assignments", "probability", "weight", "gradient", "absolute_gradient", "inputs")
+            },
+            coactivation=window.coactivation[:, order][:, :, order],
+        )
+        for controller, given_window in ((mine, window), (theirs, renumbered)):
+            controller.steering.end_step = lambda given_window=given_window: given_window
+            controller.tick()
+    for name in ("live_pressure", "structural_T_local", "temperature_fast", "health", "coherence", "mean_load"):
+        torch.testing.assert_close(
+            getattr(mine, name)[:, order],
+            getattr(theirs, name),
+            atol=1e-5,
+            rtol=1e-4,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+def test_more_load_never_raises_an_experts_score_at_the_next_tick():
+    source = build()
+    windows = []
+    train(source, 3, windows.append)
+    base, loaded = build().controller, build().controller
+    for window in windows[:2]:
+        for controller in (base, loaded):
+            controller.steering.end_step = lambda window=window: window
+            controller.tick()
+    more = windows[2].assignments.clone()
+    more[:, 2] += 20
+    changed = dataclasses.replace(windows[2], assignments=more)
+    for controller, window in ((base, windows[2]), (loaded, changed)):
+        controller.steering.end_step = lambda window=window: window
+        controller.tick()
+    assert torch.all(loaded.live_pressure[:, 2] < base.live_pressure[:, 2])
+    assert torch.all(loaded.temperature_fast[:, 2] <= base.temperature_fast[:, 2])
+
+
+def test_kappa_scales_temperature_noise_and_gain():
+    model = build()
+    controller = model.controller
+    controller.set_knob(0.5, "explore")
+    train(model, 2)
+    assert model.steering.base_temperature.item() == pytest.approx(math.exp(0.2))
+    assert model.steering.exploration.item() == pytest.approx(0.3 * 0.5 * controller.spread.mean().item(), rel=1e-5)
+    controller.set_knob(-0.5)
+    train(model, 1)
+    assert model.steering.exploration.item() == 0
+    with pytest.raises(ConfigError, match="kappa"):
+        controller.set_knob(2)
+    assert controller.meta_knob.kappa == -0.5
+
+
+def test_deployment_uses_the_averaged_pressure_and_puts_the_live_one_back():
+    model = build()
+    controller = model.controller
+    controller.set_knob(1.0)
+    train(model, 20)
+    live = model.steering.pressure.clone()
+    with controller.deployed():
+        assert torch.equal(model.steering.pressure, controller.mean_pressure)
+        assert model.steering.exploration == 0
+    assert torch.equal(model.steering.pressure, live)
+    assert not torch.equal(live, controller.mean_pressure)
+    assert model.steering.exploration > 0
+
+
+def test_pressure_balances_where_nothing_else_does():
+    free, held = build(ControlConfig().ablate("none"), seed=3), build(seed=3)
+    for model in (free, held):
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.mlp.gate.weight[0] *= 8  # one loud expert
+        model.steering.config = dataclasses.replace(model.steering.config, loss=ChronoMoELoss(lambda_balance=0))
+        train(model, 40)
+    violation = [(m.controller.mean_load.amax(-1) * 6 - 1).max().item() for m in (free, held)]
+    assert violation[1] < 0.5 * violation[0]
+
+
+def test_it_works_on_every_attached_model():
+    for family in ("mixtral", "olmoe", "qwen3_moe"):
+        model = build_host(family).train()
+        controller = chronomoe.attach(model)
+        assert controller is model.controller
+        for x in batches(3):
+            model(input_ids=x, labels=x).loss.backward()
+            controller.tick()
+        assert int(controller.ticks) == 3
+        assert model.steering.pressure.abs().max() > 0
+
+
+def test_ablations_are_configurations():
+    for name in ABLATIONS:
+        config = ControlConfig().ablate(name)
+        model = build(config)
+        train(model, 3)
+        assert bool(model.steering.pressure.any()) is (config.pressure != "off")
+        assert bool(model.steering.log_temperature.any()) is config.temperature
+    with pytest.raises(ConfigError, match="there is no control setting 'magic'"):
+        ControlConfig().ablate("magic")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"pressure": "hard"}, {"gamma": -1}, {"gamma": math.nan}, {"leak": 2}, {"coherence_memory": 1.0}, {"bound": 0},
+     {"probe_every": 0}, {"health_scale": 0}],
+)  # fmt: skip
+def test_bad_settings_are_named(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ControlConfig(**settings)
+
+
+def test_it_moves_and_is_copied_with_its_model():
+    model = build()
+    train(model, 3)
+    other = copy.deepcopy(model)
+    assert other.controller.steering is other.steering
+    train(other, 2)
+    assert int(model.controller.ticks) == 3
+    assert int(other.controller.ticks) == 5
+    lower = other.to(torch.bfloat16).controller
+    assert lower.live_pressure.dtype == torch.float32
+    assert lower.ticks.dtype == torch.int64
+
+
+def test_reset_is_as_new():
+    model, new = build(), build()
+    model.controller.set_knob(0.7)
+    train(model, 5)
+    model.controller.reset()
+    for name, value in new.controller.state_dict().items():
+        assert torch.equal(value, model.controller.state_dict()[name]), name
+    for name, value in new.steering.state_dict().items():
+        assert torch.equal(value, model.steering.state_dict()[name]), name
+    assert model.controller.meta_knob.kappa == 0
+    assert not model.controller.coherence_history
+
+
+def test_diagnostics_of_a_landscape_and_its_valleys():
+    model = build()
+    train(model, 3)
+    controller = model.controller
+    controller.structural_T_local[1] = torch.tensor([0.0, -0.4, 0.009, 0.005, 0.4, -0.009])
+    controller.health[1] = torch.tensor([0.0, -0.9, 0, 0, 0, 0])
+    found = controller.get_structural_temperature_diagnostics(1)
+    assert (found["label"], found["valleys"], found["ridges"]) == ("layer_1", [1], [4])
+    assert found["landscape_formed"] is False, "three ticks form nothing"
+    assert found["structural_T"][1] == pytest.approx(math.exp(-0.4), rel=1e-5)
+    valleys = controller.get_valley_health_diagnostics(1)
+    assert valleys["unhealthy_valleys"] == ["1.1"]
+    assert not valleys["self_correction_working"]
+    assert controller.get_structural_temperature_diagnostics()["label"] == "global"
+    assert controller.valley_weight[1, 1] > 0.5
+    assert torch.count_nonzero(controller.valley_weight) == 1
+    with pytest.raises(ConfigError, match="no MoE layer 2"):
+        controller.get_structural_temperature_diagnostics(2)

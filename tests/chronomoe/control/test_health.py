@@ -1,0 +1,125 @@
+"""Health: the gradient sees a damaged expert, the probe judges, a verdict can be taken back."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from chronomoe.control.health import equal_target, health, health_target, probe
+from chronomoe.training.run_control import language_model_loss
+from tests.chronomoe.control.test_controller import VOCAB, batches, build, train
+
+
+def text(n, seed=1):
+    """Sequences that can be learned: each counts on in steps of one to three."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, VOCAB, (n, 16, 1), generator=generator)
+    stride = torch.randint(1, 4, (n, 16, 1), generator=generator)
+    return (start + stride * torch.arange(16)) % VOCAB
+
+
+@pytest.fixture(scope="module")
+def learned():
+    model = build(seed=2)
+    train(model, 150, data=text)
+    return model
+
+
+@pytest.fixture
+def model(learned):
+    return copy.deepcopy(learned)
+
+
+def language_loss(model):
+    return language_model_loss(model, {"input_ids": text(1, seed=9)[0]}, 16)
+
+
+def test_targets_are_shares_of_the_available():
+    available = torch.tensor([[True, True, False, True]])
+    assert equal_target(available).tolist() == [[pytest.approx(1 / 3), pytest.approx(1 / 3), 0, pytest.approx(1 / 3)]]
+    shares = health_target(torch.tensor([[1.0, -1.0, 0.0, 0.0]]), available, 0.1)
+    assert shares.sum().item() == pytest.approx(1)
+    assert shares[0, 0] > shares[0, 3] > shares[0, 1] > 0.02
+    assert shares[0, 2] == 0
+
+
+def test_health_is_odd_bounded_and_free_of_scale():
+    contrast, size = torch.tensor([[0.3, -0.3, 0.0]]), torch.tensor([1.0])
+    r = health(contrast, size, 0.25)
+    assert r[0, 0] == -r[0, 1]
+    assert r[0, 2] == 0
+    torch.testing.assert_close(health(contrast * 1e-4, size * 1e-4, 0.25), r)
+
+
+def test_the_gradient_sees_an_expert_that_harms(model):
+    experts = model.model.layers[0].mlp.experts
+    with torch.no_grad():
+        experts.down_proj[3] *= -4
+    for x in text(20, seed=5):
+        model(input_ids=x, labels=x).loss.backward()
+        model.zero_grad()
+        model.controller.tick()
+    r = model.controller.health[0]
+    assert r.argmin() == 3
+    assert r[3] < -0.3
+    assert (0, 3) in model.controller.suspects()
+
+
+def test_a_probe_puts_everything_back():
+    model = build()
+    available = model.steering.available
+    found = list(probe(language_loss(model), available, [(0, 1), (1, 2)]))
+    assert [(layer, expert) for layer, expert, _ in found] == [(0, 1), (1, 2)]
+    assert available.all()
+    assert model.training
+
+
+def test_a_harmful_expert_is_masked_and_comes_back_when_mended(model):
+    experts, controller = model.model.layers[0].mlp.experts, model.controller
+    saved = experts.down_proj[3].detach().clone()
+    with torch.no_grad():
+        experts.down_proj[3] *= -8
+    controller.health[0, 3] = -0.9
+    verdicts = controller.judge(language_loss(model))
+    assert "expert 3 of layer 0 is masked" in verdicts[0]
+    assert not model.steering.available[0, 3]
+    assert controller.judge(language_loss(model)) == [], "not again so soon"
+    x = text(1)[0]
+    model(input_ids=x, labels=x).loss.backward()
+    window = controller.tick()
+    assert window.assignments[0, 3] == 0
+    with torch.no_grad():
+        experts.down_proj[3] = saved
+    controller.ticks += 1000
+    verdicts = controller.judge(language_loss(model))
+    assert "is back" in verdicts[0]
+    assert model.steering.available.all()
+    assert controller.recovering[0, 3] == 1
+
+
+def test_a_harmless_suspect_is_left_alone(model):
+    model.controller.health[:] = -0.9
+    assert model.controller.judge(language_loss(model)) == []
+    assert model.steering.available.all()
+
+
+def test_the_last_experts_are_never_masked():
+    model = build()
+    train(model, 30)
+    model.steering.available[:, 2:] = False
+    model.controller.health[:] = -0.9
+    assert model.controller.suspects() == []
+
+
+def test_an_expert_with_weights_that_are_not_finite_is_named_and_masked():
+    model = build()
+    train(model, 5)
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.gate_up_proj[4, 0, 0] = math.nan
+    x = batches(1)[0]
+    assert not model(input_ids=x, labels=x).loss.isfinite()
+    model.controller.tick(finite=False)
+    assert model.controller.mask_broken() == ["expert 4 of layer 1 is masked: its weights are not finite."]
+    assert model(input_ids=x, labels=x).loss.isfinite()
+    assert model.controller.mask_broken() == []

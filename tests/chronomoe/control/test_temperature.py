@@ -1,0 +1,67 @@
+"""Temperature: hot means more access, averages are convex, the signs of every loop are right."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chronomoe.control.config import ControlConfig
+from chronomoe.control.temperature import centred, effective_temperature, fast_temperature, moved
+
+CONFIG = ControlConfig()
+
+
+@st.composite
+def states(draw):
+    n, layers = draw(st.integers(2, 12)), 64
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    rand = lambda: torch.rand(layers, n, generator=generator)  # noqa: E731
+    return rand() * 3 - 2, rand(), rand(), rand() * 2 - 1
+
+
+@settings(max_examples=150)
+@given(states())
+def test_fast_temperature_is_centred_and_bounded(state):
+    tau = fast_temperature(*state, CONFIG)
+    assert tau.sum(-1).abs().max() < 1e-5
+    assert tau.abs().max() <= CONFIG.beta_usage + CONFIG.beta_recovery + CONFIG.beta_specialist
+
+
+@given(states(), st.integers(0, 1), st.floats(0.01, 1))
+def test_more_load_never_heats_an_expert_and_less_coherence_never_cools_it(state, expert, amount):
+    error, recovering, coherence, health = state
+    busier = error.clone()
+    busier[:, expert] -= amount
+    assert torch.all(
+        fast_temperature(busier, recovering, coherence, health, CONFIG)[:, expert]
+        <= fast_temperature(*state, CONFIG)[:, expert] + 1e-6
+    )
+    looser = coherence.clone()
+    looser[:, expert] *= 1 - amount
+    assert torch.all(
+        fast_temperature(error, recovering, looser, health, CONFIG)[:, expert]
+        >= fast_temperature(*state, CONFIG)[:, expert] - 1e-6
+    )
+
+
+@given(states(), st.floats(0, 1))
+def test_an_average_stays_between_its_arguments_and_keeps_the_mean(state, rate):
+    old, new = centred(state[0]), centred(state[1])
+    now = moved(old, new, rate)
+    assert torch.all(now >= torch.minimum(old, new) - 1e-6)
+    assert torch.all(now <= torch.maximum(old, new) + 1e-6)
+    assert now.sum(-1).abs().max() < 1e-5
+
+
+def test_the_fixed_point_is_the_fast_temperature_not_its_cube():
+    fast = centred(torch.tensor([[0.2, -0.1, -0.1]]))
+    local, slots = torch.zeros(1, 3), torch.zeros(3)
+    for _ in range(2000):
+        local = moved(local, fast, CONFIG.eta_structural_T_local)
+        slots = moved(slots, fast.mean(0), CONFIG.eta_structural_T_global)
+    torch.testing.assert_close(effective_temperature(fast, local, slots, CONFIG, rho=2.0), fast, atol=1e-5, rtol=0)
+
+
+@given(states(), st.floats(1, 10))
+def test_the_effective_temperature_respects_the_ratio(state, rho):
+    tau = effective_temperature(10 * state[0], state[1], state[2][0], CONFIG, rho)
+    assert (tau.amax(-1) - tau.amin(-1)).exp().max() <= rho * (1 + 1e-5)

@@ -1,0 +1,176 @@
+"""Each router loss has the gradient its formula says, and does what it is for when it is descended alone."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import chronomoe
+from chronomoe import ControlConfig
+from chronomoe.routing.losses import (
+    ChronoMoELoss,
+    balance_loss,
+    coherence_loss,
+    direction_agreement,
+    valley_loss,
+    z_loss,
+)
+from tests.chronomoe.conftest import build_host
+
+T, N, D = 12, 5, 7
+
+
+def terms(z, h, load, weight, direction, mean):
+    p = z.softmax(-1)
+    agreement = (p * direction_agreement(h, mean, direction).to(p.dtype)).sum()
+    return {
+        "balance": balance_loss(load, p.sum(0)[None], T),
+        "z": z_loss(z.logsumexp(-1).square().sum()[None], T),
+        "valley": valley_loss(weight, p.sum(0)[None], T),
+        "coherence": coherence_loss(agreement[None], T, T),
+    }
+
+
+@pytest.mark.parametrize("name", ["balance", "z", "valley", "coherence"])
+@given(seed=st.integers(0, 10_000))
+def test_gradients_match_finite_differences(name, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    h, router = rand(T, D), rand(N, D).requires_grad_()
+    constants = (rand(1, N).softmax(-1), rand(1, N).sigmoid(), F.normalize(rand(N, D).float(), dim=-1), rand(D).float())
+    load, weight, direction, mean = constants
+
+    def value(matrix):
+        return terms(h @ matrix.T, h, load, weight, direction, mean)[name].sum()
+
+    (gradient,) = torch.autograd.grad(value(router), router)
+    assert gradient.norm() > 1e-6
+    step = rand(N, D)
+    step = step / step.norm() * 1e-5
+    difference = (value(router.detach() + step) - value(router.detach() - step)) / 2
+    torch.testing.assert_close((gradient * step).sum(), difference, rtol=1e-4, atol=1e-10)
+
+
+@given(st.integers(0, 10_000))
+def test_the_coherence_loss_lies_between_0_and_2(seed):
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.randn(T, N, generator=generator).softmax(-1)
+    h, mean = torch.randn(T, D, generator=generator), torch.randn(D, generator=generator)
+    direction = F.normalize(torch.randn(N, D, generator=generator), dim=-1)
+    loss = coherence_loss((p * direction_agreement(h, mean, direction)).sum()[None], T, T).item()
+    assert 0 <= loss <= 2
+
+
+def steered(loss, **shape):
+    torch.manual_seed(0)
+    model = build_host("mixtral", num_experts=6, **shape).train()
+    config = chronomoe.SteeringConfig(loss=loss)
+    chronomoe.attach(model, config, ControlConfig().ablate("none"))
+    return model
+
+
+def tokens(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, 61, (n, 4, 1), generator=generator)
+    return (start + torch.arange(16)) % 61
+
+
+def test_every_term_reaches_the_routers_in_a_real_step():
+    model = steered(ChronoMoELoss(lambda_balance=1, lambda_coherence=1, lambda_valley=1, lambda_z=1))
+    for x in tokens(3):
+        model(input_ids=x, labels=x).loss.backward()
+        model.zero_grad()
+        model.controller.tick()
+    steering = model.steering
+    steering.valley_weight[:, 1] = 0.7
+    routers = [layer.mlp.gate.weight for layer in model.model.layers]
+    for name in ("balance", "coherence", "valley", "z"):
+        x = tokens(1, seed=5)[0]
+        model(input_ids=x)
+        by_layer = steering.layer_losses(steering.context)[name]
+        for layer, router in enumerate(routers):
+            (gradient,) = torch.autograd.grad(by_layer[layer], router, retain_graph=True)
+            assert gradient.norm() > 1e-5, (name, layer)
+
+
+def descend(model, name, steps, lr):
+    """Descend one term alone, by the routers alone; the controller only observes."""
+    routers = [layer.mlp.gate.weight for layer in model.model.layers]
+    optimizer = torch.optim.Adam(routers, lr=lr)
+    for x in tokens(steps, seed=7):
+        model(input_ids=x)
+        term = model.steering.losses(model.steering.context).get(name)
+        if term is not None:
+            optimizer.zero_grad()
+            term.backward()
+            optimizer.step()
+        model.controller.tick()
+
+
+def coherence_of(model, steps=120):
+    """R over fresh text with routers at rest but noisy, so that it is not 1 to begin with."""
+    model.controller.forget()
+    with torch.no_grad():
+        for x in tokens(steps, seed=11):
+            model(input_ids=x)
+            model.controller.tick()
+    return model.controller.coherence_history[-1]
+
+
+def test_descending_the_coherence_loss_alone_raises_coherence():
+    model = steered(ChronoMoELoss(lambda_coherence=1))
+    # Noise makes routing unstable; a router that knows its directions resists it.
+    model.steering.exploration.fill_(1.0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate.weight.mul_(0.3)
+    before = coherence_of(model)
+    descend(model, "coherence", 150, 5e-3)
+    model.steering.direction.zero_()
+    after = coherence_of(model)
+    assert after > before + 0.1
+
+
+def test_the_valley_loss_empties_unhealthy_valleys():
+    model = steered(ChronoMoELoss(lambda_valley=1))
+    model.steering.exploration.fill_(0.1)
+    for x in tokens(5):
+        model(input_ids=x)
+        window = model.controller.tick()
+    before = window.probability[:, 2] / window.tokens
+    weight = torch.zeros(2, 6)
+    weight[:, 2] = 0.9
+    type(model.controller).valley_weight, kept = property(lambda self: weight), type(model.controller).valley_weight
+    try:
+        model.steering.valley_weight.copy_(weight)
+        descend(model, "valley", 60, 1e-2)
+    finally:
+        type(model.controller).valley_weight = kept
+    window = model.controller.window
+    assert torch.all(window.probability[:, 2] / window.tokens < 0.3 * before)
+
+
+def test_without_unhealthy_valleys_there_is_no_valley_loss():
+    model = steered(ChronoMoELoss(lambda_valley=1))
+    for x in tokens(5):
+        model(input_ids=x, labels=x).loss.backward()
+        model.controller.tick()
+    assert model.steering.last_losses["valley"] == 0
+
+
+def test_the_loss_can_be_made_outside_the_model():
+    inside, outside = (steered(ChronoMoELoss(lambda_balance=0.5)) for _ in range(2))
+    x = tokens(1)[0]
+    expected = inside(input_ids=x, labels=x).loss
+    loss = ChronoMoELoss(lambda_balance=0.5)
+    total, parts = loss.compute(outside(input_ids=x).logits, x, outside.steering)
+    torch.testing.assert_close(total, expected)
+    assert set(parts) == {"lm_loss", "balance_loss", "valley_loss", "z_loss", "total_loss"}
+    total.backward()
+    expected.backward()
+    for a, b in zip(inside.parameters(), outside.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)

@@ -1,0 +1,95 @@
+"""The control layer on disk: all of it comes back, and nothing is made up."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chronomoe.errors import CheckpointError
+from chronomoe.training import ChronovisorCheckpoint
+from tests.chronomoe.control.test_controller import build, same_weights, train
+
+
+@pytest.fixture
+def model():
+    model = build()
+    model.controller.set_knob(0.4, "explore")
+    train(model, 12)
+    model.steering.available[1, 3] = False
+    model.controller.masked[1, 3] = True
+    return model
+
+
+def test_everything_comes_back(model, tmp_path):
+    ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
+    other = build(seed=4)
+    ChronovisorCheckpoint.load(tmp_path).restore_to_controller(other.controller)
+    for mine, theirs in ((model.controller, other.controller), (model.steering, other.steering)):
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+    assert other.controller.meta_knob.kappa == 0.4
+    assert list(other.controller.meta_knob.history) == [(0.4, "explore")]
+    assert list(other.controller.coherence_history) == list(model.controller.coherence_history)
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(model, tmp_path):
+    ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
+    other = build()
+    other.load_state_dict(model.state_dict())
+    other.controller.reset()
+    ChronovisorCheckpoint.load(tmp_path).restore_to_controller(other.controller)
+    torch.manual_seed(3)
+    mine = train(model, 5)
+    torch.manual_seed(3)
+    assert train(other, 5) == mine
+    assert same_weights(model, other)
+
+
+def test_the_seeds_names_are_there(model):
+    saved = ChronovisorCheckpoint.from_controller(model.controller)
+    assert saved.structural_T_global.shape == (6,)
+    assert set(saved.lens_states) == {0, 1}
+    assert {"live_pressure", "temperature_fast", "structural_T_local", "direction"} <= set(saved.lens_states[0])
+    assert len(saved.coherence_history) == 12
+    assert saved.meta_knob_history == [(0.4, "explore")]
+
+
+def alter(folder, tensors=None, content=None):
+    path = folder / "chronovisor.safetensors"
+    altered = (tensors or (lambda found: found))(load_file(path))
+    save_file({name: tensor.clone() for name, tensor in altered.items()}, path)
+    rest = folder / "chronovisor.json"
+    rest.write_text(json.dumps((content or (lambda found: found))(json.loads(rest.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "content", "message"),
+    [
+        (lambda t: {n: v for n, v in t.items() if n != "lens_states.1.integral"}, None, "integral of layer 1"),
+        (lambda t: {**t, "lens_states.0.magic": t["lens_states.0.integral"]}, None, "magic of layer 0"),
+        (lambda t: {n: v for n, v in t.items() if n != "structural_T_global"}, None, "structural_T_global"),
+        (lambda t: {**t, "lens_states.2.integral": t["lens_states.0.integral"]}, None, "layer 2"),
+        (lambda t: {**t, "extra": t["ticks"]}, None, "extra"),
+        (lambda t: {**t, "lens_states.0.integral": torch.zeros(5)}, None, "shape"),
+        (None, lambda c: {n: v for n, v in c.items() if n != "kappa"}, "kappa"),
+        (None, lambda c: {**c, "mood": 1}, "mood"),
+        (None, lambda c: {**c, "version": 99}, "version"),
+    ],
+)
+def test_a_missing_or_unknown_field_is_an_error_and_changes_nothing(model, tmp_path, tensors, content, message):
+    ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
+    alter(tmp_path, tensors, content)
+    other = build(seed=4)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        ChronovisorCheckpoint.load(tmp_path).restore_to_controller(other.controller)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_model_of_another_shape_is_refused(model, tmp_path):
+    ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"another shape|missing or unknown"):
+        ChronovisorCheckpoint.load(tmp_path).restore_to_controller(build(num_experts=4).controller)
+    with pytest.raises(CheckpointError, match="layer"):
+        ChronovisorCheckpoint.load(tmp_path).restore_to_controller(build(num_layers=1).controller)

@@ -1,0 +1,167 @@
+"""The control layer in a run: the seed's log lines, metrics, gates, probes, and resume with and without it."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from chronomoe.training import ChronoMoETrainer
+from chronomoe.training.checkpoint import list_checkpoints
+from tests.chronomoe.training.building import build_model, build_trainer, equal_weights, records
+
+LINE = re.compile(r"Step \d+ \| Loss: \d+\.\d{4} \| κ: -?\d\.\d{2} \([a-z_]+\) \| R: \d\.\d{2} \| Gate: \d\.\d{2}")
+LANDSCAPE = re.compile(r"  Landscape: var=\d+\.\d{4}, valleys=\[(\d+(, \d+)*)?\], ridges=\[(\d+(, \d+)*)?\]")
+
+
+def spoken(trainer: ChronoMoETrainer) -> list[str]:
+    lines: list[str] = []
+    trainer.report.show = lines.append
+    return lines
+
+
+def test_the_two_log_lines_of_the_seed(tmp_path):
+    trainer = build_trainer(tmp_path, max_steps=30, kappa_warmup_steps=5)
+    lines = spoken(trainer)
+    trainer.train()
+    steps = [line for line in lines if line.startswith("Step ")]
+    assert len(steps) == 30
+    assert all(LINE.fullmatch(line) for line in steps), steps[0]
+    assert "κ: 0.50 (warmup_explore)" in steps[4]
+    assert "κ: -0.30 (cosine_anneal)" in steps[-1]
+    landscapes = [line for line in lines if "Landscape" in line]
+    assert len(landscapes) == 3
+    assert all(LANDSCAPE.fullmatch(line) for line in landscapes)
+
+
+def test_metrics_say_what_the_controller_did(tmp_path):
+    trainer = build_trainer(tmp_path, max_steps=12, kappa_warmup_steps=4)
+    trainer.train()
+    found = records(tmp_path)
+    last = found[-1]
+    wanted = (
+        "kappa intent R gate T_bar_variance valleys ridges max_violation max_violation_floor max_violation_global "
+        "load_entropy router_entropy dead_experts flips T_bar pressure health landscape_formed "
+        "coherence_loss valley_loss"
+    )
+    assert set(wanted.split()) <= set(last)
+    assert [record["kappa"] for record in found[:4]] == [0.5] * 4
+    assert last["kappa"] == pytest.approx(-0.3)
+    assert last["R"] == pytest.approx(trainer.controller.coherence_history[-1])
+    assert last["gate"] == pytest.approx(1 - 0.5 * (1 - max(0, last["R"] - 0.2) / 0.8))
+    assert 0 < last["flips"] < 0.6
+    assert last["pressure"] == trainer.controller.live_pressure.tolist()
+
+
+def test_router_gradient_ratios_are_those_of_the_losses(tmp_path):
+    """Against gradients taken one term at a time, in a model of one MoE layer (no path from layer to layer)."""
+    model = build_model(num_layers=1)
+    trainer = build_trainer(tmp_path, model, max_steps=6, lambda_balance=0.5, lambda_coherence=0.5, lambda_z=0.1)
+    trainer.train()
+    steering, router = model.steering, model.model.layers[0].mlp.gate.weight
+    steering.tokens_in_step = None
+    x = torch.randint(0, 53, (4, 16), generator=torch.Generator().manual_seed(0))
+    steering.exploration.zero_()
+    steering.measuring = True
+    model.train()
+    model.zero_grad()
+    model(input_ids=x, labels=x).loss.backward()
+    found = steering.gradient_norms
+    steering.measuring = False
+    total = router.grad.clone()
+    weights = steering.config.loss.weights
+    separate = {}
+    for name in ("balance", "coherence", "z"):
+        model.zero_grad()
+        steering.context = None
+        model(input_ids=x)
+        term = steering.losses(steering.context)[name] * weights[name]
+        (separate[name],) = torch.autograd.grad(term, router)
+        assert found[name].item() == pytest.approx(separate[name].norm().item(), rel=1e-4), name
+        assert found[name] > 0
+    assert found["lm"].item() == pytest.approx((total - sum(separate.values())).norm().item(), rel=1e-3)
+    assert {"balance", "coherence", "z"} <= set(records(tmp_path)[-1]["router_gradient_ratios"])
+
+
+def test_a_closed_gate_stops_training_and_reopens_by_itself(tmp_path):
+    model = build_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = build_trainer(tmp_path, model, min_coherence=1.0, gating_strength=1.0, max_steps=5)
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert {record["gate"] for record in records(tmp_path)} == {0.0}
+
+
+def test_no_gate_when_told_so(tmp_path):
+    trainer = build_trainer(tmp_path, use_coherence_gating=False, max_steps=3)
+    trainer.train()
+    assert {record["gate"] for record in records(tmp_path)} == {1.0}
+
+
+def test_a_warm_up_longer_than_the_run_is_named(tmp_path):
+    trainer = build_trainer(tmp_path, max_steps=2)
+    lines = spoken(trainer)
+    trainer.train()
+    assert "warm-up of 1000 steps is as long as the run" in lines[0]
+
+
+def test_resume_with_the_controllers_state_is_exact_and_without_it_is_not(tmp_path):
+    def build_trainer_and_stop(folder, keep):
+        trainer = build_trainer(folder, max_steps=12, save_chronovisor_state=keep)
+        trainer.stop_after = 6
+        trainer.train()
+
+    straight = build_trainer(tmp_path / "straight", max_steps=12)
+    straight.train()
+    found = {}
+    for keep in (True, False):
+        build_trainer_and_stop(tmp_path / str(keep), keep)
+        trainer = build_trainer(tmp_path / str(keep), build_model(seed=8), max_steps=12, save_chronovisor_state=keep)
+        trainer.load_checkpoint("step_6")
+        trainer.train()
+        found[keep] = trainer
+    assert equal_weights(found[True].model, straight.model)
+    gap = max(
+        (a - b).abs().max().item()
+        for a, b in zip(found[False].model.parameters(), straight.model.parameters(), strict=True)
+    )
+    print(f"resumed without the controller's state, a weight differs by up to {gap:.2e}")
+    assert gap > 1e-4
+
+
+def test_a_broken_expert_is_named_and_the_run_goes_on(tmp_path):
+    model = build_model()
+    trainer = build_trainer(tmp_path, model, max_steps=8)
+    lines = spoken(trainer)
+    after = trainer._after_step
+
+    def breaking():
+        if trainer.state.step == 3:
+            with torch.no_grad():
+                model.model.layers[1].mlp.experts.down_proj[2] = float("nan")
+        return after()
+
+    trainer._after_step = breaking
+    result = trainer.train()
+    assert result["skipped_steps"] == 1
+    assert any("expert 2 of layer 1 is masked" in line for line in lines)
+    assert records(tmp_path)[-1]["masked_experts"] == [[1, 2]]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_8"]
+
+
+def test_disabled_chronovisor_trains_a_plain_mixtral(tmp_path):
+    model = build_model(enable_chronovisor=False)
+    trainer = build_trainer(tmp_path, model, max_steps=6)
+    trainer.train()
+    assert not model.steering.pressure.any()
+    assert not model.steering.log_temperature.any()
+    assert {record["gate"] for record in records(tmp_path)} == {1.0}
+
+
+@pytest.mark.parametrize("name", ["none", "pi", "full"])
+def test_one_setting_chooses_the_mechanisms(tmp_path, name):
+    trainer = build_trainer(tmp_path, max_steps=4, control=name)
+    trainer.train()
+    assert bool(trainer.steering.pressure.any()) is (name != "none")
+    assert bool(trainer.steering.log_temperature.any()) is (name == "full")
+    assert json.loads((tmp_path / "step_4/chronovisor.json").read_text())["control"]["temperature"] is (name == "full")
