@@ -2,7 +2,7 @@
 
 All arms of a comparison have the same weights (the dense one: as many as one token uses of the others) and see the same
 inputs. ``ours`` includes what it does more than its peers: routing statistics in every layer and, in a step, the router
-losses and the end of the steering's window. Nobody clips gradients, nobody keeps a cache in training.
+losses and the controller's tick, with every field live. Nobody clips gradients, nobody keeps a cache in training.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 from transformers import MixtralConfig as HFMixtralConfig
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
-from chronomoe.training import TrainingConfig
+from chronomoe.training import CoherenceGatedOptimizer, TrainingConfig
 from chronomoe.training.optimizer import build_optimizer
 
 Arm = Callable[[], Tensor]
 """One unit of work. Its value (output, loss, tokens) is what the peers must agree on."""
 
-OURS, GROUPED, EAGER, DENSE = "ours", "grouped_mm", "eager", "dense"
-"""Kinds of model: two of them are transformers' own experts implementations."""
+OURS, GROUPED, EAGER, DENSE, UNSTEERED = "ours", "grouped_mm", "eager", "dense", "sorted"
+"""Kinds of model: two are transformers' own experts implementations; ``sorted`` is our dispatch and nothing else of us."""
 
 DEFAULT_ADAMW, FUSED_ADAMW, EAGER_ADAMW = "grouped_mm, default AdamW", "grouped_mm, fused AdamW", "eager, default AdamW"
 STEP_ARMS = {
@@ -33,6 +33,8 @@ STEP_ARMS = {
     EAGER_ADAMW: (EAGER, False),
     "dense, fused AdamW": (DENSE, True),
 }
+CONTROL_ARMS = {OURS: (OURS, True), "unsteered": (UNSTEERED, True)}
+"""The same step with and without steering, statistics, router losses and controller."""
 """Arm of a training step -> its kind of model, and whether its AdamW is the fused one."""
 
 
@@ -108,14 +110,20 @@ def step_arms(shape: Shape, skip: str | None = None) -> dict[str, Arm]:
     return {name: step_arm(shape, name) for name in STEP_ARMS if name != skip}
 
 
+def control_arms(shape: Shape) -> dict[str, Arm]:
+    """The training steps of :data:`CONTROL_ARMS`."""
+    return {name: step_arm(shape, name) for name in CONTROL_ARMS}
+
+
 def step_arm(shape: Shape, name: str) -> Arm:
     """One training step on the next batch of a stream of random tokens; its value is the language model's loss."""
-    kind, fused = STEP_ARMS[name]
+    kind, fused = {**STEP_ARMS, **CONTROL_ARMS}[name]
     model = build_model(shape, kind)
     config = TrainingConfig()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
+    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
     if kind == OURS:
-        optimizer = build_optimizer(model, config)
+        optimizer = CoherenceGatedOptimizer(build_optimizer(model, config))
+        model.controller.set_knob(config.initial_kappa)
     generator = torch.Generator().manual_seed(1)
 
     def step() -> Tensor:
@@ -123,10 +131,12 @@ def step_arm(shape: Shape, name: str) -> Arm:
         optimizer.zero_grad(set_to_none=True)
         loss: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
-        optimizer.step()
         if kind != OURS:
+            optimizer.step()
             return loss.detach()
-        model.steering.end_step()
+        model.controller.tick()
+        optimizer.coherence = model.controller.coherence_history[-1]
+        optimizer.step()
         return model.steering.last_losses["lm"]
 
     return step

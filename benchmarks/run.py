@@ -1,4 +1,4 @@
-"""Measure, write the table: ``python -m benchmarks.run [--only layer,step,decode,vocab] [--rounds 3] [--repeats N]``.
+"""Measure, write the table: ``python -m benchmarks.run [--only layer,step,control,decode,vocab] [--rounds 3] [--repeats N]``.
 
 Writes benchmarks/results/<date>.md and .json; rows measured earlier on that day and machine stay. ``--quick`` is a
 smoke test on tiny shapes: it has no goals and writes nothing, unless ``--out`` says where. Takes minutes; leave the
@@ -47,11 +47,13 @@ def suite(quick: bool = False) -> dict[str, list[Comparison]]:
     few, many, vocab = (replace(shape, **TINY) if quick else shape for shape in SHAPES)
     prompt, new = (4, 4) if quick else (16, 64)
     decode = in_process(partial(arms.decode_arms, few, prompt, new))
+    control = in_process(partial(arms.control_arms, few))
     decode_name = f"decode, batch 1, {prompt}+{new} tokens, V={few.vocab}, {few}"
     vocab_name = f"step, V={vocab.vocab}, {vocab}; transformers without our allocator setting"
     comparisons = {
         "layer": [_layer(few, {DENSE: 1.15, GROUPED: 1.0}), _layer(many, {GROUPED: 1.4})],
         "step": [_step(few, {DEFAULT_ADAMW: 1.15}), _step(many, {DEFAULT_ADAMW: 1.35}, skip=EAGER_ADAMW)],
+        "control": [Comparison(f"control layer, V={few.vocab}, {few}", control, 15, {"unsteered": 0.98})],
         "decode": [Comparison(decode_name, decode, 7, {GROUPED: 1.0, EAGER: 1.0})],
         "vocab": [Comparison(vocab_name, partial(_vocab_clocks, vocab), 5, {FUSED_ADAMW: 1.3})],
     }
@@ -125,7 +127,7 @@ def write(rows: list[Row], out: Path, day: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure and write the table.")
-    parser.add_argument("--only", default="layer,step,decode,vocab", help="comparisons to run (%(default)s)")
+    parser.add_argument("--only", default="layer,step,control,decode,vocab", help="comparisons to run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (%(default)s)")
     parser.add_argument("--repeats", type=int, help="turns of each arm in a round (5 to 15, by comparison)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, a smoke test")

@@ -23,16 +23,18 @@ class ControlConfig:
     health_target: bool = False
     """Let the target load follow health instead of being equal."""
 
-    gamma: float = 0.2
-    """Integral gain of the pressure, late."""
-    gamma_p: float = 0.3
-    """Proportional gain of the pressure, late."""
-    gamma_early: float = 0.8
+    gamma: float = 0.07
+    """Integral gain of the pressure at rest."""
+    gamma_p: float = 0.02
+    """Proportional gain of the pressure."""
+    gamma_early: float = 0.3
     """Integral gain at the first tick."""
-    gamma_p_early: float = 1.0
-    """Proportional gain at the first tick."""
-    early_ticks: float = 100.0
-    """Ticks after which the early gains have fallen to 1/e of their excess."""
+    early_ticks: float = 150.0
+    """Ticks after which the early gain has fallen to 1/e of its excess."""
+    gamma_alarm: float = 0.8
+    """Integral gain while some load stays far from its target: at the start, after a shift, with an expert masked."""
+    alarm: float = 0.3
+    """Persistent relative load error at which the gain begins to rise; at twice this it is ``gamma_alarm``."""
     leak: float = 0.0
     """Share of the integral forgotten each tick."""
     anti_windup: float = 0.5

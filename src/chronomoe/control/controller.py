@@ -49,6 +49,7 @@ class ChronovisorMixtralController(Fp32Module):
     live_pressure: Tensor
     mean_pressure: Tensor
     smooth_load: Tensor
+    slow_load: Tensor
     mean_load: Tensor
     spread: Tensor
     direction: Tensor
@@ -77,7 +78,7 @@ class ChronovisorMixtralController(Fp32Module):
         layers, num_experts = steering.pressure.shape
         hidden = steering.statistics.hidden_size
         for name in (
-            "integral", "live_pressure", "mean_pressure", "smooth_load", "mean_load", "forgotten", "coherence",
+            "integral", "live_pressure", "mean_pressure", "smooth_load", "slow_load", "mean_load", "forgotten", "coherence",
             "contrast", "health", "recovering", "temperature_fast", "structural_T_local",
         ):  # fmt: skip
             self.register_buffer(name, torch.zeros(layers, num_experts, dtype=torch.float32))
@@ -110,7 +111,7 @@ class ChronovisorMixtralController(Fp32Module):
         for buffer in self.buffers():
             buffer.zero_()
         self.forgotten.fill_(1)
-        for load in (self.smooth_load, self.mean_load):
+        for load in (self.smooth_load, self.slow_load, self.mean_load):
             load.fill_(1 / load.shape[-1])
         self.meta_knob.reset()
         self.coherence_history.clear()
@@ -158,14 +159,17 @@ class ChronovisorMixtralController(Fp32Module):
         self.smooth_load.copy_(
             window.load if first else temperature.moved(self.smooth_load, window.load, config.load_smoothing)
         )
+        self.slow_load.copy_(window.load if first else temperature.moved(self.slow_load, window.load, 0.2))
         if config.pressure == "sign":
             self.live_pressure.copy_(pressure.sign_update(self.live_pressure, error_LN, config.sign_step))
         elif config.pressure == "pi":
-            # kappa scales the actuator; early gains are high because nothing has been learned that could be disturbed.
+            # Calm at rest, for pressure that chases the noise of single batches disturbs what is learned; quick early
+            # and when an error persists.
             early = math.exp(-(self._now - 1) / config.early_ticks)
+            alarm_L1 = pressure.alarm(pressure.load_error(self.slow_load, target_LN), config.alarm)
             scale_L1 = self.meta_knob.factors.pressure_scale * self.spread.clamp(min=_SPREAD_FLOOR).unsqueeze(-1)
-            gamma = config.gamma + (config.gamma_early - config.gamma) * early
-            gamma_p = config.gamma_p + (config.gamma_p_early - config.gamma_p) * early
+            calm = config.gamma + (config.gamma_early - config.gamma) * early
+            gamma_L1 = calm + (config.gamma_alarm - calm) * alarm_L1
             bound_L1 = None
             if config.bound is not None:
                 bound_L1 = config.bound * self.spread.clamp(min=_SPREAD_FLOOR).unsqueeze(-1)
@@ -173,8 +177,8 @@ class ChronovisorMixtralController(Fp32Module):
                 self.integral,
                 error_LN,
                 pressure.load_error(self.smooth_load, target_LN),
-                gamma * scale_L1,
-                gamma_p * scale_L1,
+                gamma_L1 * scale_L1,
+                config.gamma_p * scale_L1,
                 bound_L1,
                 leak=config.leak,
                 anti_windup=config.anti_windup,

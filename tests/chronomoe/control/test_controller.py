@@ -54,7 +54,7 @@ def same_weights(a, b):
 
 def test_all_gains_zero_is_the_plain_router_bit_for_bit():
     zero = ControlConfig(
-        gamma=0, gamma_p=0, gamma_early=0, gamma_p_early=0, beta_usage=0, beta_recovery=0, beta_specialist=0,
+        gamma=0, gamma_p=0, gamma_early=0, gamma_alarm=0, beta_usage=0, beta_recovery=0, beta_specialist=0,
         initial_noise=0, health=False,
     )  # fmt: skip
     steered, plain = build(zero), build(ControlConfig().ablate("none"))

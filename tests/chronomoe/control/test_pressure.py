@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chronomoe.control.pressure import load_error, pi_update, project, sign_update
+from chronomoe.control.pressure import alarm, load_error, pi_update, project, sign_update
 
 
 @st.composite
@@ -103,15 +103,19 @@ def steps_to_settle(rule, seed, shift_at=300, length=420):
 def pi_rule():
     from chronomoe.control.config import ControlConfig
 
-    config, state = ControlConfig(), {"integral": torch.zeros(1, 8), "smooth": torch.full((1, 8), 0.125)}
+    config, even = ControlConfig(), torch.full((1, 8), 0.125)
+    state = {"integral": torch.zeros(1, 8), "smooth": even, "slow": even}
     one = torch.ones(1, 1)
 
     def rule(b, load):
         target = torch.full((1, 8), 0.125)
         state["smooth"] = state["smooth"] + config.load_smoothing * (load - state["smooth"])
+        state["slow"] = state["slow"] + 0.2 * (load - state["slow"])
+        high = alarm(load_error(state["slow"], target), config.alarm)
+        gamma = config.gamma + (config.gamma_alarm - config.gamma) * high
         state["integral"], b = pi_update(
             state["integral"], load_error(load, target), load_error(state["smooth"], target),
-            config.gamma * one, config.gamma_p * one, config.bound * one,
+            gamma * one, config.gamma_p * one, config.bound * one,
         )  # fmt: skip
         return b
 
