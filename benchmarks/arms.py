@@ -23,7 +23,7 @@ Arm = Callable[[], Tensor]
 """One unit of work. Its value (output, loss, tokens) is what the peers must agree on."""
 
 OURS, GROUPED, EAGER, DENSE, UNSTEERED = "ours", "grouped_mm", "eager", "dense", "sorted"
-"""Kinds of model: two are transformers' own experts implementations; ``sorted`` is our dispatch and nothing else of us."""
+"""Kinds of model: two are transformers' own experts implementations; ``sorted`` is our dispatch and nothing else."""
 
 DEFAULT_ADAMW, FUSED_ADAMW, EAGER_ADAMW = "grouped_mm, default AdamW", "grouped_mm, fused AdamW", "eager, default AdamW"
 STEP_ARMS = {
@@ -34,7 +34,7 @@ STEP_ARMS = {
     "dense, fused AdamW": (DENSE, True),
 }
 CONTROL_ARMS = {OURS: (OURS, True), "unsteered": (UNSTEERED, True)}
-"""The same step with and without steering, statistics, router losses and controller."""
+"""The same step with and without steering, statistics, router losses, controller and gate."""
 """Arm of a training step -> its kind of model, and whether its AdamW is the fused one."""
 
 
@@ -110,12 +110,12 @@ def step_arms(shape: Shape, skip: str | None = None) -> dict[str, Arm]:
     return {name: step_arm(shape, name) for name in STEP_ARMS if name != skip}
 
 
-def control_arms(shape: Shape) -> dict[str, Arm]:
-    """The training steps of :data:`CONTROL_ARMS`."""
-    return {name: step_arm(shape, name) for name in CONTROL_ARMS}
+def control_arms(shape: Shape, kappa: float) -> dict[str, Arm]:
+    """The training steps of :data:`CONTROL_ARMS`; above kappa = 0 there is exploration noise."""
+    return {name: step_arm(shape, name, kappa) for name in CONTROL_ARMS}
 
 
-def step_arm(shape: Shape, name: str) -> Arm:
+def step_arm(shape: Shape, name: str, kappa: float = -0.3) -> Arm:
     """One training step on the next batch of a stream of random tokens; its value is the language model's loss."""
     kind, fused = {**STEP_ARMS, **CONTROL_ARMS}[name]
     model = build_model(shape, kind)
@@ -123,7 +123,7 @@ def step_arm(shape: Shape, name: str) -> Arm:
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
     if kind == OURS:
         optimizer = CoherenceGatedOptimizer(build_optimizer(model, config))
-        model.controller.set_knob(config.initial_kappa)
+        model.controller.set_knob(kappa)
     generator = torch.Generator().manual_seed(1)
 
     def step() -> Tensor:

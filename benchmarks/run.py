@@ -1,4 +1,4 @@
-"""Measure, write the table: ``python -m benchmarks.run [--only layer,step,control,decode,vocab] [--rounds 3] [--repeats N]``.
+"""Measure, write the table: ``python -m benchmarks.run [--only layer,step,...] [--rounds 3] [--repeats N]``.
 
 Writes benchmarks/results/<date>.md and .json; rows measured earlier on that day and machine stay. ``--quick`` is a
 smoke test on tiny shapes: it has no goals and writes nothing, unless ``--out`` says where. Takes minutes; leave the
@@ -47,13 +47,12 @@ def suite(quick: bool = False) -> dict[str, list[Comparison]]:
     few, many, vocab = (replace(shape, **TINY) if quick else shape for shape in SHAPES)
     prompt, new = (4, 4) if quick else (16, 64)
     decode = in_process(partial(arms.decode_arms, few, prompt, new))
-    control = in_process(partial(arms.control_arms, few))
     decode_name = f"decode, batch 1, {prompt}+{new} tokens, V={few.vocab}, {few}"
     vocab_name = f"step, V={vocab.vocab}, {vocab}; transformers without our allocator setting"
     comparisons = {
         "layer": [_layer(few, {DENSE: 1.15, GROUPED: 1.0}), _layer(many, {GROUPED: 1.4})],
         "step": [_step(few, {DEFAULT_ADAMW: 1.15}), _step(many, {DEFAULT_ADAMW: 1.35}, skip=EAGER_ADAMW)],
-        "control": [Comparison(f"control layer, V={few.vocab}, {few}", control, 15, {"unsteered": 0.98})],
+        "control": [_control(few, kappa) for kappa in (-0.3, 0.5)],
         "decode": [Comparison(decode_name, decode, 7, {GROUPED: 1.0, EAGER: 1.0})],
         "vocab": [Comparison(vocab_name, partial(_vocab_clocks, vocab), 5, {FUSED_ADAMW: 1.3})],
     }
@@ -69,6 +68,11 @@ def _layer(shape: Shape, goals: dict[str, float]) -> Comparison:
 
 def _step(shape: Shape, goals: dict[str, float], skip: str | None = None) -> Comparison:
     return Comparison(f"step, V={shape.vocab}, {shape}", in_process(partial(arms.step_arms, shape, skip)), 7, goals)
+
+
+def _control(shape: Shape, kappa: float) -> Comparison:
+    name = f"control layer, kappa {kappa}, V={shape.vocab}, {shape}"
+    return Comparison(name, in_process(partial(arms.control_arms, shape, kappa)), 15, {"unsteered": 0.98})
 
 
 @contextmanager

@@ -78,8 +78,8 @@ class ChronovisorMixtralController(Fp32Module):
         layers, num_experts = steering.pressure.shape
         hidden = steering.statistics.hidden_size
         for name in (
-            "integral", "live_pressure", "mean_pressure", "smooth_load", "slow_load", "mean_load", "forgotten", "coherence",
-            "contrast", "health", "recovering", "temperature_fast", "structural_T_local",
+            "integral", "live_pressure", "mean_pressure", "smooth_load", "slow_load", "mean_load", "forgotten",
+            "coherence", "contrast", "health", "recovering", "temperature_fast", "structural_T_local",
         ):  # fmt: skip
             self.register_buffer(name, torch.zeros(layers, num_experts, dtype=torch.float32))
         for name, shape in {

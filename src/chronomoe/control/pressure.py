@@ -22,7 +22,7 @@ def load_error(load_LN: Tensor, target_LN: Tensor) -> Tensor:
 
 
 def alarm(slow_error_LN: Tensor, threshold: float) -> Tensor:
-    """How much the gain should rise, (L, 1) in [0, 1]: from a persistent error of ``threshold`` on, fully at twice it."""
+    """How much the gain should rise, (L, 1) in [0, 1]: from a lasting error of ``threshold`` on, fully at twice it."""
     worst_L1 = slow_error_LN.abs().amax(dim=-1, keepdim=True)
     return (worst_L1 / max(threshold, 1e-9) - 1).clamp(0, 1)
 

@@ -30,11 +30,6 @@ def temperature(log_temperature_N: Tensor, base_temperature: Tensor, rho: float 
     return base_temperature * log_temperature_N.clamp(-bound, bound).exp()
 
 
-def deficit(u_TN: Tensor) -> Tensor:
-    """How far each logit is below the best of its token: >= 0, and inf where ``u_TN`` is -inf."""
-    return u_TN.amax(dim=-1, keepdim=True) - u_TN
-
-
 def selection_scores(
     z_TN: Tensor,
     bias_N: Tensor,
@@ -55,13 +50,13 @@ def selection_scores(
     if form == "raw":
         return u_TN / t_N
     # Where T is 1 everywhere s = u: forming max - u would merge near-ties far below the top.
-    return torch.where((t_N == 1).all(), u_TN, -deficit(u_TN) / t_N)
+    return torch.where((t_N == 1).all(), u_TN, (u_TN - u_TN.amax(dim=-1, keepdim=True)) / t_N)
 
 
 def gumbel_like(scores_TN: Tensor, scale: Tensor) -> Tensor:
     """Gumbel noise of ``scale``: top-K of scores + noise samples K experts without replacement (Kool et al. 2019)."""
-    uniform = torch.rand_like(scores_TN).clamp_(min=torch.finfo(scores_TN.dtype).tiny)
-    return -scale * (-uniform.log()).log()
+    noise = torch.rand_like(scores_TN).clamp_(min=torch.finfo(scores_TN.dtype).tiny)
+    return noise.log_().neg_().log_().mul_(-scale)
 
 
 def open_probabilities(z_TN: Tensor, available_N: Tensor, open_TN: Tensor | None, gated: tuple[int, ...]) -> Tensor:

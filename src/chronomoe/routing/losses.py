@@ -11,6 +11,7 @@ Shape suffixes: L MoE layers, T tokens, N experts, D hidden size.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,8 +39,15 @@ def valley_loss(weight_LN: Tensor, probability_sum_LN: Tensor, num_tokens: Tenso
 
 
 def direction_agreement(h_TD: Tensor, mean_D: Tensor, direction_ND: Tensor) -> Tensor:
-    """Cosine between each centred input and the direction each expert's inputs usually come from, (T, N)."""
-    return F.normalize(h_TD.float() - mean_D, dim=-1) @ direction_ND.T
+    """Cosine between each centred input and the direction each expert's inputs usually come from, (T, N).
+
+    In two passes over h: <h - m, v> = <h, v> - <m, v> and |h - m|^2 = |h|^2 - 2 <h, m> + |m|^2.
+    """
+    h_TD = h_TD.float()
+    products_TM = h_TD @ torch.cat([direction_ND, mean_D.unsqueeze(0)]).T
+    agreement_TN = products_TM[:, :-1] - direction_ND @ mean_D
+    squared_T = torch.linalg.vector_norm(h_TD, dim=-1).square() - 2 * products_TM[:, -1] + mean_D.square().sum()
+    return agreement_TN * squared_T.clamp(min=1e-12).rsqrt().unsqueeze(-1)
 
 
 def coherence_loss(agreement_sum_L: Tensor, counted: Tensor | float, num_tokens: Tensor | float) -> Tensor:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
 
 
+SAMPLED = 8
+"""Stride of the tokens whose choices are compared with what they would be without fields."""
+
+
 @dataclass(eq=False)
 class RoutingContext:
     """What one forward pass tells its routers, and what they tell the losses.
@@ -120,12 +124,15 @@ class SteeredRouter(nn.Module):
         return scores_TN.topk(self.top_k, dim=-1).indices
 
     def _flips(self, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext) -> Tensor | None:
-        """How many choices the fields changed, scalar; None when nothing can have."""
+        """About how many choices the fields changed, scalar; None when nothing can have."""
         if not self.training or (self.steering.neutral and not self.steering.exploring):
             return None
-        own_TK = p_TN.topk(self.top_k, dim=-1).indices
-        differs_T = self.top_k - (own_TK.unsqueeze(-1) == chosen_TK.unsqueeze(-2)).sum(dim=(-1, -2))
-        return differs_T.sum() if context.counted_T is None else (differs_T * context.counted_T).sum()
+        # One token in eight is enough to tell.
+        counted_T = None if context.counted_T is None else context.counted_T[::SAMPLED]
+        own_TK = p_TN[::SAMPLED].topk(self.top_k, dim=-1).indices
+        differs_T = self.top_k - (own_TK.unsqueeze(-1) == chosen_TK[::SAMPLED].unsqueeze(-2)).sum(dim=(-1, -2))
+        differing = differs_T.sum() if counted_T is None else (differs_T * counted_T).sum()
+        return differing * (len(p_TN) / len(differs_T))
 
     def _combine_weights(
         self, z_TN: Tensor, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext

@@ -39,7 +39,7 @@ class RoutingWindow:
     dropped: Tensor
     """(L,) assignments dropped for want of capacity."""
     flips: Tensor
-    """(L,) assignments that fields or noise changed."""
+    """(L,) assignments that fields or noise changed, estimated from a part of the tokens."""
     entropy: Tensor
     """(L,) sum over tokens of the entropy of softmax(z), nats."""
     logit_std: Tensor
