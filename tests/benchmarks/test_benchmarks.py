@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import run
 from benchmarks.arms import (
+    CONTROL_ARMS,
     DENSE,
     EAGER,
     FUSED_ADAMW,
@@ -25,7 +26,8 @@ from benchmarks.measure import measure
 from benchmarks.worker import worker
 
 SHAPES = [replace(shape, **run.TINY) for shape in run.SHAPES[:2]]
-PEERS = {"layer": {GROUPED, EAGER, DENSE}, "step": set(STEP_ARMS) - {OURS}, "decode": {GROUPED, EAGER}}
+PEERS = {"layer": {GROUPED, EAGER, DENSE}, "step": set(STEP_ARMS) - {OURS}, "decode": {GROUPED, EAGER},
+         "control": set(CONTROL_ARMS) - {OURS}}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

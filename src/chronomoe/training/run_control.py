@@ -1,5 +1,6 @@
 """The control layer within one run: kappa's schedule, the controller's tick, the gate, probes of suspect experts."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chronomoe.control.controller import ChronovisorMixtralController
-from chronomoe.knob import KnobScheduler, KnobState
+from chronomoe.errors import UnsupportedModelError
+from chronomoe.knob import Agent, KnobScheduler, KnobState
+from chronomoe.routing.attach import attach
+from chronomoe.routing.losses import ChronoMoELoss
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.training.config import TrainingConfig
 from chronomoe.training.evaluation import labels_of
@@ -18,6 +22,27 @@ from chronomoe.training.loading import IGNORED
 
 _FAST, _SLOW = 0.05, 0.01
 """Rates of the two averages whose difference is the trend of the loss."""
+
+
+def controller_for(model: Any, config: TrainingConfig) -> ChronovisorMixtralController | None:
+    """The controller of ``model``, attached if need be and set as ``config`` says; None for a model without experts."""
+    controller: ChronovisorMixtralController | None = getattr(model, "controller", None)
+    if controller is None:
+        try:
+            controller = attach(model)
+        except UnsupportedModelError:
+            return None  # a dense model trains too
+    loss = ChronoMoELoss(
+        lambda_balance=config.lambda_balance,
+        lambda_coherence=config.lambda_coherence,
+        lambda_valley=config.lambda_valley,
+        lambda_z=config.lambda_z,
+    )
+    steering = controller.steering
+    steering.config = dataclasses.replace(steering.config, loss=loss, balance_scope="step")
+    if config.control is not None:
+        controller.config = controller.config.ablate(config.control)
+    return controller
 
 
 class RunControl:
@@ -30,6 +55,7 @@ class RunControl:
         config: TrainingConfig,
         total_steps: int,
         show: Callable[[str], None],
+        agent: Agent | None = None,
     ) -> None:
         self.model, self.controller, self.config, self.show = model, controller, config, show
         self.optimizer: CoherenceGatedOptimizer | None = None
@@ -40,6 +66,7 @@ class RunControl:
             config.kappa_warmup(total_steps),
             total_steps,
             config.kappa_schedule,
+            agent,
         )
         self.loss_fast = self.loss_slow = 0.0
         self.gate = 1.0

@@ -8,7 +8,6 @@ A step's micro-batches share one count of predicted tokens and one of routed tok
 nothing. Everything that moves is in the checkpoint: training resumed is the training that never stopped, bit for bit.
 """
 
-import dataclasses
 import itertools
 import math
 import warnings
@@ -24,10 +23,8 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 from torch.utils.data import DataLoader
 
 from chronomoe.allocator import keep_freed_memory
-from chronomoe.control.controller import ChronovisorMixtralController
-from chronomoe.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
-from chronomoe.routing.attach import attach
-from chronomoe.routing.losses import ChronoMoELoss
+from chronomoe.errors import ConfigError, DataError, TrainingError
+from chronomoe.knob import Agent
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.training import checkpoint
 from chronomoe.training.config import TrainingConfig
@@ -37,7 +34,7 @@ from chronomoe.training.interrupt import SafeStop
 from chronomoe.training.loading import IGNORED, HeldoutWindows
 from chronomoe.training.optimizer import build_optimizer, build_schedule
 from chronomoe.training.reporting import Reporter
-from chronomoe.training.run_control import RunControl
+from chronomoe.training.run_control import RunControl, controller_for
 from chronomoe.training.run_files import Rng, RunFiles, RunState
 
 Batch = Mapping[str, Any]
@@ -53,7 +50,8 @@ class ChronoMoETrainer:
     Batches are dicts with ``input_ids`` (batch, sequence) and optionally ``attention_mask`` and ``labels`` (not
     shifted; -100 is ignored). ``eval_dataloader`` is such a loader, or held-out windows by domain, evaluated in bits
     per byte. ``sample`` turns the model into a text that is logged at each evaluation; ``save_extra`` adds files (a
-    tokenizer) to each checkpoint; ``show`` prints a line; ``stop_after`` saves and stops at that step.
+    tokenizer) to each checkpoint; ``show`` prints a line; ``stop_after`` saves and stops at that step;
+    ``knob_agent`` turns kappa in place of the rules when ``kappa_schedule`` is adaptive.
 
     Raises :class:`ConfigError` for settings that cannot work and :class:`DataError` for an empty loader.
     """
@@ -69,6 +67,7 @@ class ChronoMoETrainer:
         save_extra: Callable[[Path], Any] | None = None,
         show: Callable[[str], None] | None = None,
         stop_after: int | None = None,
+        knob_agent: Agent | None = None,
     ) -> None:
         keep_freed_memory()
         self.config = config
@@ -84,7 +83,7 @@ class ChronoMoETrainer:
         )
         set_seed(config.seed)
         self.model = model
-        self.controller = self._steer(model)
+        self.controller = controller_for(model, config)
         self.steering = None if self.controller is None else self.controller.steering
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -107,7 +106,9 @@ class ChronoMoETrainer:
         self.total_steps = config.max_steps or per_epoch * config.max_epochs
         self.schedule = build_schedule(self.optimizer, config, self.total_steps)
         self.state = RunState()
-        self.control = RunControl(model, self.controller, config, self.total_steps, lambda line: self.report.line(line))
+        self.control = RunControl(
+            model, self.controller, config, self.total_steps, lambda line: self.report.line(line), knob_agent
+        )
         self.control.optimizer = gated
         self.files = RunFiles(
             config=config,
@@ -131,26 +132,6 @@ class ChronoMoETrainer:
         if config.precision != "auto":
             return config.precision
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-
-    def _steer(self, model: Any) -> ChronovisorMixtralController | None:
-        config = self.config
-        controller: ChronovisorMixtralController | None = getattr(model, "controller", None)
-        if controller is None:
-            try:
-                controller = attach(model)
-            except UnsupportedModelError:
-                return None  # a dense model trains too
-        loss = ChronoMoELoss(
-            lambda_balance=config.lambda_balance,
-            lambda_coherence=config.lambda_coherence,
-            lambda_valley=config.lambda_valley,
-            lambda_z=config.lambda_z,
-        )
-        steering = controller.steering
-        steering.config = dataclasses.replace(steering.config, loss=loss, balance_scope="step")
-        if config.control is not None:
-            controller.config = controller.config.ablate(config.control)
-        return controller
 
     # -- training ------------------------------------------------------------------------------------------------
 

@@ -28,11 +28,13 @@ def build_data(n=22, length=16, padded=False):
     return rows
 
 
-def build_trainer(folder, model=None, data=None, batch_size=4, eval_data=None, **settings):
+def build_trainer(folder, model=None, data=None, batch_size=4, eval_data=None, knob_agent=None, **settings):
     settings = {"max_steps": 12, "log_every_n_steps": 1, "save_every_n_steps": 4, "learning_rate": 1e-2} | settings
     config = TrainingConfig(checkpoint_dir=str(folder), batch_size=batch_size, **settings)
     loader = DataLoader(data or build_data(), batch_size=batch_size, shuffle=True)
-    return ChronoMoETrainer(model or build_model(), config, loader, eval_data, show=lambda line: None)
+    return ChronoMoETrainer(
+        model or build_model(), config, loader, eval_data, show=lambda line: None, knob_agent=knob_agent
+    )
 
 
 def records(folder, event="step"):

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
 from chronomoe.training.checkpoint import list_checkpoints
 from tests.chronomoe.training.building import build_model, build_trainer, equal_weights, records
@@ -165,3 +166,18 @@ def test_one_setting_chooses_the_mechanisms(tmp_path, name):
     assert bool(trainer.steering.pressure.any()) is (name != "none")
     assert bool(trainer.steering.log_temperature.any()) is (name == "full")
     assert json.loads((tmp_path / "step_4/chronovisor.json").read_text())["control"]["temperature"] is (name == "full")
+
+
+def test_an_agent_outside_turns_the_knob(tmp_path):
+    seen = []
+
+    def agent(state):
+        seen.append(json.loads(state.to_json()))
+        return parse_decision('{"kappa": -0.25, "intent": "asked"}')
+
+    trainer = build_trainer(tmp_path, max_steps=6, kappa_schedule="adaptive", kappa_warmup_steps=2, knob_agent=agent)
+    trainer.train()
+    assert [record["kappa"] for record in records(tmp_path)] == [0.5, 0.5, -0.25, -0.25, -0.25, -0.25]
+    assert records(tmp_path)[-1]["intent"] == "asked"
+    assert seen[-1]["step"] == 6
+    assert {"loss", "loss_trend", "coherence_R", "load_entropy", "dead_experts"} <= set(seen[0])
