@@ -82,6 +82,7 @@ class KnobState:
     """What a decision about kappa may rest on; small enough for a prompt."""
 
     step: int
+    """Steps done."""
     loss: float
     """Smoothed training loss, nats per token."""
     loss_trend: float
