@@ -154,7 +154,7 @@ def measure(arm: Arm, seed: int, steps: int, folder: Path) -> dict[str, Any]:
         "settled": next((n for n in range(50, steps + 1) if max(rolling[n - 1 :]) < 0.2), None),
         "held_out_max_violation": held_out_load(trainer, held),
         "R": trainer.controller.coherence_history[-1],
-        "landscape_over_null": [found["log_variance"] / found["null_variance"] for found in landscapes],
+        "landscape_over_null": [found["log_variance"] / (found["null_variance"] or math.inf) for found in landscapes],
         "damage": damage(trainer, store, seed) if arm.name == "PI" else {},
     }
 

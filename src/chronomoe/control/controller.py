@@ -21,17 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chronomoe.control import diagnostics, landscape, pressure, temperature
 from chronomoe.control import health as health_of
-from chronomoe.control import landscape, pressure, temperature
 from chronomoe.control.coherence import expert_coherence, layer_coherence, update_direction
 from chronomoe.control.config import ControlConfig
-from chronomoe.errors import ConfigError
+from chronomoe.control.landscape import BLOCK, BLOCKS
 from chronomoe.knob import MetaKnob
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.routing.steering import Fp32Module, Steering
 
-BLOCK, BLOCKS = 25, 64
-"""Ticks in a block of the landscape's null, and blocks remembered."""
 HISTORY = 1000
 """Entries kept of each history."""
 _SPREAD_FLOOR = 0.01
@@ -339,58 +337,12 @@ class ChronovisorMixtralController(Fp32Module):
         return torch.where(unhealthy_LN, weight_LN, 0.0)
 
     def get_structural_temperature_diagnostics(self, layer: int | None = None) -> dict[str, Any]:
-        """The landscape of one layer, or of the expert slots over all layers: T_bar, valleys, ridges, variance, null.
-
-        ``landscape_formed`` is True when the variance exceeds what shuffling experts within blocks of time leaves.
-        """
-        tau_N = self.structural_T_global if layer is None else self.structural_T_local[self._checked(layer)]
-        rate = self.config.eta_structural_T_global if layer is None else self.config.eta_structural_T_local
-        valleys, ridges = landscape.valleys_and_ridges(tau_N)
-        blocks_BLN, weights_B = self._blocks(rate)
-        blocks_BN = blocks_BLN.mean(dim=1) if layer is None else blocks_BLN[:, layer]
-        null = landscape.null_variance(blocks_BN, weights_B) if len(weights_B) else math.inf
-        variance = tau_N.var(unbiased=False).item()
-        t_bar_N = tau_N.exp()
-        return {
-            "label": "global" if layer is None else f"layer_{layer}",
-            "structural_T": t_bar_N.tolist(),
-            "variance": t_bar_N.var(unbiased=False).item(),
-            "log_variance": variance,
-            "null_variance": null,
-            "landscape_formed": len(weights_B) >= 4 and variance > null,
-            "mean": t_bar_N.mean().item(),
-            "std": t_bar_N.std(unbiased=False).item(),
-            "valleys": valleys,
-            "ridges": ridges,
-            "evolution_steps": int(self.ticks),
-        }
-
-    def _blocks(self, rate: float) -> tuple[Tensor, Tensor]:
-        """Whole blocks so far, newest last, and the weight of each in an average of that rate."""
-        whole = int(self.ticks) // BLOCK
-        kept = min(whole, BLOCKS - 1)  # one may be in the making
-        index = [number % BLOCKS for number in range(whole - kept, whole)]
-        age = torch.arange(kept - 1, -1, -1, dtype=torch.float32)
-        return self.fast_blocks[index], (1 - rate) ** (BLOCK * age) * (1 - (1 - rate) ** BLOCK)
+        """The landscape of one layer, or of the expert slots over all; see :func:`diagnostics.landscape_of`."""
+        return diagnostics.landscape_of(self, layer)
 
     def get_valley_health_diagnostics(self, layer: int | None = None) -> dict[str, Any]:
-        """Which valleys of a layer (or of all layers) hold healthy experts, by the gradient signal and not by usage."""
-        layers = range(len(self.health)) if layer is None else [self._checked(layer)]
-        health: dict[str, float] = {}
-        for index in layers:
-            for expert in landscape.valleys_and_ridges(self.structural_T_local[index])[0]:
-                health[f"{index}.{expert}"] = self.health[index, expert].item()
-        unhealthy = [name for name, value in health.items() if value < self.config.suspect_below]
-        return {
-            "label": "all layers" if layer is None else f"layer_{layer}",
-            "valleys": list(health),
-            "valley_health": health,
-            "healthy_valleys": [name for name in health if name not in unhealthy],
-            "unhealthy_valleys": unhealthy,
-            "mean_valley_health": sum(health.values()) / len(health) if health else 1.0,
-            "masked_experts": self.masked.nonzero().tolist(),
-            "self_correction_working": not unhealthy,
-        }
+        """Which valleys of a layer, or of all, hold healthy experts; see :func:`diagnostics.valley_health_of`."""
+        return diagnostics.valley_health_of(self, layer)
 
     def get_diagnostics(self) -> dict[str, Any]:
         """Everything at a glance, JSON-ready."""
@@ -408,8 +360,3 @@ class ChronovisorMixtralController(Fp32Module):
             "structural_T_diagnostics": self.get_structural_temperature_diagnostics(),
             "valley_health": self.get_valley_health_diagnostics(),
         }
-
-    def _checked(self, layer: int) -> int:
-        if not -len(self.health) <= layer < len(self.health):
-            raise ConfigError(f"there is no MoE layer {layer}; there are {len(self.health)}.")
-        return layer % len(self.health)

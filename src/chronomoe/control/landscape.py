@@ -6,6 +6,8 @@ Shape suffixes: B blocks of time, N experts.
 import torch
 from torch import Tensor
 
+BLOCK, BLOCKS = 25, 64
+"""Ticks in a block of the null, and blocks remembered."""
 Z = 1.0
 """Robust z-score beyond which an expert is a valley or a ridge."""
 LEAST_CONTRAST = 0.01

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 
 import pytest
@@ -292,6 +293,7 @@ def test_diagnostics_of_a_landscape_and_its_valleys():
     assert valleys["unhealthy_valleys"] == ["1.1"]
     assert not valleys["self_correction_working"]
     assert controller.get_structural_temperature_diagnostics()["label"] == "global"
+    json.dumps(controller.get_diagnostics(), allow_nan=False)
     assert controller.valley_weight[1, 1] > 0.5
     assert torch.count_nonzero(controller.valley_weight) == 1
     with pytest.raises(ConfigError, match="no MoE layer 2"):

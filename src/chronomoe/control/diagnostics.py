@@ -1,0 +1,89 @@
+"""What the controller knows, put in words and numbers a person or a log can use.
+
+Shape suffixes: L MoE layers, N experts, B blocks of time.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from chronomoe.control.landscape import BLOCK, BLOCKS, null_variance, valleys_and_ridges
+from chronomoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from chronomoe.control.controller import ChronovisorMixtralController
+
+FEWEST = 4
+"""Blocks of time below which nothing is said to have formed."""
+
+
+def landscape_of(controller: "ChronovisorMixtralController", layer: int | None) -> dict[str, Any]:
+    """T_bar, valleys, ridges, variance and null of one layer, or of the expert slots over all layers.
+
+    ``landscape_formed`` is True when the variance exceeds what shuffling experts within blocks of time leaves.
+    Raises :class:`ConfigError` for a layer that is not there.
+    """
+    config = controller.config
+    if layer is None:
+        tau_N, rate = controller.structural_T_global, config.eta_structural_T_global
+    else:
+        tau_N, rate = controller.structural_T_local[_checked(controller, layer)], config.eta_structural_T_local
+    valleys, ridges = valleys_and_ridges(tau_N)
+    blocks_BLN, weights_B = _blocks(controller, rate)
+    blocks_BN = blocks_BLN.mean(dim=1) if layer is None else blocks_BLN[:, layer]
+    null = null_variance(blocks_BN, weights_B) if len(weights_B) >= FEWEST else None
+    variance = tau_N.var(unbiased=False).item()
+    t_bar_N = tau_N.exp()
+    return {
+        "label": "global" if layer is None else f"layer_{layer}",
+        "structural_T": t_bar_N.tolist(),
+        "variance": t_bar_N.var(unbiased=False).item(),
+        "log_variance": variance,
+        "null_variance": null,
+        "landscape_formed": null is not None and variance > null,
+        "mean": t_bar_N.mean().item(),
+        "std": t_bar_N.std(unbiased=False).item(),
+        "valleys": valleys,
+        "ridges": ridges,
+        "evolution_steps": int(controller.ticks),
+    }
+
+
+def valley_health_of(controller: "ChronovisorMixtralController", layer: int | None) -> dict[str, Any]:
+    """Which valleys of a layer, or of all, hold healthy experts: by the gradient signal, not by usage.
+
+    Valleys are named "<layer>.<expert>". Raises :class:`ConfigError` for a layer that is not there.
+    """
+    layers = range(len(controller.health)) if layer is None else [_checked(controller, layer)]
+    health: dict[str, float] = {}
+    for index in layers:
+        for expert in valleys_and_ridges(controller.structural_T_local[index])[0]:
+            health[f"{index}.{expert}"] = controller.health[index, expert].item()
+    unhealthy = [name for name, value in health.items() if value < controller.config.suspect_below]
+    return {
+        "label": "all layers" if layer is None else f"layer_{layer}",
+        "valleys": list(health),
+        "valley_health": health,
+        "healthy_valleys": [name for name in health if name not in unhealthy],
+        "unhealthy_valleys": unhealthy,
+        "mean_valley_health": sum(health.values()) / len(health) if health else 1.0,
+        "masked_experts": controller.masked.nonzero().tolist(),
+        "self_correction_working": not unhealthy,
+    }
+
+
+def _blocks(controller: "ChronovisorMixtralController", rate: float) -> tuple[Tensor, Tensor]:
+    """Whole blocks so far, newest last, and the weight of each in an average of that rate."""
+    whole = int(controller.ticks) // BLOCK
+    kept = min(whole, BLOCKS - 1)  # one may be in the making
+    index = [number % BLOCKS for number in range(whole - kept, whole)]
+    age = torch.arange(kept - 1, -1, -1, dtype=torch.float32)
+    return controller.fast_blocks[index], (1 - rate) ** (BLOCK * age) * (1 - (1 - rate) ** BLOCK)
+
+
+def _checked(controller: "ChronovisorMixtralController", layer: int) -> int:
+    layers = len(controller.health)
+    if not -layers <= layer < layers:
+        raise ConfigError(f"there is no MoE layer {layer}; there are {layers}.")
+    return layer % layers
