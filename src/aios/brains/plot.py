@@ -28,12 +28,13 @@ def plot_run(run: Path, out: Path | None = None) -> list[Path]:
     steps = read_metrics(file)
     if not steps:
         raise CheckpointError(f"{file} has no record of a training step yet; train on, or log more often.")
+    evaluations = read_metrics(file, "evaluation")
     out = out or file.parent / "plots"
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in _PICTURES.items():
         figure = pyplot.figure(figsize=(9, 5), layout="constrained")
-        if draw(figure, steps, read_metrics(file, "evaluation")):
+        if draw(figure, steps, evaluations):
             figure.savefig(out / f"{name}.png", dpi=110)
             written.append(out / f"{name}.png")
         pyplot.close(figure)

@@ -98,7 +98,8 @@ class RunControl:
             first = self.loss_slow == 0.0
             self.loss_fast = lm_loss if first else self.loss_fast + _FAST * (lm_loss - self.loss_fast)
             self.loss_slow = lm_loss if first else self.loss_slow + _SLOW * (lm_loss - self.loss_slow)
-        decision = self.knob.step(self.knob_state())
+        # Only an agent needs the state, and making it asks the device for several numbers.
+        decision = self.knob.step(self.knob_state() if self.config.kappa_schedule == "adaptive" else None)
         if not finite:
             controller.tick(finite=False)
             if self.active and controller.config.health:
