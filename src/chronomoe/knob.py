@@ -4,9 +4,12 @@ A schedule, a rule-based controller that watches the run, or an agent outside (a
 that reads a compact state as JSON and answers with kappa and a reason.
 """
 
+import contextlib
 import json
 import math
+import re
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -63,7 +66,8 @@ class MetaKnob:
 
     def set(self, kappa: float, intent: str = "manual") -> None:
         """Set kappa; :class:`ConfigError` for a value outside [-1, 1] or not a number, and then nothing changes."""
-        self.kappa, self.intent = checked_kappa(kappa), str(intent)
+        # An intent is one word or a few in a log line, whoever it comes from.
+        self.kappa, self.intent = checked_kappa(kappa), " ".join(str(intent).split())[:80]
         self.history.append((self.kappa, self.intent))
 
     @property
@@ -103,7 +107,10 @@ class KnobState:
 
 
 class Agent(Protocol):
-    """Anything that turns the knob: given a state, a decision, or None to leave it as it is."""
+    """Anything that turns the knob: given a state, a decision, or None to leave it as it is.
+
+    If it has ``state_dict()`` and ``load_state_dict()`` (JSON-ready), checkpoints remember it.
+    """
 
     def __call__(self, state: KnobState) -> KnobDecision | None: ...
 
@@ -113,20 +120,25 @@ def parse_decision(text: str) -> KnobDecision:
 
     Text around the object is allowed, a number outside it is not taken. :class:`ConfigError` when there is none.
     """
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        answer: Any = json.loads(text[start : end + 1]) if 0 <= start < end else None
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict) or "kappa" not in answer:
+    answer = next((found for found in _objects(str(text)) if "kappa" in found), None)
+    if answer is None:
         raise ConfigError(
             'the answer holds no JSON object with kappa, for example {"kappa": 0.2, "intent": "explore"}.'
         )
     return KnobDecision(
         kappa=checked_kappa(answer["kappa"]),
-        intent=str(answer.get("intent", "agent"))[:80],
+        intent=str(answer.get("intent", "agent")),
         reasoning=str(answer.get("reasoning", ""))[:500],
     )
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """JSON objects that begin anywhere in a text."""
+    for brace in re.finditer("{", text):
+        with contextlib.suppress(ValueError):
+            found, _ = json.JSONDecoder().raw_decode(text, brace.start())
+            if isinstance(found, dict):
+                yield found
 
 
 class RuleBasedKnobController:
@@ -139,8 +151,10 @@ class RuleBasedKnobController:
     """Relative loss trends above and below which the loss is stuck, or falls."""
 
     def __init__(self, *, patience: int = 20, rate: float = 0.02) -> None:
+        if not patience >= 1 or not 0 < rate <= 2:
+            raise ConfigError(f"patience is {patience} and rate {rate}; use at least 1 and a rate above 0.")
         self.patience, self.rate = patience, rate
-        self.kappa, self.intent = 0.0, "neutral"
+        self.intent = "neutral"
         self._candidate, self._held = "neutral", 0
 
     def __call__(self, state: KnobState) -> KnobDecision:
@@ -151,8 +165,8 @@ class RuleBasedKnobController:
         if self._held >= self.patience:
             self.intent = wish
         goal = _TARGETS[self.intent]
-        self.kappa += max(-self.rate, min(self.rate, goal - self.kappa))
-        return KnobDecision(kappa=max(-1.0, min(1.0, self.kappa)), intent=self.intent)
+        kappa = state.kappa + max(-self.rate, min(self.rate, goal - state.kappa))
+        return KnobDecision(kappa=max(-1.0, min(1.0, kappa)), intent=self.intent)
 
     def _wish(self, state: KnobState) -> str:
         # A band between two thresholds keeps what is, so that noise at one of them changes nothing.
@@ -168,12 +182,11 @@ class RuleBasedKnobController:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"kappa": self.kappa, "intent": self.intent, "candidate": self._candidate, "held": self._held}
+        return {"intent": self.intent, "candidate": self._candidate, "held": self._held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        self.kappa, self.intent = state["kappa"], state["intent"]
-        self._candidate, self._held = state["candidate"], state["held"]
+        self.intent, self._candidate, self._held = state["intent"], state["candidate"], state["held"]
 
 
 _TARGETS = {"neutral": 0.0, "explore_unbalanced": 0.5, "explore_stuck": 0.3, "stabilize_improving": -0.3}
@@ -198,11 +211,15 @@ class KnobScheduler:
         self.initial_kappa, self.final_kappa = checked_kappa(initial_kappa), checked_kappa(final_kappa)
         if schedule not in SCHEDULES:
             raise ConfigError(f"there is no kappa schedule {schedule!r}; use one of {', '.join(SCHEDULES)}.")
-        if warmup_steps < 0 or total_steps < 1:
+        if not (warmup_steps >= 0 and total_steps >= 1):
             raise ConfigError(f"{warmup_steps} warm-up steps of {total_steps}; use at least 0 of at least 1.")
         self.warmup_steps, self.total_steps, self.schedule = warmup_steps, total_steps, schedule
+        if agent is not None and not callable(agent):
+            raise ConfigError(f"the agent is a {type(agent).__name__}; give something to call with a KnobState.")
         self.agent: Agent = agent or RuleBasedKnobController()
         self.current = 0
+        self.complaint = ""
+        """What was wrong with the agent's latest answer."""
         self._decision = KnobDecision(kappa=self.initial_kappa, intent="warmup_explore")
 
     @property
@@ -211,16 +228,27 @@ class KnobScheduler:
         return self.warmup_steps >= self.total_steps
 
     def step(self, state: KnobState | None = None) -> KnobDecision:
-        """Count one step and return its kappa. ``adaptive`` needs ``state``; without one, or without an answer, it
+        """Count one step and return its kappa. ``adaptive`` needs ``state``; without one, or without a valid answer, it
         keeps the decision it has."""
         self.current += 1
         if self.current <= self.warmup_steps:
             self._decision = KnobDecision(kappa=self.initial_kappa, intent="warmup_explore")
         elif self.schedule == "adaptive":
-            self._decision = (self.agent(state) if state is not None else None) or self._decision
+            if state is not None:
+                self._ask(state)
         else:
             self._decision = self._scheduled()
         return self._decision
+
+    def _ask(self, state: KnobState) -> None:
+        """Take the agent's decision; one that fails or answers nonsense leaves kappa where it is."""
+        try:
+            answer = self.agent(state)
+            if answer is not None:
+                self._decision = KnobDecision(kappa=answer.kappa, intent=answer.intent, reasoning=answer.reasoning)
+            self.complaint = ""
+        except Exception as error:  # whatever an agent may raise, the run goes on
+            self.complaint = f"{type(error).__name__}: {error}"
 
     def _scheduled(self) -> KnobDecision:
         a, b = self.initial_kappa, self.final_kappa
@@ -238,11 +266,11 @@ class KnobScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        agent = self.agent.state_dict() if isinstance(self.agent, RuleBasedKnobController) else None
+        agent = self.agent.state_dict() if hasattr(self.agent, "state_dict") else None
         return {"current": self.current, "decision": asdict(self._decision), "agent": agent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.current, self._decision = state["current"], KnobDecision(**state["decision"])
-        if isinstance(self.agent, RuleBasedKnobController) and state["agent"] is not None:
+        if hasattr(self.agent, "load_state_dict") and state["agent"] is not None:
             self.agent.load_state_dict(state["agent"])

@@ -17,6 +17,7 @@ from chronomoe.knob import (
     RuleBasedKnobController,
     parse_decision,
 )
+from tests.chronomoe.draws import many
 
 KAPPAS = st.floats(-1, 1)
 
@@ -29,6 +30,7 @@ def state(**changes):
     return KnobState(**{**values, **changes})
 
 
+@many
 @given(KAPPAS)
 def test_factors_are_reciprocal(kappa):
     up, down = MetaKnob(), MetaKnob()
@@ -38,6 +40,7 @@ def test_factors_are_reciprocal(kappa):
         assert getattr(up.factors, name) * getattr(down.factors, name) == pytest.approx(1)
 
 
+@many
 @given(KAPPAS, KAPPAS)
 def test_factors_grow_with_kappa(a, b):
     low, high = MetaKnob(), MetaKnob()
@@ -63,6 +66,7 @@ def test_histories_are_bounded():
     assert len(knob.history) == 1000
 
 
+@many
 @given(KAPPAS, KAPPAS, st.integers(0, 20), st.integers(1, 60), st.sampled_from(["linear", "cosine", "step"]))
 def test_schedules_begin_and_end_where_they_say(initial, final, warmup, rest, schedule):
     scheduler = KnobScheduler(initial, final, warmup, warmup + rest, schedule)
@@ -125,8 +129,10 @@ def test_a_scheduler_goes_on_after_a_restart():
 
 
 def settle(rules, **changes):
+    kappa = changes.pop("kappa", 0.0)
     for _ in range(200):
-        decision = rules(state(**changes))
+        decision = rules(state(**changes, kappa=kappa))
+        kappa = decision.kappa
     return decision
 
 
@@ -135,7 +141,10 @@ def test_rules_react_slowly_and_in_the_right_direction():
     assert settle(rules, loss_trend=-0.02).kappa == pytest.approx(-0.3)
     assert settle(rules, loss_trend=0.001).intent == "explore_stuck"
     assert settle(rules, dead_experts=2).kappa == pytest.approx(0.5)
-    steps = [rules(state(loss_trend=-0.02)).kappa for _ in range(60)]
+    steps = [0.5]
+    for _ in range(60):
+        steps.append(rules(state(loss_trend=-0.02, kappa=steps[-1])).kappa)
+    assert steps[-1] == pytest.approx(-0.3)
     assert max(abs(b - a) for a, b in itertools.pairwise(steps)) <= 0.02 + 1e-9
 
 
@@ -148,6 +157,32 @@ def test_rules_have_hysteresis():
     for n in range(200):
         decision = flicker(state(loss_trend=-0.02 if n % 2 else 0.01))
     assert decision == KnobDecision(kappa=0.0, intent="neutral"), "noise moves nothing"
+
+
+def test_an_agent_that_fails_or_answers_nonsense_leaves_kappa_where_it_is():
+    answers = iter([KnobDecision(kappa=0.7, intent="agent"), {"kappa": 0.1}, ZeroDivisionError("oh"), None])
+
+    def agent(_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    scheduler = KnobScheduler(warmup_steps=0, schedule="adaptive", agent=agent)
+    found = [(scheduler.step(state()).kappa, scheduler.complaint[:12]) for _ in range(4)]
+    assert found == [(0.7, ""), (0.7, "AttributeErr"), (0.7, "ZeroDivision"), (0.7, "")]
+
+
+@pytest.mark.parametrize("text", ['I weigh {a} and {b}: {"kappa": 0.2}', '```json\n{"kappa": 0.2}\n``` (in {x})'])
+def test_the_object_with_kappa_is_found_among_other_braces(text):
+    assert parse_decision(text).kappa == 0.2
+
+
+def test_an_intent_is_one_short_line():
+    knob = MetaKnob()
+    knob.set(0.1, "explore\nStep 9 | Loss: 0.1" + "x" * 200)
+    assert "\n" not in knob.intent
+    assert len(knob.intent) <= 80
 
 
 def test_an_agent_reads_one_line_and_answers_with_checked_json():

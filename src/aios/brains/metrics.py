@@ -13,7 +13,7 @@ def read_metrics(file: Path, event: str = "step") -> list[dict[str, Any]]:
     A last line cut by a kill is passed over. Raises :class:`CheckpointError` when there is no such file.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         raise CheckpointError(f"there is no {file}; name a brain that has been trained, or its metrics file.") from None
     records: list[dict[str, Any]] = []

@@ -64,7 +64,7 @@ def _loss(figure: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, 
 
 
 def _control(figure: Any, steps: list[dict[str, Any]], _: Any) -> bool:
-    steps = [record for record in steps if "kappa" in record]
+    steps = [record for record in steps if {"kappa", "R", "gate"} <= record.keys()]
     axes = figure.add_subplot()
     for name, style in (("kappa", "-"), ("R", "--"), ("gate", ":")):
         axes.plot([record["step"] for record in steps], [record[name] for record in steps], style, label=name)
@@ -77,9 +77,11 @@ def _heat_maps(figure: Any, steps: list[dict[str, Any]], name: str, label: str, 
     """One row of heat maps, a layer each: experts against steps."""
     import numpy as np
 
-    steps = [record for record in steps if name in record]
+    steps = [record for record in steps if record.get(name)]
     if not steps:
         return False
+    shape = np.shape(steps[-1][name])
+    steps = [record for record in steps if np.shape(record[name]) == shape]  # a brain that grew: its latest form
     values = np.array([record[name] for record in steps])  # (steps, layers, experts)
     values = values * scale(values.shape[-1])
     x = [record["step"] for record in steps]

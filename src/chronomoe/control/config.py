@@ -47,7 +47,7 @@ class ControlConfig:
     """Step of the sign rule, in logits."""
     load_smoothing: float = 0.5
     """Weight of the newest load in the proportional term."""
-    deploy_smoothing: float = 0.02
+    deploy_smoothing: float = 0.1
     """Weight of the newest pressure in the average that is deployed."""
 
     coherence_memory: float = 0.98
@@ -91,8 +91,15 @@ class ControlConfig:
             raise ConfigError(f"pressure is {self.pressure!r}; use off, sign or pi.")
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.type is float and not math.isfinite(value):
-                raise ConfigError(f"{entry.name} is {value}; it must be a finite number.")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if entry.type in (float, float | None) and not (
+                (number and math.isfinite(value)) or value is entry.default
+            ):
+                raise ConfigError(f"{entry.name} is {value!r}; it must be a finite number.")
+            if entry.type is bool and not isinstance(value, bool):
+                raise ConfigError(f"{entry.name} is {value!r}; it must be true or false.")
+            if entry.type is int and type(value) is not int:
+                raise ConfigError(f"{entry.name} is {value!r}; it must be a whole number.")
             if entry.type is float and entry.name != "suspect_below" and value < 0:
                 raise ConfigError(f"{entry.name} is {value}; it must be at least 0.")
         for name in _SHARES:
@@ -121,7 +128,13 @@ _SHARES = (
     "leak", "anti_windup", "load_smoothing", "deploy_smoothing", "coherence_memory", "health_memory",
     "eta_structural_T_local", "eta_structural_T_global", "fast_weight", "global_weight",
 )  # fmt: skip
-_OFF: dict[str, Any] = {"pressure": "off", "temperature": False, "health": False, "health_target": False}
+_OFF: dict[str, Any] = {
+    "pressure": "off",
+    "temperature": False,
+    "health": False,
+    "health_target": False,
+    "initial_noise": 0.0,
+}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "none": _OFF,
     "aux": _OFF,
@@ -129,6 +142,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "pi": {**_OFF, "pressure": "pi"},
     "pi_temperature": {**_OFF, "pressure": "pi", "temperature": True},
     "pi_health": {**_OFF, "pressure": "pi", "health": True, "health_target": True},
-    "full": {**_OFF, "pressure": "pi", "temperature": True, "health": True},
+    "full": {"pressure": "pi", "temperature": True, "health": True, "health_target": False},
 }
-"""Experimental arms; ``aux`` differs from ``none`` only in the training loss (``lambda_balance``)."""
+"""Experimental arms. ``aux`` is ``none`` with the balance loss; see :meth:`TrainingConfig.ablated` for what a trainer
+takes from the loss, the gate and kappa in each."""

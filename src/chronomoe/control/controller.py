@@ -26,6 +26,7 @@ from chronomoe.control import health as health_of
 from chronomoe.control.coherence import expert_coherence, layer_coherence, update_direction
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.landscape import BLOCK, BLOCKS
+from chronomoe.errors import ConfigError
 from chronomoe.knob import MetaKnob
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.routing.steering import Fp32Module, Steering
@@ -62,6 +63,7 @@ class ChronovisorMixtralController(Fp32Module):
     structural_T_local: Tensor
     structural_T_global: Tensor
     fast_blocks: Tensor
+    block_rates: Tensor
     ticks: Tensor
     last_probe: Tensor
 
@@ -69,6 +71,9 @@ class ChronovisorMixtralController(Fp32Module):
         self, steering: Steering, config: ControlConfig | None = None, experts: Sequence[nn.Module] = ()
     ) -> None:
         super().__init__()
+        if vars(steering).get("_controlled"):
+            raise ConfigError("this steering has a controller already; use model.controller.")
+        vars(steering)["_controlled"] = True
         # Not submodules: the model owns them.
         vars(self).update(steering=steering, experts=list(experts))
         self.config = config or ControlConfig()
@@ -86,6 +91,7 @@ class ChronovisorMixtralController(Fp32Module):
             "direction": (layers, num_experts, hidden),
             "structural_T_global": (num_experts,),
             "fast_blocks": (BLOCKS, layers, num_experts),
+            "block_rates": (BLOCKS,),
         }.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("masked", torch.zeros(layers, num_experts, dtype=torch.bool))
@@ -105,7 +111,8 @@ class ChronovisorMixtralController(Fp32Module):
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Nothing learned; the fields stay."""
+        """Nothing learned; the fields stay, but for experts masked by health, which are let in again."""
+        self.steering.available.logical_or_(self.masked)
         for buffer in self.buffers():
             buffer.zero_()
         self.forgotten.fill_(1)
@@ -115,6 +122,22 @@ class ChronovisorMixtralController(Fp32Module):
         self.coherence_history.clear()
         self.window = None
 
+    @torch.no_grad()
+    def release(self) -> None:
+        """Undo the fields of mechanisms that the configuration has off: what they left would steer on for ever."""
+        config, steering = self.config, self.steering
+        if config.pressure == "off":
+            for buffer in (self.integral, self.live_pressure, self.mean_pressure, steering.pressure):
+                buffer.zero_()
+        if not config.temperature:
+            steering.log_temperature.zero_()
+        if config.initial_noise == 0:
+            steering.base_temperature.fill_(1)
+            steering.exploration.zero_()
+        if not config.health:
+            steering.available.logical_or_(self.masked)
+            self.masked.zero_()
+
     # -- one step --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -122,13 +145,13 @@ class ChronovisorMixtralController(Fp32Module):
         """Close the routers' window and move every field; call it after backward, before the optimizer's step.
 
         ``finite=False`` (a loss or gradient was not finite) discards the window and moves nothing. Returns the window,
-        or None when it was discarded or empty.
+        or None when it was discarded, empty, or held something that is not finite.
         """
         if not finite:
             self.steering.discard_step()
             return None
         window = self.steering.end_step()
-        if not bool((window.tokens > 0).all()):
+        if window is None:
             return None
         self.window = window
         self.ticks += 1
@@ -159,7 +182,11 @@ class ChronovisorMixtralController(Fp32Module):
         )
         self.slow_load.copy_(window.load if first else temperature.moved(self.slow_load, window.load, 0.2))
         if config.pressure == "sign":
-            self.live_pressure.copy_(pressure.sign_update(self.live_pressure, error_LN, config.sign_step))
+            self.live_pressure.copy_(
+                pressure.sign_update(
+                    self.live_pressure, error_LN, config.sign_step * self.meta_knob.factors.pressure_scale
+                )
+            )
         elif config.pressure == "pi":
             # Calm at rest, for pressure that chases the noise of single batches disturbs what is learned; quick early
             # and when an error persists.
@@ -189,6 +216,9 @@ class ChronovisorMixtralController(Fp32Module):
 
     def _move_coherence(self, window: RoutingWindow) -> None:
         memory = self.config.coherence_memory
+        if self.steering.top_k == self.steering.num_experts:
+            self.coherence.fill_(1)  # every expert gets everything: nothing could be steadier
+            return
         direction, forgotten = update_direction(self.direction, self.forgotten, window.centred_direction, memory)
         self.direction.copy_(direction)
         self.forgotten.copy_(forgotten)
@@ -216,6 +246,11 @@ class ChronovisorMixtralController(Fp32Module):
         local.copy_(temperature.moved(local, fast, min(1.0, rate * config.eta_structural_T_local)))
         slots.copy_(temperature.moved(slots, fast.mean(dim=0), min(1.0, rate * config.eta_structural_T_global)))
         block, place = divmod(self._now - 1, BLOCK)
+        self.block_rates[block % BLOCKS] = (
+            rate
+            if place == 0
+            else self.block_rates[block % BLOCKS] + (rate - self.block_rates[block % BLOCKS]) / (place + 1)
+        )
         mean = self.fast_blocks[block % BLOCKS]
         mean.copy_(fast if place == 0 else temperature.moved(mean, fast, 1 / (place + 1)))
 
@@ -225,6 +260,7 @@ class ChronovisorMixtralController(Fp32Module):
             steering.pressure.copy_(self.live_pressure)
         if config.temperature:
             steering.log_temperature.copy_(self.temperature_effective)
+        if config.initial_noise > 0:
             # T0 matters only against exploration noise: a common factor changes no order.
             steering.base_temperature.fill_(factors.temp_scale)
             # Noise in units of the logits' spread, as pressure: at the start logits are all but equal.
@@ -259,7 +295,8 @@ class ChronovisorMixtralController(Fp32Module):
         due = int(self.ticks) - int(self.last_probe) >= config.probe_every
         if not (config.health and self.steering.config.enabled and due):
             return []
-        candidates = (self.health < config.suspect_below) & (self.recovering < 0.5) | self.masked
+        unhealthy = (self.health < config.suspect_below) & (self.recovering < 0.5) & self.steering.available
+        candidates = unhealthy | self.masked  # who closed an expert by hand may open it
         return [(layer, expert) for layer, expert in candidates.nonzero().tolist() if self._can_spare(layer, expert)]
 
     def _can_spare(self, layer: int, expert: int) -> bool:
@@ -288,13 +325,18 @@ class ChronovisorMixtralController(Fp32Module):
         return verdicts
 
     def mask_broken(self) -> list[str]:
-        """Mask experts whose weights are not finite, after a step that was not; returns sentences."""
+        """Mask experts whose weights or outputs are not finite, after a step that was not; returns sentences."""
         verdicts = []
         for layer, module in enumerate(self.experts):
-            for expert in health_of.non_finite_experts(module, self.steering.num_experts):
-                if self.steering.available[layer, expert] and self._can_spare(layer, expert):
+            for expert in health_of.broken_experts(module, self.steering.num_experts, self.steering.input_mean[layer]):
+                name = f"expert {expert} of layer {layer}"
+                if not self.steering.available[layer, expert]:
+                    continue
+                if self._can_spare(layer, expert):
                     self._mask(layer, expert, masked=True)
-                    verdicts.append(f"expert {expert} of layer {layer} is masked: its weights are not finite.")
+                    verdicts.append(f"{name} is masked: what it computes is not finite.")
+                else:
+                    verdicts.append(f"what {name} computes is not finite, and it cannot be spared.")
         return verdicts
 
     @torch.no_grad()
@@ -330,8 +372,7 @@ class ChronovisorMixtralController(Fp32Module):
     @property
     def valley_weight(self) -> Tensor:
         """(L, N) how much an expert is an unhealthy valley: cold and bad, in [0, 1]; exactly 0 for all others."""
-        tau_LN = self.structural_T_local
-        cold_LN = -tau_LN / tau_LN.std(dim=-1, keepdim=True, unbiased=False).clamp(min=landscape.LEAST_CONTRAST)
+        cold_LN = -landscape.contrast(self.structural_T_local)
         weight_LN = (2 * (cold_LN - landscape.Z)).sigmoid() * (4 * (self.config.suspect_below - self.health)).sigmoid()
         unhealthy_LN = (cold_LN > landscape.Z) & (self.health < self.config.suspect_below)
         return torch.where(unhealthy_LN, weight_LN, 0.0)

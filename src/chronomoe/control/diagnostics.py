@@ -36,7 +36,7 @@ def landscape_of(controller: "ChronovisorMixtralController", layer: int | None) 
     variance = tau_N.var(unbiased=False).item()
     t_bar_N = tau_N.exp()
     return {
-        "label": "global" if layer is None else f"layer_{layer}",
+        "label": "global" if layer is None else f"layer_{_checked(controller, layer)}",
         "structural_T": t_bar_N.tolist(),
         "variance": t_bar_N.var(unbiased=False).item(),
         "log_variance": variance,
@@ -62,7 +62,7 @@ def valley_health_of(controller: "ChronovisorMixtralController", layer: int | No
             health[f"{index}.{expert}"] = controller.health[index, expert].item()
     unhealthy = [name for name, value in health.items() if value < controller.config.suspect_below]
     return {
-        "label": "all layers" if layer is None else f"layer_{layer}",
+        "label": "all layers" if layer is None else f"layer_{layers[0]}",
         "valleys": list(health),
         "valley_health": health,
         "healthy_valleys": [name for name in health if name not in unhealthy],
@@ -78,12 +78,14 @@ def _blocks(controller: "ChronovisorMixtralController", rate: float) -> tuple[Te
     whole = int(controller.ticks) // BLOCK
     kept = min(whole, BLOCKS - 1)  # one may be in the making
     index = [number % BLOCKS for number in range(whole - kept, whole)]
-    age = torch.arange(kept - 1, -1, -1, dtype=torch.float32)
-    return controller.fast_blocks[index], (1 - rate) ** (BLOCK * age) * (1 - (1 - rate) ** BLOCK)
+    # kappa scales the rate; a block remembers its mean scale.
+    kept_B = (1 - (rate * controller.block_rates[index]).clamp(max=1)) ** BLOCK
+    since_B = kept_B.flip(0).cumprod(0).flip(0) / kept_B.clamp(min=torch.finfo(kept_B.dtype).tiny)
+    return controller.fast_blocks[index], since_B * (1 - kept_B)
 
 
 def _checked(controller: "ChronovisorMixtralController", layer: int) -> int:
     layers = len(controller.health)
-    if not -layers <= layer < layers:
+    if type(layer) is not int or not -layers <= layer < layers:
         raise ConfigError(f"there is no MoE layer {layer}; there are {layers}.")
     return layer % layers

@@ -46,13 +46,17 @@ def equal_target(available_LN: Tensor) -> Tensor:
     return available_LN / available_LN.sum(dim=-1, keepdim=True)
 
 
-def non_finite_experts(experts: nn.Module, num_experts: int) -> list[int]:
-    """Experts of one layer with a weight that is not finite."""
-    bad = torch.zeros(num_experts, dtype=torch.bool)
-    for parameter in experts.parameters():
-        if parameter.dim() >= 2 and parameter.shape[0] == num_experts:
-            bad |= ~parameter.detach().flatten(1).isfinite().all(dim=-1).cpu()
-    return bad.nonzero().flatten().tolist()
+@torch.no_grad()
+def broken_experts(experts: nn.Module, num_experts: int, usual_D: Tensor) -> list[int]:
+    """Experts of one layer whose output is not finite for inputs about ``usual_D``, of unit size beside it."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((num_experts, 4, len(usual_D)), generator=generator).to(usual_D)
+    h_TD = (usual_D + noise).flatten(0, 1).to(next(experts.parameters()).dtype)
+    chosen_T1 = torch.arange(num_experts, device=usual_D.device).repeat_interleave(4).unsqueeze(-1)
+    # The sum is the stricter judge: a value near the largest number breaks whatever adds to it.
+    y_TD = experts(h_TD, chosen_T1, torch.ones_like(chosen_T1, dtype=torch.float32)).float()
+    finite_N = y_TD.square().view(num_experts, -1).sum(dim=-1).isfinite()
+    return (~finite_N).nonzero().flatten().tolist()
 
 
 @torch.no_grad()

@@ -16,12 +16,17 @@ _MAD = 1.4826  # median absolute deviation to standard deviation of a normal dis
 _DRAWS = 400
 
 
+def contrast(tau: Tensor) -> Tensor:
+    """Robust z-score of log temperatures over the last dimension; 0 for one that hardly differs from the median."""
+    gap = tau - tau.median(dim=-1, keepdim=True).values
+    scale = (_MAD * gap.abs().median(dim=-1, keepdim=True).values).clamp(min=1e-9)
+    return torch.where(gap.abs() > LEAST_CONTRAST, gap / scale, 0.0)
+
+
 def valleys_and_ridges(tau_N: Tensor) -> tuple[list[int], list[int]]:
-    """Cold and hot experts by a robust z-score of their log temperature; both empty for a flat field."""
-    gap_N = tau_N - tau_N.median()
-    scale = max(_MAD * gap_N.abs().median().item(), 1e-9)
-    far_N = (gap_N.abs() > Z * scale) & (gap_N.abs() > LEAST_CONTRAST)
-    return (far_N & (gap_N < 0)).nonzero().flatten().tolist(), (far_N & (gap_N > 0)).nonzero().flatten().tolist()
+    """Cold and hot experts by the contrast of their log temperature; both empty for a flat field."""
+    z_N = contrast(tau_N)
+    return (z_N < -Z).nonzero().flatten().tolist(), (z_N > Z).nonzero().flatten().tolist()
 
 
 def null_variance(blocks_BN: Tensor, weights_B: Tensor, quantile: float = 0.95) -> float:

@@ -9,9 +9,11 @@ Shape suffixes: L MoE layers, N experts.
 
 import math
 
+import torch
 from torch import Tensor
 
 from chronomoe.control.config import ControlConfig
+from chronomoe.control.pressure import project
 
 
 def centred(tau_LN: Tensor) -> Tensor:
@@ -45,5 +47,4 @@ def effective_temperature(
     """log T used for routing: fast and structural, mixed convexly, within the admissible ratio ``rho``."""
     structural_LN = (1 - config.global_weight) * local_LN + config.global_weight * global_N
     mixed_LN = config.fast_weight * fast_LN + (1 - config.fast_weight) * structural_LN
-    bound = 0.5 * math.log(rho)
-    return mixed_LN.clamp(-bound, bound)
+    return project(mixed_LN, torch.tensor(0.5 * math.log(rho), device=mixed_LN.device))

@@ -64,14 +64,15 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"cannot steer a {type(model).__name__}; give a model: {SUPPORTED}.")
+    for given, kind in ((config, SteeringConfig), (control, ControlConfig)):
+        if given is not None and not isinstance(given, kind):
+            raise ConfigError(f"attach() was given a {type(given).__name__} where a {kind.__name__} belongs.")
     if isinstance(getattr(model, "steering", None), Steering):
         raise ConfigError("this model is steered already; use model.steering.")
     if dispatch not in ("keep", "eager") and dispatch not in ALL_EXPERTS_FUNCTIONS:
         raise ConfigError(f"there is no dispatch {dispatch!r}; use sorted, grouped_mm, eager or keep.")
     base = getattr(model, "model", model)
-    layers = getattr(base, "layers", None)
-    routers = [] if layers is None else [(layer, _router_of(layer)) for layer in layers]
-    routers = [(layer, router) for layer, router in routers if router is not None]
+    routers = [(layer, router) for layer in _layers_of(base) if (router := _router_of(layer)) is not None]
     if not routers:
         found = sorted({type(m).__name__ for m in model.modules() if "Router" in type(m).__name__})
         seen = f"its routers are {', '.join(found)}" if found else "it has no MoE router"
@@ -83,7 +84,14 @@ def attach(
         )
     if first.top_k > first.num_experts:
         raise ConfigError(f"{first.top_k} experts per token asked of {first.num_experts} experts; lower the former.")
-    steering = Steering(len(routers), first.num_experts, first.top_k, first.hidden_dim, config or SteeringConfig())
+    steering = Steering(
+        len(routers),
+        first.num_experts,
+        first.top_k,
+        first.hidden_dim,
+        config or SteeringConfig(),
+        getattr(base, "routing_depths", 1),
+    )
     steering.to(first.weight.device)
     for index, (layer, router) in enumerate(routers):
         host = HOSTS[type(router).__name__]
@@ -106,6 +114,12 @@ def attach(
     local = [name for name, _ in model.named_buffers() if name.startswith(STATE_PREFIXES)]
     vars(model)["_ddp_params_and_buffers_to_ignore"] = local
     return controller
+
+
+def _layers_of(base: Any) -> list[Any]:
+    """The blocks of a plain decoder, or of the low and the high stack of a hierarchical one."""
+    stacks = [base] if hasattr(base, "layers") else [getattr(base, name, None) for name in ("L_module", "H_module")]
+    return [layer for stack in stacks if stack is not None for layer in stack.layers]
 
 
 def _router_of(layer: nn.Module) -> Any:
@@ -135,6 +149,7 @@ def _open_context(base: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, di
 
 def _hand_context_to_router(attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     attention._router.context = kwargs.pop("routing_context", None)
+    attention._router.slot = kwargs.get("cycle_offset", 0)
     return args, kwargs
 
 
@@ -153,17 +168,17 @@ def _add_router_losses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     )
     by_layer = steering.layer_losses(context, share)
     terms = {name: values.mean() for name, values in by_layer.items()}
-    if loss.requires_grad and not terms["z"].requires_grad and any(p.requires_grad for p in _router_weights(model)):
+    if loss.requires_grad and not terms and any(p.requires_grad for p in _router_weights(model)):
         raise ConfigError(
             "the router losses have no gradient: checkpoint activations with "
             'model.activation_checkpointing_enable({"use_reentrant": False}).'
         )
     steering.last_losses = {"lm": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
     output.loss = steering.config.loss.total(loss, terms)
-    if context.measured:
+    if steering.measuring:
         compare_gradients(steering, context, by_layer)
     if hasattr(output, "aux_loss"):
-        output.aux_loss = terms["balance"]
+        output.aux_loss = terms.get("balance")
     return output
 
 

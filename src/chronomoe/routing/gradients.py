@@ -1,7 +1,7 @@
 """How strongly each loss term pulls at the routers, next to the language model's own pull.
 
 A term far above a tenth of it runs the routers instead of the data. Measured on demand, on one forward, through the
-logits of each layer alone: cheap, since nothing is traversed beyond them.
+logits of each layer's last call alone: cheap, since nothing is traversed beyond them.
 
 Shape suffixes: L MoE layers, T tokens, N experts, D hidden size.
 """
@@ -21,14 +21,13 @@ def compare_gradients(steering: Steering, context: RoutingContext, by_layer: dic
     weights = steering.config.loss.weights
     squares = {name: torch.zeros(()) for name in by_layer}
     squares["lm"] = torch.zeros(())
-    layers = sorted(context.measured)
-    for index, layer in enumerate(layers):
-        z_TN, h_TD = context.measured[layer]
+    measured = [sums.measured for _, sums in sorted(context.sums.items()) if sums.measured is not None]
+    for index, (z_TN, h_TD) in enumerate(measured):
         own_ND = torch.zeros((z_TN.shape[1], h_TD.shape[1]), device=z_TN.device)
         for name, values_L in by_layer.items():
             if not values_L.requires_grad:
                 continue
-            term = weights[name] * values_L[index] / len(layers)
+            term = weights[name] * values_L[index] / len(measured)
             (grad_TN,) = torch.autograd.grad(term, z_TN, retain_graph=True, allow_unused=True)
             if grad_TN is not None:
                 grad_ND = grad_TN.T @ h_TD.float()

@@ -8,12 +8,15 @@ a batch into micro-batches changes neither value nor gradient. Each function ret
 Shape suffixes: L MoE layers, T tokens, N experts, D hidden size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from chronomoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
@@ -72,6 +75,12 @@ class ChronoMoELoss:
     lambda_z: float = 0.001
     """Weight of the router z-loss."""
 
+    def __post_init__(self) -> None:
+        for name, value in self.weights.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf:
+                raise ConfigError(f"lambda_{name} is {value!r}; it must be a finite number of at least 0.")
+
     @property
     def weights(self) -> dict[str, float]:
         """Weight by name of the term."""
@@ -96,6 +105,8 @@ class ChronoMoELoss:
         lm_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         context, steering.context = steering.context, None
         terms = {} if context is None else steering.losses(context)
+        if self.lambda_coherence > 0 and terms and "coherence" not in terms and bool(steering.direction.any()):
+            raise ConfigError("the forward knew of no coherence loss; put these weights into steering.config.loss.")
         total = self.total(lm_loss, terms)
         parts = {"lm": lm_loss, **terms, "total": total}
         return total, {f"{name}_loss": value.detach() for name, value in parts.items()}

@@ -30,31 +30,43 @@ SAMPLED = 8
 
 
 @dataclass(eq=False)
+class LayerSums:
+    """What one layer adds up in one forward, over the calls that carry a gradient (a recurrent model has several)."""
+
+    calls: int = 0
+    tokens: Any = 0.0
+    """Tokens that counted."""
+    probability: Any = 0.0
+    """sum_t softmax(z_t), (N,), with its gradient."""
+    squared_logsumexp: Any = 0.0
+    """sum_t logsumexp(z_t)^2, scalar, with its gradient."""
+    agreement: Any = 0.0
+    """sum_t sum_k p_tk cos(h_t, usual direction of k), scalar, with its gradient; see coherence_loss."""
+    assigned: Any = 0.0
+    """Assignments, (N,)."""
+    measured: tuple[Tensor, Tensor] | None = None
+    """Logits and inputs of the last call, kept when gradients are to be compared."""
+
+
+@dataclass(eq=False)
 class RoutingContext:
     """What one forward pass tells its routers, and what they tell the losses.
 
     It travels as a keyword argument down to each layer's attention, so a recomputed layer (activation checkpointing)
-    sees the context of its own forward, and ``seen`` keeps it from being counted twice.
+    sees the context of its own forward, and ``depths`` keeps it from being counted twice.
     """
 
+    num_tokens: Tensor | float
+    """Tokens of this forward that are not padding."""
     counted_T: Tensor | None = None
-    """bool: tokens that are not padding; None when all count."""
+    """bool: tokens that count; None when all do."""
     open_TN: Tensor | None = None
     """bool: where the ``gated`` experts may be used; None when nothing is gated."""
     gated: tuple[int, ...] = ()
-    seen: set[int] = field(default_factory=set)
-    probability_sums: dict[int, Tensor] = field(default_factory=dict)
-    """MoE layer -> sum_t softmax(z_t), (N,), with its gradient."""
-    squared_logsumexps: dict[int, Tensor] = field(default_factory=dict)
-    """MoE layer -> sum_t logsumexp(z_t)^2, scalar, with its gradient."""
-    agreement_sums: dict[int, Tensor] = field(default_factory=dict)
-    """MoE layer -> sum_t sum_k p_tk cos(h_t, usual direction of k), scalar, with its gradient; see coherence_loss."""
-    measured: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """MoE layer -> logits and inputs, kept when gradients are to be compared."""
-    loads: dict[int, Tensor] = field(default_factory=dict)
-    """MoE layer -> share of this forward's assignments, (N,)."""
-    num_tokens: Tensor | None = None
-    """Tokens that count in this forward, scalar."""
+    depths: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(MoE layer, slot of the call) -> which of the layer's calls it was."""
+    sums: dict[int, LayerSums] = field(default_factory=dict)
+    """By MoE layer."""
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -75,6 +87,8 @@ class SteeredRouter(nn.Module):
     keep_dtype: bool
     steering: "Steering"
     context: RoutingContext | None
+    slot: int
+    """Which call of this forward comes next: a recurrent model hands its cache slot along."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (T, N) in fp32, combine weights (T, K) and the chosen experts (T, K)."""
@@ -82,7 +96,7 @@ class SteeredRouter(nn.Module):
         context, self.context = self.context, None
         if context is None:  # called outside its model
             self.steering.look()
-            context = RoutingContext()
+            context = RoutingContext(num_tokens=hidden_states.numel() / self.hidden_dim)
         h_TD = hidden_states.reshape(-1, self.hidden_dim)
         with without_autocast(h_TD):
             z_TN = F.linear(h_TD.float(), self.weight.float())
@@ -177,28 +191,36 @@ class SteeredRouter(nn.Module):
         flips: Tensor | None,
     ) -> None:
         counted_T, steering = context.counted_T, self.steering
-        # Computed even when recomputing: checkpointing insists on the same saved tensors in the same order.
-        lse_T = z_TN.logsumexp(dim=-1)
-        probability_sum = (p_TN if counted_T is None else p_TN * counted_T.unsqueeze(-1)).sum(dim=0)
-        squared_logsumexp = (lse_T.square() if counted_T is None else lse_T.square() * counted_T).sum()
-        agreement_sum = None
-        if steering.coherent:
-            agreement_TN = direction_agreement(h_TD, steering.input_mean[self.layer], steering.direction[self.layer])
-            agreement_sum = (p_TN * (agreement_TN if counted_T is None else agreement_TN * counted_T[:, None])).sum()
-        if self.layer in context.seen:
+        carries_gradient = torch.is_grad_enabled()
+        if carries_gradient:
+            # Computed even when recomputing: checkpointing insists on the same saved tensors in the same order.
+            lse_T = z_TN.logsumexp(dim=-1)
+            probability_sum = (p_TN if counted_T is None else p_TN * counted_T.unsqueeze(-1)).sum(dim=0)
+            squared_logsumexp = (lse_T.square() if counted_T is None else lse_T.square() * counted_T).sum()
+            agreement_sum: Tensor | float = 0.0
+            if steering.coherent:
+                agreement_TN = direction_agreement(
+                    h_TD, steering.input_mean[self.layer], steering.direction[self.layer]
+                )
+                counting_TN = agreement_TN if counted_T is None else agreement_TN * counted_T.unsqueeze(-1)
+                agreement_sum = torch.dot(p_TN.flatten(), counting_TN.flatten())
+        call = (self.layer, self.slot)
+        if call in context.depths:
             return
-        context.seen.add(self.layer)
+        depth = context.depths[call] = sum(layer == self.layer for layer, _ in context.depths)
         assigned = self.steering.statistics.record(
-            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T, flips
+            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T, flips, depth
         )
-        if agreement_sum is not None:
-            context.agreement_sums[self.layer] = agreement_sum
-        if steering.measuring:
-            context.measured[self.layer] = z_TN, h_TD
-        context.probability_sums[self.layer] = probability_sum
-        context.squared_logsumexps[self.layer] = squared_logsumexp
-        context.loads[self.layer] = assigned / assigned.sum().clamp(min=1)
-        context.num_tokens = torch.tensor(float(len(h_TD))) if counted_T is None else counted_T.sum()
+        sums = context.sums.setdefault(self.layer, LayerSums())
+        sums.assigned = sums.assigned + assigned
+        if carries_gradient:
+            sums.calls += 1
+            sums.tokens = sums.tokens + (float(len(h_TD)) if counted_T is None else counted_T.sum())
+            sums.probability = sums.probability + probability_sum
+            sums.squared_logsumexp = sums.squared_logsumexp + squared_logsumexp
+            sums.agreement = sums.agreement + agreement_sum
+            if steering.measuring:
+                sums.measured = z_TN, h_TD
         if w_TK.requires_grad:
             self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, counted_T)
 
@@ -230,4 +252,6 @@ def steer_router(router: Any, steering: "Steering", layer: int, *, normalise: bo
     """Turn a host's router into a :class:`SteeredRouter` in place; its parameters and hooks stay the same objects."""
     router.__class__ = _steered_class(type(router))
     # Not a submodule: the model owns the one Steering, and every router only reads it.
-    vars(router).update(steering=steering, layer=layer, normalise=normalise, keep_dtype=keep_dtype, context=None)
+    vars(router).update(
+        steering=steering, layer=layer, normalise=normalise, keep_dtype=keep_dtype, context=None, slot=0
+    )

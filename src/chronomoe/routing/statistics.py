@@ -20,6 +20,8 @@ class RoutingWindow:
 
     assignments: Tensor
     """(L, N) how often each expert was used."""
+    depth_assignments: Tensor
+    """(L, depths, N) the same by which of the layer's calls in a forward it was; recurrent models have several."""
     probability: Tensor
     """(L, N) sum of softmax(z)."""
     weight: Tensor
@@ -124,10 +126,11 @@ class RoutingStatistics(nn.Module):
 
     sums: Tensor
 
-    def __init__(self, num_layers: int, num_experts: int, hidden_size: int) -> None:
+    def __init__(self, num_layers: int, num_experts: int, hidden_size: int, depths: int = 1) -> None:
         super().__init__()
         n, d = num_experts, hidden_size
         self.shapes = {
+            "depth_assignments": (depths, n),
             "coactivation_and_inputs": (n, n + d),
             "probability": (n,),
             "weight": (n,),
@@ -138,6 +141,7 @@ class RoutingStatistics(nn.Module):
         }
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
         self.gradient_start = sum(self.sizes[:-2])
+        self.depth_start = depths * n
         self.num_experts, self.hidden_size = num_experts, hidden_size
         self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes), dtype=torch.float32), persistent=False)
 
@@ -153,8 +157,9 @@ class RoutingStatistics(nn.Module):
         kept_TK: Tensor | None,
         counted_T: Tensor | None,
         flips: Tensor | None = None,
+        depth: int = 0,
     ) -> Tensor:
-        """Add one forward; returns its assignments (N,).
+        """Add one call of a layer, its ``depth``-th in this forward; returns its assignments (N,).
 
         ``kept_TK`` marks assignments within capacity, ``counted_T`` tokens that are not padding, ``flips`` is a count.
         """
@@ -186,7 +191,8 @@ class RoutingStatistics(nn.Module):
                 ]
             ),
         ]
-        self.sums[layer, : self.gradient_start] += torch.cat(parts)
+        self.sums[layer, self.depth_start : self.gradient_start] += torch.cat(parts)
+        self.sums[layer, depth * self.num_experts : (depth + 1) * self.num_experts] += assignments
         return assignments
 
     @torch.no_grad()

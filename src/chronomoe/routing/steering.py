@@ -34,7 +34,8 @@ class SteeringConfig:
     loss: ChronoMoELoss = field(default_factory=ChronoMoELoss)
     """Weights of the router losses."""
     balance_scope: Literal["forward", "step"] = "forward"
-    """Whose load the balance loss uses: that of the forward at hand, or of the last complete optimizer step."""
+    """Whose load the balance loss uses: this forward's, or (where a step is split and its size told) that of the last
+    complete optimizer step."""
 
     def __post_init__(self) -> None:
         if self.temperature_form not in ("deficit", "raw", "scalar"):
@@ -91,12 +92,14 @@ class Steering(Fp32Module):
     input_mean: Tensor
     valley_weight: Tensor
 
-    def __init__(self, num_layers: int, num_experts: int, top_k: int, hidden_size: int, config: SteeringConfig) -> None:
+    def __init__(
+        self, num_layers: int, num_experts: int, top_k: int, hidden_size: int, config: SteeringConfig, depths: int = 1
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_experts = num_experts
         self.top_k = top_k
-        self.statistics = RoutingStatistics(num_layers, num_experts, hidden_size)
+        self.statistics = RoutingStatistics(num_layers, num_experts, hidden_size, depths)
         shape = (num_layers, num_experts)
         for name in ("pressure", "goal_bias", "log_temperature"):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))  # whatever the default dtype is
@@ -162,7 +165,7 @@ class Steering(Fp32Module):
                 return
         if not all(bool(field.isfinite().all()) for field in fields[:-1]) or self.base_temperature <= 0:
             raise ConfigError(
-                "a steering field is not finite, or base_temperature is not above 0; steering.reset() helps."
+                "a steering field is not finite, or base_temperature is not above 0; controller.reset() helps."
             )
         fewest = int(self.available.sum(dim=-1).min())
         if fewest < self.top_k:
@@ -197,9 +200,10 @@ class Steering(Fp32Module):
     def new_context(self, attention_mask: Tensor | None, num_positions: int) -> RoutingContext:
         """The context of one forward over ``num_positions`` tokens; a (batch, sequence) mask marks padding with 0."""
         self.look()
-        context = RoutingContext()
+        context = RoutingContext(num_tokens=num_positions)
         if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.numel() == num_positions:
             context.counted_T = attention_mask.reshape(-1).bool()
+            context.num_tokens = context.counted_T.sum()
         if self._position_gate is not None:
             context.open_TN, context.gated = self._position_gate
         return context
@@ -214,41 +218,50 @@ class Steering(Fp32Module):
         ``share`` is the part of the step's tokens that this forward holds; by default counted from ``tokens_in_step``,
         or 1 when each forward is a step.
         """
-        if context.num_tokens is None:
+        found = {layer: sums for layer, sums in sorted(context.sums.items()) if sums.calls}
+        if not found:
             return {}
-        layers = sorted(context.seen)
-        probability_sum = torch.stack([context.probability_sums[layer] for layer in layers])
-        squared_logsumexp = torch.stack([context.squared_logsumexps[layer] for layer in layers])
-        if self.config.balance_scope == "step":
-            load = self.load[layers]
-        else:
-            load = torch.stack([context.loads[layer] for layer in layers])
-        tokens: Tensor | float = context.num_tokens.clamp(min=1)
+        layers = list(found)
+        tokens: Tensor | float = context.num_tokens
         if self.tokens_in_step is not None:
             tokens = self.tokens_in_step
         elif share is not None:
             tokens = tokens / share
+        tokens_L = torch.stack([torch.as_tensor(tokens, device=self.load.device) * s.calls for s in found.values()])
+        tokens_L = tokens_L.clamp(min=1)
+        if self.config.balance_scope == "step" and tokens is not context.num_tokens:
+            load = self.load[layers]
+        else:
+            assigned = torch.stack([sums.assigned for sums in found.values()])
+            load = assigned / assigned.sum(dim=-1, keepdim=True).clamp(min=1)
+        probability_sum = torch.stack([sums.probability for sums in found.values()])
         terms = {
-            "balance": balance_loss(load, probability_sum, tokens),
-            "z": z_loss(squared_logsumexp, tokens),
-            "valley": valley_loss(self.valley_weight[layers], probability_sum, tokens),
+            "balance": balance_loss(load, probability_sum, tokens_L),
+            "z": z_loss(torch.stack([sums.squared_logsumexp for sums in found.values()]), tokens_L),
+            "valley": valley_loss(self.valley_weight[layers], probability_sum, tokens_L),
         }
-        if context.agreement_sums:
-            agreement = torch.stack([context.agreement_sums[layer] for layer in layers])
-            terms["coherence"] = coherence_loss(agreement, context.num_tokens, tokens)
+        if self.coherent:
+            agreement = torch.stack([sums.agreement for sums in found.values()])
+            counted = torch.stack([torch.as_tensor(sums.tokens, device=agreement.device) for sums in found.values()])
+            terms["coherence"] = coherence_loss(agreement, counted, tokens_L)
         return terms
 
     # -- what a trainer asks -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def end_step(self) -> RoutingWindow:
-        """Close the window of one optimizer step: sum it over ranks, note the load, start anew."""
+    def end_step(self) -> RoutingWindow | None:
+        """Close the window of one optimizer step: sum it over ranks, note the load, start anew.
+
+        None, and nothing noted, when a layer saw no token or something that is not finite.
+        """
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(self.statistics.sums)
         window = self.statistics.window()
-        seen = window.tokens.unsqueeze(-1) > 0
-        self.load.copy_(torch.where(seen, window.load, self.load))
+        usable = bool(self.statistics.sums.isfinite().all() & (window.tokens > 0).all())
         self.discard_step()
+        if not usable:
+            return None
+        self.load.copy_(window.load)
         return window
 
     @torch.no_grad()

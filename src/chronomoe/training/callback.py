@@ -4,6 +4,7 @@ Trainer(model=model, args=args, train_dataset=data, callbacks=[ChronoMoECallback
 """
 
 import dataclasses
+import logging
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,9 +13,14 @@ from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.routing.attach import attach
 from chronomoe.routing.steering import SteeringConfig
 
+logger = logging.getLogger(__name__)
+
 
 class ChronoMoECallback(TrainerCallback):
     """Attaches steering to ``model`` if it has none, ticks its controller each step, and logs what it saw.
+
+    It runs the controller with kappa as ``controller.set_knob`` leaves it. Probes of unhealthy experts, the gate and
+    kappa's schedule need a training loop of their own: :class:`ChronoMoETrainer`.
 
     The Trainer tells a forward how many labels the whole step has, not how many tokens: router losses do not depend on
     how a step is split where every micro-batch has labels on the same share of its tokens, as packed text has.
@@ -30,8 +36,11 @@ class ChronoMoECallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """One step is done: tick."""
+        """One step's gradients are complete: tick; after one that is not finite, mask the experts that broke it."""
         window = self.controller.tick()
+        if window is None and self.controller.config.health:
+            for verdict in self.controller.mask_broken():
+                logger.warning(verdict)
         if window is not None:
             balance = {"lb_loss": window.balance.mean().item()}
             self._latest = {**balance, "R": self.controller.coherence_history[-1], **window.summary()}

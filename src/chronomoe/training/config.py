@@ -1,8 +1,8 @@
 """TrainingConfig: everything a run can be told. Imports nothing heavy, so the command line can show it at once."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
 
 from chronomoe.control.config import ABLATIONS, Ablation
 from chronomoe.errors import ConfigError
@@ -55,7 +55,7 @@ class TrainingConfig:
     save_chronovisor_state: bool = True
     """Keep the control layer's state in checkpoints."""
     control: Ablation | None = None
-    """Which mechanisms of the control layer run; as the model says (full) when not given."""
+    """Run one experimental arm of the control layer; as the model and these settings say when not given."""
 
     max_steps: int | None = None
     """Steps to train; overrides max_epochs."""
@@ -133,6 +133,15 @@ class TrainingConfig:
     def warmup_steps(self, total_steps: int) -> int:
         """Steps of learning-rate warm-up in a run of ``total_steps``."""
         return min(1000, total_steps // 20) if self.lr_warmup_steps is None else self.lr_warmup_steps
+
+    def ablated(self) -> Self:
+        """These settings as the arm ``control`` wants them: only ``full`` has all losses, gate and kappa, only ``aux``
+        and ``full`` the balance loss."""
+        if self.control in (None, "full"):
+            return self
+        off: dict[str, Any] = {"lambda_coherence": 0.0, "lambda_valley": 0.0, "use_coherence_gating": False}
+        off |= {"initial_kappa": 0.0, "final_kappa": 0.0, "kappa_schedule": "linear"}
+        return replace(self, **off if self.control == "aux" else {**off, "lambda_balance": 0.0})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingConfig":

@@ -23,9 +23,14 @@ class CoherenceGatedOptimizer(torch.optim.Optimizer):
     so schedulers and accelerate work on it. Set ``coherence`` before each step; it is 1 until then, an open gate.
     """
 
+    _step_supports_amp_scaling = False
+    """A GradScaler must unscale and judge the gradients itself: what it would hand a fused step does not get there."""
+
     def __init__(
         self, optimizer: torch.optim.Optimizer, min_coherence: float = 0.2, gating_strength: float = 0.5
     ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigError(f"cannot gate a {type(optimizer).__name__}; give an optimizer.")
         # The base class' constructor would make groups and state of its own.
         for name, value in (("min_coherence", min_coherence), ("gating_strength", gating_strength)):
             if not 0 <= value <= 1:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
-from chronomoe.errors import CheckpointError
+from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.knob import checked_kappa
 from chronomoe.storage import write_json
 from chronomoe.training.checkpoint import load_strict, read_tensors, save_tensors
 
@@ -67,8 +69,9 @@ class ChronovisorCheckpoint:
             control=asdict(controller.config),
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write both files into an existing folder."""
+        folder = Path(folder)
         tensors = {"structural_T_global": self.structural_T_global, **self.rest}
         for layer, fields in self.lens_states.items():
             tensors |= {f"lens_states.{layer}.{name}": tensor for name, tensor in fields.items()}
@@ -84,8 +87,9 @@ class ChronovisorCheckpoint:
         write_json(folder / REST, content)
 
     @classmethod
-    def load(cls, folder: Path) -> "ChronovisorCheckpoint":
+    def load(cls, folder: Path | str) -> "ChronovisorCheckpoint":
         """Read both files; :class:`CheckpointError` when one is missing, damaged or of another version."""
+        folder = Path(folder)
         tensors = read_tensors(folder / TENSORS)
         try:
             content = json.loads((folder / REST).read_text(encoding="utf-8"))
@@ -103,18 +107,29 @@ class ChronovisorCheckpoint:
             raise CheckpointError(f"{folder / TENSORS} has no structural_T_global; use another checkpoint.")
         lens: dict[int, dict[str, Tensor]] = {}
         rest = {}
-        for name, tensor in tensors.items():
-            if name.startswith("lens_states."):
-                _, layer, field = name.split(".", 2)
-                lens.setdefault(int(layer), {})[field] = tensor
-            elif name != "structural_T_global":
-                rest[name] = tensor
+        try:
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{name} is not finite")
+                if name.startswith("lens_states."):
+                    _, layer, field = name.split(".", 2)
+                    lens.setdefault(int(layer), {})[field] = tensor
+                elif name != "structural_T_global":
+                    rest[name] = tensor
+            ControlConfig(**content["control"])
+            content["kappa"] = checked_kappa(content["kappa"])
+            content["coherence_history"] = [float(r) for r in content["coherence_history"]]
+            content["meta_knob_history"] = [
+                (checked_kappa(kappa), str(intent)) for kappa, intent in content["meta_knob_history"]
+            ]
+        except (TypeError, ValueError, ConfigError) as error:
+            raise CheckpointError(f"{folder / REST} or its tensors are damaged ({error}); use another one.") from error
         return cls(
             structural_T_global=tensors["structural_T_global"],
             lens_states=dict(sorted(lens.items())),
             rest=rest,
             coherence_history=content["coherence_history"],
-            meta_knob_history=[(kappa, intent) for kappa, intent in content["meta_knob_history"]],
+            meta_knob_history=content["meta_knob_history"],
             kappa=content["kappa"],
             intent=content["intent"],
             control=content["control"],
@@ -151,6 +166,7 @@ class ChronovisorCheckpoint:
 _GLOBAL = (
     "structural_T_global",
     "fast_blocks",
+    "block_rates",
     "ticks",
     "last_probe",
     "steering.base_temperature",

@@ -1,6 +1,7 @@
 """What a run tells: one live line on a terminal, plain lines elsewhere, and metrics.jsonl for everything."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ class Reporter:
         if self.active:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with disk_full_explained(self.log_file), self.log_file.open("a+b") as file:
-                line = json.dumps(entry, ensure_ascii=False) + "\n"
+                line = json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False) + "\n"
                 file.write((line if _ends_whole(file) else "\n" + line).encode())
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
@@ -92,8 +93,8 @@ class Reporter:
             headline.append(f"κ: {metrics['kappa']:.2f} ({metrics['intent']})")
             headline += [f"R: {metrics['R']:.2f}", f"Gate: {metrics['gate']:.2f}"]
         detail = [f"lr={metrics['lr']:.2e}"]
-        if "lb_loss" in metrics:
-            detail += [f"balance={metrics['lb_loss']:.3f}", f"MaxVio={metrics['max_violation']:.2f}"]
+        if "max_violation" in metrics:
+            detail += [f"balance={metrics.get('lb_loss', float('nan')):.3f}", f"MaxVio={metrics['max_violation']:.2f}"]
             detail.append(f"dead={metrics['dead_experts']}")
         if "tokens_per_second" in metrics:
             detail.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
@@ -118,6 +119,15 @@ class Reporter:
         """A text sampled from the model."""
         self.record({"event": "sample", "step": step, "text": text})
         self.line(f"Step {step} | Sample: {text!r}")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ends_whole(file: IO[bytes]) -> bool:

@@ -42,6 +42,7 @@ def controller_for(model: Any, config: TrainingConfig) -> ChronovisorMixtralCont
     steering.config = dataclasses.replace(steering.config, loss=loss, balance_scope="step")
     if config.control is not None:
         controller.config = controller.config.ablate(config.control)
+        controller.release()
     return controller
 
 
@@ -70,6 +71,9 @@ class RunControl:
         )
         self.loss_fast = self.loss_slow = 0.0
         self.gate = 1.0
+        self.state: KnobState | None = None
+        """What an agent sees, after the first step of an adaptive schedule."""
+        self._complaint = ""
 
     @property
     def active(self) -> bool:
@@ -83,6 +87,12 @@ class RunControl:
                 f"kappa stays at {self.knob.initial_kappa}: its warm-up of {self.knob.warmup_steps} steps is as long "
                 "as the run; set kappa_warmup_steps lower to let it move."
             )
+        if self.active and self.controller is not None:
+            steering = self.controller.steering
+            if steering.top_k == steering.num_experts:
+                self.show("every token uses every expert: there is no routing to control.")
+            if self.controller.config.health and self.config.batch_size == 1:
+                self.show("health probes compare sequences of one batch; with batch_size 1 they can settle nothing.")
 
     def after_backward(
         self, batches: Sequence[Mapping[str, Any]], lm_loss: float, *, finite: bool
@@ -94,38 +104,38 @@ class RunControl:
         controller = self.controller
         if controller is None:
             return None
-        if finite:
-            first = self.loss_slow == 0.0
-            self.loss_fast = lm_loss if first else self.loss_fast + _FAST * (lm_loss - self.loss_fast)
-            self.loss_slow = lm_loss if first else self.loss_slow + _SLOW * (lm_loss - self.loss_slow)
-        # Only an agent needs the state, and making it asks the device for several numbers.
-        decision = self.knob.step(self.knob_state() if self.config.kappa_schedule == "adaptive" else None)
         if not finite:
+            self.knob.step()
             controller.tick(finite=False)
             if self.active and controller.config.health:
                 self._say(controller.mask_broken())
             return None
+        first = self.loss_slow == 0.0
+        self.loss_fast = lm_loss if first else self.loss_fast + _FAST * (lm_loss - self.loss_fast)
+        self.loss_slow = lm_loss if first else self.loss_slow + _SLOW * (lm_loss - self.loss_slow)
+        decision = self.knob.step(self.state)
+        if self.knob.complaint != self._complaint:
+            self._complaint = self.knob.complaint
+            if self._complaint:
+                self.show(f"  The knob's agent failed, kappa stays: {self._complaint}")
         if self.active:
             controller.set_knob(decision.kappa, decision.intent)
         window = controller.tick()
+        if window is not None and self.config.kappa_schedule == "adaptive":
+            self.state = self._state(controller, window)
         if self.optimizer is not None and window is not None:
             self.optimizer.coherence = controller.coherence_history[-1]
             self.gate = self.optimizer.gate
-        if controller.suspects():
-            part = language_model_loss(self.model, batches[-1], controller.config.probe_sequences)
-            self._say(controller.judge(part))
+        part = language_model_loss(self.model, batches[-1], controller.config.probe_sequences)
+        self._say(controller.judge(part))
         return window
 
     def _say(self, verdicts: list[str]) -> None:
         for verdict in verdicts:
             self.show(f"  Health: {verdict}")
 
-    def knob_state(self) -> KnobState | None:
-        """What an agent sees; None before the first step."""
-        controller = self.controller
-        if controller is None or controller.window is None:
-            return None
-        summary = controller.window.summary()
+    def _state(self, controller: ChronovisorMixtralController, window: RoutingWindow) -> KnobState:
+        summary = window.summary()
         return KnobState(
             step=self.knob.current,
             loss=self.loss_fast,
@@ -133,7 +143,7 @@ class RunControl:
             coherence_R=controller.coherence_history[-1],
             load_entropy=summary["load_entropy"],
             router_entropy=summary["router_entropy"],
-            dead_experts=int(summary["dead_experts"]),
+            dead_experts=int(summary["dead_experts"]) - int(controller.masked.sum()),  # masked ones are meant to be
             kappa=controller.meta_knob.kappa,
         )
 
@@ -171,13 +181,18 @@ class RunControl:
 
     def state_dict(self) -> dict[str, Any]:
         """What the controller does not hold, JSON-ready."""
-        return {"knob": self.knob.state_dict(), "loss_fast": self.loss_fast, "loss_slow": self.loss_slow}
+        state = None if self.state is None else dataclasses.asdict(self.state)
+        knob = {"knob": self.knob.state_dict(), "knob_state": state}
+        return {**knob, "loss_fast": self.loss_fast, "loss_slow": self.loss_slow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.knob.load_state_dict(state["knob"])
         self.loss_fast, self.loss_slow = state["loss_fast"], state["loss_slow"]
-        if self.controller is not None and self.controller.coherence_history:
+        self.state = None if state["knob_state"] is None else KnobState(**state["knob_state"])
+        if self.controller is not None:
+            self.controller.release()  # what the checkpoint's settings had on may be off now
+        if self.optimizer is not None and self.controller is not None and self.controller.coherence_history:
             coherence = self.controller.coherence_history[-1]
             self.gate = gate_value(coherence, self.config.min_coherence, self.config.gating_strength)
 

@@ -143,7 +143,10 @@ class RunFiles:
         if (controller := self.control.controller) is not None:
             controller.reset()
             if saved["config"]["save_chronovisor_state"]:
-                ChronovisorCheckpoint.load(path).restore_to_controller(controller, path)
+                geology = ChronovisorCheckpoint.load(path)
+                geology.restore_to_controller(controller, path)
+                if geology.control != dataclasses.asdict(controller.config):
+                    self.control.show("  The control layer's settings differ from the checkpoint's; today's apply.")
         self.control.load_state_dict(saved["control"])
         moments = checkpoint.read_tensors(path / "optimizer.safetensors")
         checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])

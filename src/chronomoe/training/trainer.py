@@ -70,7 +70,7 @@ class ChronoMoETrainer:
         knob_agent: Agent | None = None,
     ) -> None:
         keep_freed_memory()
-        self.config = config
+        self.config = config = config.ablated()
         precision = "bf16" if self._precision(config) == "bf16" else "no"
         if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
             AcceleratorState._reset_state()  # left by an earlier trainer of this process, of another precision
@@ -125,7 +125,7 @@ class ChronoMoETrainer:
         self._pending_rng: Rng | None = None
         self._saved_step = 0  # nothing worth keeping before the first step
         self.window: RoutingWindow | None = None
-        """What the routers observed in the latest step."""
+        """What the routers observed in the latest step that was not skipped."""
 
     @staticmethod
     def _precision(config: TrainingConfig) -> str:
@@ -144,6 +144,14 @@ class ChronoMoETrainer:
         """
         self.files.refuse_foreign(self.state)
         self.model.train()
+        try:
+            return self._train()
+        finally:
+            if self.steering is not None:
+                # Whoever trains the model next may not split its steps.
+                self.steering.tokens_in_step = None
+
+    def _train(self) -> dict[str, Any]:
         evaluation: dict[str, float] = {}
         with SafeStop() as stop, self.report.live():
             self.report.start(self.state.step)
@@ -210,7 +218,7 @@ class ChronoMoETrainer:
             torch.stack([routed_tokens(batch) for batch in batches]).sum(),
         ]).to(accelerator.device)  # fmt: skip
         predicted, routed = accelerator.reduce(counts, "sum")
-        due = (state.step + 1) % self.config.log_every_n_steps == 0
+        due = (state.step + 1) % self.config.log_every_n_steps == 0 or state.step + 1 == self.total_steps
         if self.steering is not None:
             self.steering.tokens_in_step = routed
         terms: list[dict[str, torch.Tensor]] = []
@@ -230,9 +238,13 @@ class ChronoMoETrainer:
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm)
         self.report.grad_norm = float(norm)
         losses = self._sum_of(terms)
-        finite = all(map(math.isfinite, [float(norm), *losses.values()]))
-        self.window = self.control.after_backward(batches, losses.get("lm_loss", losses["loss"]), finite=finite)
-        self._update(finite=finite)
+        why = "" if all(map(math.isfinite, [float(norm), *losses.values()])) else "its loss or gradient is not finite"
+        if not int(predicted):
+            why = "its batches have no token to predict"
+        finite = not why
+        window = self.control.after_backward(batches, losses.get("lm_loss", losses["loss"]), finite=finite)
+        self.window = window or self.window
+        self._update(why)
         if finite:
             self._note(losses)
 
@@ -240,15 +252,15 @@ class ChronoMoETrainer:
         seen = {} if self.steering is None else self.steering.last_losses
         return {_TERM_NAMES[name]: value for name, value in seen.items()}
 
-    def _update(self, *, finite: bool) -> None:
+    def _update(self, why_not: str) -> None:
         state = self.state
-        if finite:
+        if not why_not:
             self.optimizer.step()
             state.skipped_in_a_row = 0
         else:
             state.skipped += 1
             state.skipped_in_a_row += 1
-            self.report.line(f"Step {state.step + 1} | skipped: its loss or gradient is not finite")
+            self.report.line(f"Step {state.step + 1} | skipped: {why_not}")
         with warnings.catch_warnings():
             # torch suspects a mistake when the very first optimizer step was skipped.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
@@ -257,8 +269,9 @@ class ChronoMoETrainer:
         state.step += 1
         if state.skipped_in_a_row >= self.config.max_nonfinite_steps:
             raise TrainingError(
-                f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {state.step}). "
-                "Usual suspects: learning rate too high, bf16 where fp32 is needed, z-loss off, too small a batch. "
+                f"{state.skipped_in_a_row} steps in a row were skipped (last: step {state.step}, {why_not}). "
+                "Usual suspects: learning rate too high, bf16 where fp32 is needed, z-loss off, too small a batch; "
+                "for a MoE keep --auto-adjust-lr on or use fewer experts per token. "
                 + (
                     f"The last good checkpoint is {latest}."
                     if (latest := self.files.latest())

@@ -16,6 +16,7 @@ from chronomoe.control.coherence import (
     phase_locking_value,
     update_direction,
 )
+from tests.chronomoe.draws import many
 
 
 def run(directions, memory=0.98):
@@ -26,6 +27,7 @@ def run(directions, memory=0.98):
     return direction, forgotten
 
 
+@many
 @given(st.integers(2, 40), st.integers(0, 1000))
 def test_one_direction_is_coherent_from_the_second_step_whatever_its_length(steps, seed):
     generator = torch.Generator().manual_seed(seed)

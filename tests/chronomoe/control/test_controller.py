@@ -7,12 +7,15 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 import chronomoe
 from chronomoe import ChronovisorMixtralForCausalLM, ControlConfig, MixtralConfig
 from chronomoe.control.config import ABLATIONS
+from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError
 from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import build_host
@@ -51,6 +54,77 @@ def train(model, steps=50, after=None, data=batches):
 
 def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+class LossFreeRouter(MixtralTopKRouter):
+    """Wang et al. 2024, algorithm 1, as its authors write it: the bias chooses, the gate does not know it."""
+
+    def forward(self, hidden_states):
+        h = hidden_states.reshape(-1, self.hidden_dim)
+        logits = torch.nn.functional.linear(h.float(), self.weight.float())
+        chosen = (logits + self.bias).topk(self.top_k, dim=-1).indices
+        self.counts = torch.bincount(chosen.flatten(), minlength=self.num_experts).float()
+        weights = logits.softmax(dim=-1).gather(-1, chosen)
+        return logits, weights / weights.sum(dim=-1, keepdim=True), chosen
+
+
+def plain_twin(steered):
+    """transformers' own model with the same weights and dispatch, and nothing of ours."""
+    config = transformers.MixtralConfig(
+        **{
+            name: value
+            for name, value in steered.config.to_dict().items()
+            if name in transformers.MixtralConfig().to_dict()
+        }
+    )
+    plain = transformers.MixtralForCausalLM(config)
+    plain.load_state_dict(steered.state_dict(), strict=False)
+    plain.set_experts_implementation("sorted")
+    return plain.train()
+
+
+def train_plain(model, after=lambda: None):
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    for x in batches(50):
+        loss = model(input_ids=x, labels=x).loss
+        loss.backward()
+        after()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+NO_LOSS = ChronoMoELoss(lambda_balance=0, lambda_coherence=0, lambda_valley=0, lambda_z=0)
+
+
+def test_all_gains_zero_is_transformers_own_model_bit_for_bit():
+    zero = ControlConfig(
+        gamma=0, gamma_p=0, gamma_early=0, gamma_alarm=0, beta_usage=0, beta_recovery=0, beta_specialist=0,
+        initial_noise=0, health=False,
+    )  # fmt: skip
+    steered = build(zero)
+    steered.steering.config = dataclasses.replace(steered.steering.config, loss=NO_LOSS)
+    plain = plain_twin(steered)
+    assert train(steered) == train_plain(plain)
+    assert all(torch.equal(p, steered.get_parameter(name)) for name, p in plain.named_parameters())
+
+
+def test_the_sign_rule_is_loss_free_balancing_of_transformers_own_model_bit_for_bit():
+    steered = build(ControlConfig(sign_step=0.01, centred=False).ablate("loss_free"))
+    steered.steering.config = dataclasses.replace(steered.steering.config, loss=NO_LOSS)
+    plain = plain_twin(steered)
+    routers = [layer.mlp.gate for layer in plain.model.layers]
+    for router in routers:
+        router.__class__, router.bias = LossFreeRouter, torch.zeros(6)
+
+    def update():
+        for router in routers:
+            router.bias = router.bias + 0.01 * torch.sign(router.counts.mean() - router.counts)
+
+    assert train(steered) == train_plain(plain, update)
+    assert torch.equal(steered.controller.live_pressure, torch.stack([router.bias for router in routers]))
+    assert steered.controller.live_pressure.abs().max() > 0.02
 
 
 def test_all_gains_zero_is_the_plain_router_bit_for_bit():
@@ -194,6 +268,89 @@ def test_kappa_scales_temperature_noise_and_gain():
     assert controller.meta_knob.kappa == -0.5
 
 
+def ticked(kappa=0.0, control=None, n=3):
+    """A controller that has seen the same few windows under that kappa."""
+    source, windows = build(), []
+    train(source, n, windows.append)
+    controller = build(control).controller
+    controller.set_knob(kappa)
+    for window in windows:
+        controller.steering.end_step = lambda window=window: window
+        controller.tick()
+    return controller
+
+
+def test_kappa_scales_the_gain_of_the_pressure_and_the_rates():
+    calm, eager = ticked(-1.0, n=1), ticked(1.0, n=1)
+    ratio = eager.live_pressure / calm.live_pressure
+    torch.testing.assert_close(ratio, torch.full_like(ratio, math.e), rtol=1e-3, atol=0)
+    ratio = eager.structural_T_local / calm.structural_T_local
+    torch.testing.assert_close(ratio, torch.full_like(ratio, math.exp(1.4)), rtol=1e-3, atol=0)
+    sign = [ticked(kappa, ControlConfig().ablate("loss_free"), 1).live_pressure.abs().max() for kappa in (-1.0, 1.0)]
+    assert (sign[1] / sign[0]).item() == pytest.approx(math.e, rel=1e-4)
+
+
+def test_a_health_target_gives_a_healthier_expert_more():
+    controller = build(ControlConfig().ablate("pi_health")).controller
+    source, windows = build(), []
+    train(source, 1, windows.append)
+    even = dataclasses.replace(windows[0], assignments=torch.full_like(windows[0].assignments, 10.0))
+    controller.health[:, 1], controller.health[:, 2] = 0.9, -0.9
+    controller.steering.end_step = lambda: even
+    controller.tick()
+    assert torch.all(controller.live_pressure[:, 1] > controller.live_pressure[:, 0])
+    assert torch.all(controller.live_pressure[:, 2] < controller.live_pressure[:, 0])
+
+
+def test_the_deployed_pressure_is_the_average_its_rate_says():
+    source, windows = build(), []
+    train(source, 14, windows.append)
+    controller, average = build().controller, torch.zeros(2, 6)
+    for step, window in enumerate(windows, 1):
+        controller.steering.end_step = lambda window=window: window
+        controller.tick()
+        average += max(0.1, 1 / step) * (controller.live_pressure - average)
+    torch.testing.assert_close(controller.mean_pressure, average)
+
+
+def test_numbers_that_are_not_finite_do_not_get_in():
+    model = build()
+    train(model, 5)
+    controller, x = model.controller, batches(1)[0]
+    before = {name: value.clone() for name, value in controller.state_dict().items()}
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[0] = math.nan
+    model(input_ids=x, labels=x).loss.backward()
+    assert controller.tick() is None, "without being told that the step was not finite"
+    assert all(torch.equal(value, controller.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_mechanism_switched_off_leaves_nothing_behind():
+    model = build()
+    model.controller.set_knob(1.0)
+    train(model, 10)
+    model.controller._mask(0, 3, masked=True)
+    model.controller.config = model.controller.config.ablate("none")
+    model.controller.release()
+    model.steering.look()
+    assert model.steering.neutral
+    assert model.steering.all_available
+    assert not model.steering.exploring
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (4, 4)])
+def test_where_every_token_uses_every_expert_routing_is_coherent(experts, top_k):
+    model = build(num_experts=experts, num_experts_per_token=top_k)
+    train(model, 3)
+    assert pytest.approx(1) == model.controller.R
+
+
+def test_one_steering_has_one_controller():
+    model = build()
+    with pytest.raises(ConfigError, match="has a controller already"):
+        ChronovisorMixtralController(model.steering)
+
+
 def test_deployment_uses_the_averaged_pressure_and_puts_the_live_one_back():
     model = build()
     controller = model.controller
@@ -246,7 +403,8 @@ def test_ablations_are_configurations():
 @pytest.mark.parametrize(
     "settings",
     [{"pressure": "hard"}, {"gamma": -1}, {"gamma": math.nan}, {"leak": 2}, {"coherence_memory": 1.0}, {"bound": 0},
-     {"probe_every": 0}, {"health_scale": 0}],
+     {"probe_every": 0}, {"health_scale": 0}, {"bound": math.inf}, {"gamma": "0.1"}, {"temperature": "false"},
+     {"probe_sequences": 2.5}],
 )  # fmt: skip
 def test_bad_settings_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):

@@ -112,6 +112,51 @@ def test_the_last_experts_are_never_masked():
     assert model.controller.suspects() == []
 
 
+def test_an_expert_whose_output_overflows_is_named_though_its_weights_are_finite():
+    model = build()
+    train(model, 5)
+    with torch.no_grad():
+        model.model.layers[0].mlp.experts.gate_up_proj[2] *= 1e12
+        model.model.layers[0].mlp.experts.down_proj[2] *= 1e20
+    x = batches(1)[0]
+    assert not model(input_ids=x, labels=x).loss.isfinite()
+    assert model.controller.mask_broken() == ["expert 2 of layer 0 is masked: what it computes is not finite."]
+    assert model(input_ids=x, labels=x).loss.isfinite()
+
+
+def test_a_broken_expert_that_cannot_be_spared_is_still_named():
+    model = build(num_experts=2, num_experts_per_token=2)
+    with torch.no_grad():
+        model.model.layers[0].mlp.experts.down_proj[1] = math.inf
+    (sentence,) = model.controller.mask_broken()
+    assert "expert 1 of layer 0" in sentence
+    assert "cannot be spared" in sentence
+
+
+def test_an_expert_closed_by_hand_is_not_opened_by_health():
+    model = build()
+    train(model, 30)
+    model.steering.available[0, 2] = False
+    model.controller.health[0, 2] = -0.9
+    assert (0, 2) not in model.controller.suspects()
+
+
+def test_a_verdict_needs_the_margin_and_twice_its_standard_error(model):
+    controller = model.controller
+    controller.health[0, 3] = -0.9
+    noise = torch.tensor([1.0, -1.0] * 8)
+
+    def loss(gain):
+        return lambda: torch.zeros(16) if model.steering.available[0, 3] else noise * 0.1 - gain
+
+    assert controller.judge(loss(0.04)) == [], "the mean gain is below two standard errors, 0.05"
+    controller.ticks += 100
+    noise.zero_()
+    assert controller.judge(loss(0.0019)) == [], "below the margin"
+    controller.ticks += 100
+    assert "is masked" in controller.judge(loss(0.0021))[0]
+
+
 def test_an_expert_with_weights_that_are_not_finite_is_named_and_masked():
     model = build()
     train(model, 5)
@@ -120,6 +165,6 @@ def test_an_expert_with_weights_that_are_not_finite_is_named_and_masked():
     x = batches(1)[0]
     assert not model(input_ids=x, labels=x).loss.isfinite()
     model.controller.tick(finite=False)
-    assert model.controller.mask_broken() == ["expert 4 of layer 1 is masked: its weights are not finite."]
+    assert model.controller.mask_broken() == ["expert 4 of layer 1 is masked: what it computes is not finite."]
     assert model(input_ids=x, labels=x).loss.isfinite()
     assert model.controller.mask_broken() == []

@@ -3,10 +3,14 @@
 import statistics
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from chronomoe.control.pressure import alarm, load_error, pi_update, project, sign_update
+from chronomoe.control.config import ControlConfig
+from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.control.pressure import pi_update, project
+from chronomoe.routing.steering import Steering, SteeringConfig
+from tests.chronomoe.draws import many
 
 
 @st.composite
@@ -18,7 +22,7 @@ def rows(draw):
     return b, bound
 
 
-@settings(max_examples=200)
+@many
 @given(rows())
 def test_the_projection_is_feasible_and_nearest(draw):
     b, bound = draw
@@ -37,6 +41,7 @@ def test_the_projection_is_feasible_and_nearest(draw):
             torch.testing.assert_close(got_row, (b_row - shift).clamp(-limit, limit), atol=1e-4, rtol=1e-3)
 
 
+@many
 @given(rows())
 def test_projecting_twice_changes_nothing_and_order_is_kept(draw):
     b, bound = draw
@@ -46,6 +51,7 @@ def test_projecting_twice_changes_nothing_and_order_is_kept(draw):
     assert torch.all(once.gather(-1, order).diff(dim=-1) >= -1e-6)
 
 
+@many
 @given(rows(), st.randoms())
 def test_the_projection_knows_no_numbering(draw, random):
     b, bound = draw
@@ -80,54 +86,37 @@ class Plant:
     def shift(self):
         self.offsets = self.offsets + torch.randn(8, generator=self.generator) * 0.5
 
-    def load(self, b):
-        z = torch.randn(1024, 8, generator=self.generator) + self.offsets + b
-        return torch.bincount(z.topk(2).indices.flatten(), minlength=8).float()[None] / 2048
+    def logits(self):
+        return torch.randn(1024, 8, generator=self.generator) + self.offsets
 
 
-def steps_to_settle(rule, seed, shift_at=300, length=420):
-    plant, recent, b = Plant(seed), [], torch.zeros(1, 8)
+def steps_to_settle(control, seed, shift_at=300, length=420):
+    """Ticks of a real controller until the load has settled after a shift; None if it does not."""
+    controller = ChronovisorMixtralController(Steering(1, 8, 2, 4, SteeringConfig()), control)
+    steering, plant, recent = controller.steering, Plant(seed), []
     for step in range(length):
         if step == shift_at:
             plant.shift()
             recent = []
-        load = plant.load(b[0])
-        recent = [*recent[-9:], load]
-        violation = (torch.stack(recent).mean(0).max() * 8 - 1).item()
-        if step >= shift_at and violation < 0.15:
+        z = plant.logits()
+        p = z.softmax(dim=-1)
+        chosen = (steering.scores(0, z)).topk(2).indices
+        steering.statistics.record(0, torch.zeros(len(z), 4), z, p, chosen, p.gather(1, chosen), None, None)
+        window = controller.tick()
+        recent = [*recent[-9:], window.load[0]]
+        if step >= shift_at and (torch.stack(recent).mean(0).max() * 8 - 1).item() < 0.15:
             return step - shift_at + 1
-        b = rule(b, load)
     return None
 
 
-def pi_rule():
-    from chronomoe.control.config import ControlConfig
-
-    config, even = ControlConfig(), torch.full((1, 8), 0.125)
-    state = {"integral": torch.zeros(1, 8), "smooth": even, "slow": even}
-    one = torch.ones(1, 1)
-
-    def rule(b, load):
-        target = torch.full((1, 8), 0.125)
-        state["smooth"] = state["smooth"] + config.load_smoothing * (load - state["smooth"])
-        state["slow"] = state["slow"] + 0.2 * (load - state["slow"])
-        high = alarm(load_error(state["slow"], target), config.alarm)
-        gamma = config.gamma + (config.gamma_alarm - config.gamma) * high
-        state["integral"], b = pi_update(
-            state["integral"], load_error(load, target), load_error(state["smooth"], target),
-            gamma * one, config.gamma_p * one, config.bound * one,
-        )  # fmt: skip
-        return b
-
-    return rule
-
-
 def test_pi_settles_within_15_steps_of_a_shift_the_sign_rule_within_90_and_no_control_never():
-    target = torch.full((1, 8), 0.125)
-
-    def sign(b, load):
-        return sign_update(b, load_error(load, target), 0.01)
-
-    assert statistics.median(steps_to_settle(pi_rule(), seed) for seed in range(6)) <= 15
-    assert statistics.median(steps_to_settle(sign, seed) for seed in range(6)) <= 90
-    assert all(steps_to_settle(lambda b, load: b, seed) is None for seed in range(6))
+    pi, sign, none = (
+        [steps_to_settle(control, seed) for seed in range(6)]
+        for control in (
+            ControlConfig().ablate("pi"), ControlConfig(sign_step=0.01).ablate("loss_free"),
+            ControlConfig().ablate("none"),
+        )
+    )  # fmt: skip
+    assert statistics.median(pi) <= 15, pi
+    assert statistics.median(sign) <= 90, sign
+    assert none == [None] * 6

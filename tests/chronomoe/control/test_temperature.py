@@ -1,11 +1,12 @@
 """Temperature: hot means more access, averages are convex, the signs of every loop are right."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.temperature import centred, effective_temperature, fast_temperature, moved
+from tests.chronomoe.draws import many
 
 CONFIG = ControlConfig()
 
@@ -18,7 +19,7 @@ def states(draw):
     return rand() * 3 - 2, rand(), rand(), rand() * 2 - 1
 
 
-@settings(max_examples=150)
+@many
 @given(states())
 def test_fast_temperature_is_centred_and_bounded(state):
     tau = fast_temperature(*state, CONFIG)
@@ -26,6 +27,7 @@ def test_fast_temperature_is_centred_and_bounded(state):
     assert tau.abs().max() <= CONFIG.beta_usage + CONFIG.beta_recovery + CONFIG.beta_specialist
 
 
+@many
 @given(states(), st.integers(0, 1), st.floats(0.01, 1))
 def test_more_load_never_heats_an_expert_and_less_coherence_never_cools_it(state, expert, amount):
     error, recovering, coherence, health = state
@@ -43,6 +45,7 @@ def test_more_load_never_heats_an_expert_and_less_coherence_never_cools_it(state
     )
 
 
+@many
 @given(states(), st.floats(0, 1))
 def test_an_average_stays_between_its_arguments_and_keeps_the_mean(state, rate):
     old, new = centred(state[0]), centred(state[1])
@@ -61,6 +64,7 @@ def test_the_fixed_point_is_the_fast_temperature_not_its_cube():
     torch.testing.assert_close(effective_temperature(fast, local, slots, CONFIG, rho=2.0), fast, atol=1e-5, rtol=0)
 
 
+@many
 @given(states(), st.floats(1, 10))
 def test_the_effective_temperature_respects_the_ratio(state, rho):
     tau = effective_temperature(10 * state[0], state[1], state[2][0], CONFIG, rho)

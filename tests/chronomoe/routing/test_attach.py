@@ -204,7 +204,7 @@ def test_a_deep_copy_is_steered_by_its_own_fields(host, tokens):
     twin.steering.pressure[:, 0] = 100.0
     twin.train()(tokens)
     assert twin.steering.end_step().load[:, 0].min() == 0.5
-    assert model.steering.end_step().tokens.sum() == 0
+    assert model.steering.end_step() is None
     model.train()(tokens)
     assert model.steering.end_step().load[:, 0].max() < 0.5
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chronomoe.routing.fields import (
@@ -15,6 +15,7 @@ from chronomoe.routing.fields import (
     temperature,
     within_capacity,
 )
+from tests.chronomoe.draws import many
 
 N = 8
 ONE = torch.ones(())
@@ -36,6 +37,7 @@ def draws(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, to
     return z, bias, tau, torch.tensor(draw(st.floats(0.5, 2.0)), dtype=torch.float64)
 
 
+@many
 @given(draws())
 def test_temperature_stays_within_its_ratio(draw):
     _, _, tau, base = draw
@@ -44,6 +46,7 @@ def test_temperature_stays_within_its_ratio(draw):
     assert torch.all(t > 0)
 
 
+@many
 @given(draws(), st.floats(-100, 100))
 def test_adding_a_constant_changes_nothing(draw, constant):
     z, bias, tau, base = draw
@@ -61,12 +64,14 @@ def test_raw_temperature_reads_the_arbitrary_constant():
     assert best[1] == 1, "raw division flips the winner once the offset is large: why deficit is the default"
 
 
+@many
 @given(draws())
 def test_the_best_stays_best_for_every_temperature(draw):
     z, bias, tau, base = draw
     assert torch.equal(selection_scores(z, bias, tau, base).argmax(-1), (z + bias).argmax(-1))
 
 
+@many
 @given(draws())
 def test_a_hotter_expert_never_gets_less_access(draw):
     z, bias, tau, base = draw
@@ -78,6 +83,7 @@ def test_a_hotter_expert_never_gets_less_access(draw):
     assert torch.all(after >= before)
 
 
+@many
 @given(draws())
 def test_order_survives_every_temperature_exactly_beyond_the_margin(draw):
     z, bias, tau, base = draw
@@ -96,6 +102,7 @@ def test_the_margin_is_tight():
         assert (s[1] > s[2]).item() is stays
 
 
+@many
 @given(draws(), st.floats(0.01, 2.0))
 def test_a_bounded_bias_cannot_beat_a_larger_margin(draw, bound):
     z, bias, tau, base = draw
@@ -105,6 +112,7 @@ def test_a_bounded_bias_cannot_beat_a_larger_margin(draw, bound):
     assert torch.equal(selection_scores(z, bias, tau, base).argmax(-1)[clear], top.indices[clear, 0])
 
 
+@many
 @given(draws())
 def test_kl_of_a_shift_is_bounded_by_its_range(draw):
     z, bias, tau, base = draw
@@ -114,6 +122,7 @@ def test_kl_of_a_shift_is_bounded_by_its_range(draw):
     assert torch.all(kl <= (bias.max() - bias.min()) ** 2 / 8 + 1e-12)
 
 
+@many
 @given(draws())
 def test_neutral_temperature_leaves_the_logits_as_they_are(draw):
     z, bias, _, _ = draw
@@ -152,7 +161,7 @@ def test_a_closed_gate_leaves_no_trace_and_an_open_one_is_the_full_softmax():
     assert torch.equal(p[1::2], z[1::2].softmax(-1))
 
 
-@settings(max_examples=30)
+@many
 @given(st.integers(0, 10_000), st.sampled_from([0.25, 0.7, 1.0, 1.25]))
 def test_capacity_is_never_exceeded_and_first_choices_go_first(seed, factor):
     generator = torch.Generator().manual_seed(seed)

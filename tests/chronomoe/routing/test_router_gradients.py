@@ -97,8 +97,8 @@ def test_every_term_reaches_the_routers_in_a_real_step():
             assert gradient.norm() > 1e-5, (name, layer)
 
 
-def descend(model, name, steps, lr):
-    """Descend one term alone, by the routers alone; the controller only observes."""
+def descend(model, name, steps, lr, sign=1):
+    """Descend (or climb) one term alone, by the routers alone; the controller only observes."""
     routers = [layer.mlp.gate.weight for layer in model.model.layers]
     optimizer = torch.optim.Adam(routers, lr=lr)
     for x in tokens(steps, seed=7):
@@ -106,7 +106,7 @@ def descend(model, name, steps, lr):
         term = model.steering.losses(model.steering.context).get(name)
         if term is not None:
             optimizer.zero_grad()
-            term.backward()
+            (sign * term).backward()
             optimizer.step()
         model.controller.tick()
 
@@ -121,18 +121,35 @@ def coherence_of(model, steps=120):
     return model.controller.coherence_history[-1]
 
 
-def test_descending_the_coherence_loss_alone_raises_coherence():
-    model = steered(ChronoMoELoss(lambda_coherence=1))
-    # Noise makes routing unstable; a router that knows its directions resists it.
-    model.steering.exploration.fill_(1.0)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.gate.weight.mul_(0.3)
-    before = coherence_of(model)
-    descend(model, "coherence", 150, 5e-3)
-    model.steering.direction.zero_()
-    after = coherence_of(model)
-    assert after > before + 0.1
+def test_agreement_is_the_cosine_of_the_centred_input():
+    generator = torch.Generator().manual_seed(0)
+    h, mean = torch.randn(20, 8, generator=generator), torch.randn(8, generator=generator)
+    direction = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=-1)
+    wanted = torch.nn.functional.cosine_similarity((h - mean).unsqueeze(1), direction.unsqueeze(0), dim=-1)
+    torch.testing.assert_close(direction_agreement(h, mean, direction), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_descending_the_coherence_loss_alone_raises_coherence_and_climbing_it_does_not():
+    """With the routers' size put back: larger logits would resist the noise whatever they say."""
+    found = {}
+    for sign in (0, 1, -1):
+        model = steered(ChronoMoELoss(lambda_coherence=1))
+        # Noise makes routing unstable; a router that knows its directions resists it.
+        model.steering.exploration.fill_(1.0)
+        routers = [layer.mlp.gate.weight for layer in model.model.layers]
+        with torch.no_grad():
+            for router in routers:
+                router.mul_(0.3)
+        sizes = [router.norm().item() for router in routers]
+        if sign:
+            descend(model, "coherence", 150, 5e-3, sign)
+        with torch.no_grad():
+            for router, size in zip(routers, sizes, strict=True):
+                router.mul_(size / router.norm())
+        model.steering.direction.zero_()
+        found[sign] = coherence_of(model)
+    assert found[1] > found[0] + 0.15, found
+    assert found[1] > found[-1] + 0.05, found
 
 
 def test_the_valley_loss_empties_unhealthy_valleys():
@@ -152,6 +169,22 @@ def test_the_valley_loss_empties_unhealthy_valleys():
         type(model.controller).valley_weight = kept
     window = model.controller.window
     assert torch.all(window.probability[:, 2] / window.tokens < 0.3 * before)
+
+
+def test_an_unhealthy_valley_found_by_the_controller_has_a_loss_with_a_gradient():
+    model = steered(ChronoMoELoss(lambda_valley=1))
+    controller, x = model.controller, tokens(1)[0]
+    controller.structural_T_local[0, 4] = -0.3  # cold
+    controller.contrast[0, 4], controller.gradient_size[0] = -1e3, 1.0  # and bad
+    model(input_ids=x, labels=x).loss.backward()
+    controller.tick()
+    assert model.steering.valley_weight.nonzero().tolist() == [[0, 4]]
+    assert controller.get_valley_health_diagnostics(0)["unhealthy_valleys"] == ["0.4"]
+    model.zero_grad()
+    model(input_ids=x)
+    term = model.steering.layer_losses(model.steering.context)["valley"][0]
+    (gradient,) = torch.autograd.grad(term, model.model.layers[0].mlp.gate.weight)
+    assert gradient.norm() > 1e-6
 
 
 def test_without_unhealthy_valleys_there_is_no_valley_loss():

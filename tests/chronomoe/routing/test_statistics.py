@@ -126,7 +126,7 @@ def test_derived_figures():
     steering = chronomoe.attach(build_host("mixtral")).steering
     n, d = 4, 32
     used = torch.diag(torch.tensor([60.0, 20.0, 20.0, 0.0]))
-    row = torch.cat([torch.cat([used, torch.zeros(n, d)], 1).reshape(-1), torch.zeros(2 * n + d + 5 + 2 * n)])
+    row = torch.cat([used.diagonal(), torch.cat([used, torch.zeros(n, d)], 1).reshape(-1), torch.zeros(4 * n + d + 5)])
     steering.statistics.sums.copy_(row.expand_as(steering.statistics.sums))
     window = steering.statistics.window()
     assert window.dead_experts.tolist() == [1, 1]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from chronomoe.errors import ConfigError
 from chronomoe.training import CoherenceGatedOptimizer
 from chronomoe.training.gating import gate_value
+from tests.chronomoe.draws import many
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ def test_the_table_of_gates(coherence, gate):
     assert gate_value(coherence, 0.2, 0.5) == pytest.approx(gate)
 
 
+@many
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_the_gate_is_bounded_and_grows(coherence, minimum, strength):
     gate = gate_value(coherence, minimum, strength)

@@ -1,0 +1,5 @@
+"""python -m aios."""
+
+from aios.cli import main
+
+main()

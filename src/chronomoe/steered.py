@@ -1,0 +1,61 @@
+"""SteeredPreTrained: what steered models that are built by us add to transformers' PreTrainedModel."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from chronomoe.control.config import ControlConfig
+from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.errors import ConfigError
+from chronomoe.routing.attach import attach
+from chronomoe.routing.steering import Steering, SteeringConfig
+
+
+class SteeredPreTrained:
+    """Mixed into a causal language model: ``model.steering`` holds the fields, ``model.controller`` moves them."""
+
+    steering: Steering
+    controller: ChronovisorMixtralController
+    _keep_in_fp32_modules_strict: Any = {"steering", "controller"}  # noqa: RUF012 (bf16 would round them)
+
+    def steer(self, dispatch: str) -> None:
+        """Attach what the configuration asks for; :class:`ConfigError` when it does not know what that is."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        steering, control = (getattr(config, name, None) or {} for name in ("steering", "control"))
+        try:
+            made = SteeringConfig(**steering, enabled=getattr(config, "enable_chronovisor", True))
+            attach(self, made, ControlConfig(**control), dispatch=dispatch)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ConfigError(f"the model's steering or control settings are not ours: {error}.") from error
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; a checkpoint of the plain model loads too, with neutral fields."""
+        loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if getattr(model, "controller", None) is not None:
+            model.steering.after_loading()
+            model.controller.restore_dtypes()
+        return loaded
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for its decorator in the source of this module, where it cannot be
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Also reached for what a plain checkpoint does not hold: its fields start neutral.
+        if isinstance(module, Steering):
+            module.reset()
+        if isinstance(module, ChronovisorMixtralController):
+            module.forget()
+        super()._init_weights(module)  # type: ignore[misc]
+
+    @property
+    def num_active_params(self) -> int:
+        """Parameters one token uses: all but the experts it is not sent to."""
+        experts = sum(p.numel() for name, p in self.named_parameters() if ".experts." in name)  # type: ignore[attr-defined]
+        total = sum(p.numel() for p in self.parameters())  # type: ignore[attr-defined]
+        steering = getattr(self, "steering", None)
+        return total if steering is None else total - experts + experts * steering.top_k // steering.num_experts
