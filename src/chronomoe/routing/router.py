@@ -10,7 +10,7 @@ Shape suffixes: T tokens, D hidden size, N experts, K chosen experts.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,6 +67,12 @@ class RoutingContext:
     """(MoE layer, slot of the call) -> which of the layer's calls it was."""
     sums: dict[int, LayerSums] = field(default_factory=dict)
     """By MoE layer."""
+
+    def restricted(self, to_T: Tensor | None) -> "RoutingContext":
+        """The same forward, in which only the tokens ``to_T`` count from here on; None for no change."""
+        if to_T is None:
+            return self
+        return replace(self, counted_T=to_T if self.counted_T is None else to_T & self.counted_T)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -201,8 +201,9 @@ class Steering(Fp32Module):
         """The context of one forward over ``num_positions`` tokens; a (batch, sequence) mask marks padding with 0."""
         self.look()
         context = RoutingContext(num_tokens=num_positions)
-        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.numel() == num_positions:
-            context.counted_T = attention_mask.reshape(-1).bool()
+        if attention_mask is not None and attention_mask.dim() == 2:
+            length = num_positions // len(attention_mask)
+            context.counted_T = attention_mask[:, -length:].reshape(-1).bool()  # with a cache it covers the past too
             context.num_tokens = context.counted_T.sum()
         if self._position_gate is not None:
             context.open_TN, context.gated = self._position_gate
