@@ -7,7 +7,7 @@ from typing import Any
 from chronomoe.errors import CheckpointError
 
 
-def read_metrics(file: Path, event: str = "step") -> list[dict[str, Any]]:
+def read_metrics(file: Path, event: str = "train") -> list[dict[str, Any]]:
     """The records of one kind, by step; what a continued run did again replaces what it had done.
 
     A last line cut by a kill is passed over. Raises :class:`CheckpointError` when there is no such file.

@@ -28,7 +28,7 @@ def plot_run(run: Path, out: Path | None = None) -> list[Path]:
     steps = read_metrics(file)
     if not steps:
         raise CheckpointError(f"{file} has no record of a training step yet; train on, or log more often.")
-    evaluations = read_metrics(file, "evaluation")
+    evaluations = read_metrics(file, "eval")
     out = out or file.parent / "plots"
     out.mkdir(parents=True, exist_ok=True)
     written = []
@@ -46,7 +46,9 @@ def _loss(figure: Any, steps: list[dict[str, Any]], evaluations: list[dict[str, 
     x = [record["step"] for record in steps]
     axes.plot(x, [record.get("lm_loss", record.get("loss")) for record in steps], label="training, nats per token")
     axes.set(xlabel="step", ylabel="loss")
-    names = [name for name in (evaluations[0] if evaluations else {}) if name not in ("event", "step", "mean")]
+    names = [
+        name for name in (evaluations[0] if evaluations else {}) if name not in ("event", "step", "mean", "segments")
+    ]
     if names:
         right = axes.twinx()
         for name, style in zip(names, ["--o", "--s", "--^", "--D", "--v"] * len(names), strict=False):

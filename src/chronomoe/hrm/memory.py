@@ -1,10 +1,10 @@
-"""Keys and values of a model that attends several times per block, and of text read in pieces.
+"""Keys and values of a model that attends several times per block.
 
 A block attends once in each (segment, cycle), and each of these has its own slot in the cache. A token that has halted
 is not computed any more: later segments of its neighbours see the keys and values of its last segment. That is the same
 with and without a cache, and lets generation stop as soon as its one token has.
 
-Both classes give the same answer when a block is recomputed in the backward pass (activation checkpointing).
+A block that is recomputed in the backward pass (activation checkpointing) gets the answer it got the first time.
 
 Shape suffixes: B batch, S sequence.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 
 class SegmentMemory:
@@ -45,30 +45,3 @@ class SegmentMemory:
         per_segment = self.slots_per_segment
         for slot in range(first * per_segment, (last + 1) * per_segment):
             self.cache.update(*self._written[(first - 1) * per_segment + slot % per_segment], slot)
-
-
-class ChunkCache(DynamicCache):
-    """What earlier pieces of a long training text leave behind, without gradient (truncated backpropagation).
-
-    A forward reads it and does not change it; :meth:`commit`, after the backward pass, adds what the piece wrote.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._written: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """The past followed by the new keys and values."""
-        self._written[layer_idx] = key_states.detach(), value_states.detach()
-        past: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
-        if past is None or past.keys is None:
-            return key_states, value_states
-        return torch.cat([past.keys, key_states], dim=-2), torch.cat([past.values, value_states], dim=-2)
-
-    def commit(self) -> None:
-        """The piece is done: it is part of the past."""
-        for slot, (keys, values) in sorted(self._written.items()):
-            super().update(keys, values, slot)
-        self._written.clear()

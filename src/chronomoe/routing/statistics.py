@@ -53,6 +53,11 @@ class RoutingWindow:
         return self.assignments / self.assignments.sum(dim=-1, keepdim=True).clamp(min=1)
 
     @property
+    def depth_load(self) -> Tensor:
+        """(L, depths, N) share of the assignments at each depth; 0 where nothing was routed."""
+        return self.depth_assignments / self.depth_assignments.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    @property
     def max_violation(self) -> Tensor:
         """(L,) MaxVio = max_k N f_k - 1 (Wang et al. 2024): 0 when balanced."""
         return (self.load.amax(dim=-1) * self.load.shape[-1] - 1).clamp(min=0)

@@ -83,6 +83,16 @@ class TrainingConfig:
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run gives up."""
     log_file: str | None = None
     """Metrics, one JSON object a line; <checkpoint_dir>/metrics.jsonl when not given."""
+    usage_every_n_steps: int = 100
+    """Steps between records of how each expert was used; there is one at the end too."""
+    stop_file: str | None = None
+    """Save and stop after the step during which this file appears."""
+    chunk_size: int | None = None
+    """Read sequences in pieces of this many tokens: less memory, gradients cut between pieces."""
+    router_lr_scale: float = 1.0
+    """Learning rate of the routers, as a multiple of the others'."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps its moments in 8 bits; it needs bitsandbytes."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -92,19 +102,22 @@ class TrainingConfig:
             if entry.type is float and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ConfigError(f"{entry.name} is {value!r}; it must be a number.")
         for name in ("max_epochs", "batch_size", "gradient_accumulation_steps", "save_every_n_steps",
-                     "log_every_n_steps", "eval_every_n_steps", "max_nonfinite_steps"):  # fmt: skip
+                     "log_every_n_steps", "eval_every_n_steps", "max_nonfinite_steps",
+                     "usage_every_n_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.keep_last < 0:
             raise ConfigError(f"keep_last is {self.keep_last}; it must be at least 0 (0 keeps all).")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps is {self.max_steps}; it must be at least 1.")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ConfigError(f"chunk_size is {self.chunk_size}; it must be at least 1.")
         if self.lr_warmup_steps is not None and self.lr_warmup_steps < 0:
             raise ConfigError(f"lr_warmup_steps is {self.lr_warmup_steps}; it must be at least 0.")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "lambda_balance", "lambda_coherence",
-                     "lambda_valley", "lambda_z"):  # fmt: skip
+                     "lambda_valley", "lambda_z", "router_lr_scale"):  # fmt: skip
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} is {value}; it must be a finite number of at least 0.")
@@ -156,4 +169,5 @@ _CHOICES = {
     "kappa_schedule": ("linear", "cosine", "step", "adaptive"),
     "lr_schedule": ("cosine", "linear", "constant"),
     "precision": ("auto", "fp32", "bf16"),
+    "optimizer": ("adamw", "adamw8bit"),
 }

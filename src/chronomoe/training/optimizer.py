@@ -6,22 +6,36 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from chronomoe.errors import ConfigError
+from chronomoe.routing.router import SteeredRouter
 from chronomoe.training.config import TrainingConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the parameters that train; decay on matrices only."""
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train; decay on matrices only; routers at a rate of their own if asked."""
+    routers = {id(module.weight) for module in model.modules() if isinstance(module, SteeredRouter)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    split = config.router_lr_scale != 1
+    # (parameters, multiple of the learning rate, do they decay)
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ([p for p in trained if p.dim() >= 2 and not (split and id(p) in routers)], 1.0, True),
+        ([p for p in trained if p.dim() < 2], 1.0, False),
+        ([p for p in trained if split and id(p) in routers], config.router_lr_scale, True),
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(0.9, config.adam_beta2),
-        fused=True,
-    )
+    made = [
+        {"params": group, "lr": config.learning_rate * scale, "weight_decay": config.weight_decay if decays else 0.0}
+        for group, scale, decays in groups
+        if group
+    ]
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2)}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(made, **settings, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigError("the 8-bit optimizer needs bitsandbytes: pip install 'chronomoe-aios[8bit]'.") from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(made, **settings)
+    return optimizer
 
 
 def build_schedule(optimizer: Any, config: TrainingConfig, total_steps: int) -> Any:
@@ -35,12 +49,14 @@ def build_schedule(optimizer: Any, config: TrainingConfig, total_steps: int) -> 
     return get_scheduler(name, optimizer, warmup, total_steps, scheduler_specific_kwargs=extra)
 
 
-def apply_settings(optimizer: Any, schedule: Any, config: TrainingConfig) -> None:
+def apply_settings(optimizer: Any, schedule: Any, model: nn.Module, config: TrainingConfig) -> None:
     """Settings a resumed run was given win over those of its checkpoint; equal ones change no bit."""
     inner = getattr(schedule, "scheduler", schedule)
-    inner.base_lrs = [config.learning_rate for _ in optimizer.param_groups]
-    rates = [config.learning_rate * factor(inner.last_epoch) for factor in inner.lr_lambdas]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group |= {"lr": rate, "initial_lr": config.learning_rate, "betas": (0.9, config.adam_beta2)}
-        group["weight_decay"] = config.weight_decay if group["params"][0].dim() >= 2 else 0.0
+    wanted = build_optimizer(model, config).param_groups
+    if len(wanted) != len(optimizer.param_groups):
+        raise ConfigError("router_lr_scale cannot change to or from 1 when a run is continued; choose another value.")
+    inner.base_lrs = [group["lr"] for group in wanted]
+    rates = [rate * factor(inner.last_epoch) for rate, factor in zip(inner.base_lrs, inner.lr_lambdas, strict=True)]
+    for group, want, rate in zip(optimizer.param_groups, wanted, rates, strict=True):
+        group |= {"lr": rate, "initial_lr": want["lr"], "betas": want["betas"], "weight_decay": want["weight_decay"]}
     inner._last_lr = rates

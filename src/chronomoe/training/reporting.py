@@ -87,7 +87,7 @@ class Reporter:
         if self._tokens_before >= 0:
             metrics["tokens_per_second"] = round((tokens - self._tokens_before) / (now - self._clock), 1)
         self._clock, self._tokens_before = now, tokens
-        self.record({"event": "step", "step": step, **metrics})
+        self.record({"event": "train", "step": step, **metrics})
         headline = [f"Step {step}", f"Loss: {metrics.get('loss', float('nan')):.4f}"]
         if "kappa" in metrics:
             headline.append(f"κ: {metrics['kappa']:.2f} ({metrics['intent']})")
@@ -109,10 +109,12 @@ class Reporter:
             )
         self.tick(step)
 
-    def evaluation(self, step: int, result: dict[str, float]) -> None:
-        """The result of an evaluation."""
-        self.record({"event": "evaluation", "step": step, **result})
+    def evaluation(self, step: int, result: dict[str, float], segments: float | None = None) -> None:
+        """The result of an evaluation, and the segments a token took in it, of a model that halts."""
+        own = {} if segments is None else {"segments": round(segments, 4)}
+        self.record({"event": "eval", "step": step, **result, **own})
         unit = "" if set(result) == {"loss"} else " (bits per byte)"
+        result = result | own
         self.line(f"Step {step} | Eval{unit}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
 
     def sample(self, step: int, text: str) -> None:

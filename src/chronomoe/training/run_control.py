@@ -46,6 +46,46 @@ def controller_for(model: Any, config: TrainingConfig) -> ChronovisorMixtralCont
     return controller
 
 
+class ExpertUsage:
+    """What each expert was given since the last report, all its assignments, padding left out."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, window: RoutingWindow) -> None:
+        """One step."""
+        for name in ("assignments", "probability", "tokens"):
+            value = getattr(window, name).double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+
+    def report(self, *, clear: bool = True) -> dict[str, Any]:
+        """Means over the MoE layers, and each layer's own; then it counts anew. Empty when nothing was routed."""
+        if not self._sums:
+            return {}
+        counts_LN, tokens_L = self._sums["assignments"], self._sums["tokens"]
+        share_LN = self._sums["probability"] / tokens_L.unsqueeze(-1)
+        if clear:
+            self._sums = {}
+        return {
+            "avg_routing_prob": [round(p, 4) for p in share_LN.mean(dim=0).tolist()],
+            "token_counts": [round(n) for n in counts_LN.mean(dim=0).tolist()],
+            "total_tokens": round(tokens_L.mean().item()),
+            "layers": {
+                "avg_routing_prob": [[round(p, 4) for p in row] for row in share_LN.tolist()],
+                "token_counts": [[round(n) for n in row] for row in counts_LN.tolist()],
+                "total_tokens": [round(n) for n in tokens_L.tolist()],
+            },
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: value.tolist() for name, value in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
+
+
 class RunControl:
     """What the trainer calls; does nothing for a model without a controller."""
 
@@ -71,6 +111,7 @@ class RunControl:
         )
         self.loss_fast = self.loss_slow = 0.0
         self.gate = 1.0
+        self.usage = ExpertUsage()
         self.state: KnobState | None = None
         """What an agent sees, after the first step of an adaptive schedule."""
         self._complaint = ""
@@ -121,6 +162,8 @@ class RunControl:
         if self.active:
             controller.set_knob(decision.kappa, decision.intent)
         window = controller.tick()
+        if window is not None:
+            self.usage.add(window)
         if window is not None and self.config.kappa_schedule == "adaptive":
             self.state = self._state(controller, window)
         if self.optimizer is not None and window is not None:
@@ -182,13 +225,14 @@ class RunControl:
     def state_dict(self) -> dict[str, Any]:
         """What the controller does not hold, JSON-ready."""
         state = None if self.state is None else dataclasses.asdict(self.state)
-        knob = {"knob": self.knob.state_dict(), "knob_state": state}
+        knob = {"knob": self.knob.state_dict(), "knob_state": state, "usage": self.usage.state_dict()}
         return {**knob, "loss_fast": self.loss_fast, "loss_slow": self.loss_slow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.knob.load_state_dict(state["knob"])
         self.loss_fast, self.loss_slow = state["loss_fast"], state["loss_slow"]
+        self.usage.load_state_dict(state["usage"])
         self.state = None if state["knob_state"] is None else KnobState(**state["knob_state"])
         if self.controller is not None:
             self.controller.release()  # what the checkpoint's settings had on may be off now

@@ -151,7 +151,7 @@ class RunFiles:
         moments = checkpoint.read_tensors(path / "optimizer.safetensors")
         checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
         self.schedule.load_state_dict(saved["schedule"])
-        apply_settings(self.optimizer, self.schedule, self.config)
+        apply_settings(self.optimizer, self.schedule, self.model, self.config)
         generators = checkpoint.read_tensors(path / f"rng_{rank}.safetensors")
         self.continued_from = path
         # The position is one in samples; with other batches it falls on the one that holds it.

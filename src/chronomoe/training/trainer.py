@@ -32,6 +32,7 @@ from chronomoe.training.evaluation import bits_per_byte, labels_of, mean_loss, r
 from chronomoe.training.gating import CoherenceGatedOptimizer
 from chronomoe.training.interrupt import SafeStop
 from chronomoe.training.loading import IGNORED, HeldoutWindows
+from chronomoe.training.micro_batches import pieces
 from chronomoe.training.optimizer import build_optimizer, build_schedule
 from chronomoe.training.reporting import Reporter
 from chronomoe.training.run_control import RunControl, controller_for
@@ -153,6 +154,9 @@ class ChronoMoETrainer:
 
     def _train(self) -> dict[str, Any]:
         evaluation: dict[str, float] = {}
+        stop_file = None if self.config.stop_file is None else Path(self.config.stop_file)
+        if stop_file is not None and stop_file.exists():
+            raise ConfigError(f"the stop file {stop_file} is there already; remove it to train.")
         with SafeStop() as stop, self.report.live():
             self.report.start(self.state.step)
             self.control.announce()
@@ -164,12 +168,16 @@ class ChronoMoETrainer:
                 except Exception:
                     self.save_checkpoint()  # what failed is an evaluation or a sample, not the training
                     raise
-                if stop.requested:
+                if stop.requested or (stop_file is not None and stop_file.exists()):
+                    stop.requested = True
                     break
             done = self.state.step >= self.total_steps
             if done and (not evaluation or self.state.step % self.config.eval_every_n_steps):
                 evaluation = self._evaluate_and_log()
+            self._report_usage(at_end=True, done=done)
             self.save_checkpoint()
+            final = {"event": "final", "step": self.state.step, "steps": self.state.step, "trained": done}
+            self.report.record({**final, "stopped": stop.requested, "skipped_steps": self.state.skipped})
             if self.state.skipped:
                 self.report.line(f"{self.state.skipped} of {self.state.step} steps were skipped: not finite.")
         return {
@@ -222,15 +230,12 @@ class ChronoMoETrainer:
         if self.steering is not None:
             self.steering.tokens_in_step = routed
         terms: list[dict[str, torch.Tensor]] = []
-        for index, (batch, label) in enumerate(zip(batches, labels, strict=True)):
-            last = index == len(batches) - 1
+        for call, last in self._calls(batches, labels):
             if self.steering is not None:
                 # Recomputed layers cannot be looked into.
                 self.steering.measuring = due and last and not self.config.gradient_checkpointing
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
-                output = self.wrapped(
-                    **{**batch, "labels": label}, num_items_in_batch=predicted.clamp(min=1), use_cache=False
-                )
+                output = self.wrapped(**call, num_items_in_batch=predicted.clamp(min=1))
                 # Data parallelism averages gradients over processes; the counts above are sums over them.
                 accelerator.backward(output.loss * accelerator.num_processes)
             terms.append({"loss": output.loss.detach(), **self._last_terms()})
@@ -248,9 +253,22 @@ class ChronoMoETrainer:
         if finite:
             self._note(losses)
 
+    def _calls(self, batches: list[Batch], labels: list[torch.Tensor]) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The forwards of one step, and whether each is the last."""
+        calls = itertools.chain.from_iterable(
+            pieces(batch, label, self.config.chunk_size) for batch, label in zip(batches, labels, strict=True)
+        )
+        # A piece may be asked for only after the backward pass of the one before: the last must be known by counting.
+        chunk = self.config.chunk_size
+        total = sum(1 if chunk is None else -(-label.shape[1] // chunk) for label in labels)
+        for number, call in enumerate(calls, 1):
+            yield call, number == total
+
     def _last_terms(self) -> dict[str, torch.Tensor]:
         seen = {} if self.steering is None else self.steering.last_losses
-        return {_TERM_NAMES[name]: value for name, value in seen.items()}
+        # A recurrent model tells more: its cross-entropy, its halting loss, the segments it used.
+        own: dict[str, torch.Tensor] = getattr(self.model, "loss_terms", {})
+        return {_TERM_NAMES[name]: value for name, value in seen.items()} | own
 
     def _update(self, why_not: str) -> None:
         state = self.state
@@ -302,12 +320,20 @@ class ChronoMoETrainer:
             state.sums, state.summed = {}, 0
         else:
             self.report.tick(state.step)
+        self._report_usage()
         with self.report.aside():
             if state.step % config.eval_every_n_steps == 0:
                 evaluation = self._evaluate_and_log()
             if state.step % config.save_every_n_steps == 0:
                 self.save_checkpoint()
         return evaluation
+
+    def _report_usage(self, *, at_end: bool = False, done: bool = True) -> None:
+        """How each expert was used since the last such record; a run that is only interrupted goes on counting."""
+        if at_end or self.state.step % self.config.usage_every_n_steps == 0:
+            usage = self.control.usage.report(clear=done)
+            if usage:
+                self.report.record({"event": "expert_usage", "step": self.state.step, **usage})
 
     def _metrics(self) -> dict[str, Any]:
         state = self.state
@@ -320,6 +346,9 @@ class ChronoMoETrainer:
         }
         if self.window is not None:
             metrics |= {"moe_layers": len(self.window.tokens), "load": self.window.load.tolist()}
+            metrics["lb_coef"] = self.config.lambda_balance
+            if self.window.depth_assignments.shape[1] > 1:
+                metrics["load_by_depth"] = self.window.depth_load.tolist()
             metrics |= self.window.summary()
         return metrics | self.control.metrics()
 
@@ -347,9 +376,13 @@ class ChronoMoETrainer:
         return {**result, "mean": sum(result.values()) / len(result)}
 
     def _evaluate_and_log(self) -> dict[str, float]:
+        recurrent = getattr(self.model, "loss_terms", None) is not None
+        if recurrent:
+            self.model.model.reset_segments()
         evaluation = self.evaluate()
         if evaluation:
-            self.report.evaluation(self.state.step, evaluation)
+            segments = self.model.model.mean_segments if recurrent else None
+            self.report.evaluation(self.state.step, evaluation, segments)
         if self.sample is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(self.config.seed)
@@ -370,6 +403,7 @@ class ChronoMoETrainer:
             return self.files.folder / f"step_{self.state.step}"
         path = self.files.save(self.state, self.total_steps)
         self.report.line(f"Saved checkpoint: {path.name}")
+        self.report.record({"event": "checkpoint_save", "step": self.state.step, "path": path.name})
         self._saved_step = self.state.step
         return path
 

@@ -30,9 +30,9 @@ def test_a_metrics_file_elsewhere(brain, aios, tmp_path):
 
 def test_what_a_continued_run_did_again_counts_once(tmp_path):
     events = [
-        *({"event": "step", "step": n, "loss": 1.0} for n in range(1, 7)),
+        *({"event": "train", "step": n, "loss": 1.0} for n in range(1, 7)),
         {"event": "resumed", "step": 3},
-        *({"event": "step", "step": n, "loss": 2.0} for n in range(4, 6)),
+        *({"event": "train", "step": n, "loss": 2.0} for n in range(4, 6)),
     ]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "st')
@@ -42,7 +42,7 @@ def test_what_a_continued_run_did_again_counts_once(tmp_path):
 
 def test_a_dense_runs_loss_is_drawn_alone(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text(json.dumps({"event": "step", "step": 1, "loss": 2.0}) + "\n")
+    file.write_text(json.dumps({"event": "train", "step": 1, "loss": 2.0}) + "\n")
     assert [path.name for path in plot_run(file)] == ["loss.png"]
 
 

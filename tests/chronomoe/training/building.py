@@ -37,7 +37,7 @@ def build_trainer(folder, model=None, data=None, batch_size=4, eval_data=None, k
     )
 
 
-def records(folder, event="step"):
+def records(folder, event="train"):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     drop = ("tokens_per_second",)
     return [{k: v for k, v in line.items() if k not in drop} for line in lines if line["event"] == event]

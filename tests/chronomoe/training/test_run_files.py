@@ -33,8 +33,8 @@ def test_resumed_training_is_the_training_that_never_stopped(tmp_path, accumulat
     assert equal_weights(straight.model, resumed.model)
     merged = {record["step"]: record for record in records(tmp_path / "b")}
     assert list(merged.values()) == records(tmp_path / "a")
-    assert {r["step"]: r for r in records(tmp_path / "b", "evaluation")} == {
-        r["step"]: r for r in records(tmp_path / "a", "evaluation")
+    assert {r["step"]: r for r in records(tmp_path / "b", "eval")} == {
+        r["step"]: r for r in records(tmp_path / "a", "eval")
     }
     for name, value in straight.optimizer.state_dict()["state"].items():
         for key, tensor in value.items():
