@@ -1,6 +1,6 @@
 """A brain bundle: one trained model and everything about it, in one folder.
 
-artifacts/brains/mixtral/<name>/
+artifacts/brains/<family>/<name>/      family: mixtral or actv1
     run.json             settings of the run and fingerprints of its data and tokenizer
     config.json, model.safetensors, tokenizer.json, ...    the model, once training has ended
     checkpoints/step_N/  resumable states, each a usable model too
@@ -17,9 +17,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from aios.brains.settings import SHAPES
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
-from chronomoe.errors import CheckpointError
+from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.storage import write_json
 
 FORMAT, VERSION = "aios-run", 1
@@ -46,10 +47,16 @@ def write_run(bundle: Path, run: dict[str, Any], fingerprints: dict[str, str]) -
 
 def find_brain(root: Path, brain: str) -> Path:
     """The folder of a brain: by its name in the workspace, else by its path."""
+    workspace = Workspace(root)
+    family, _, name = brain.rpartition("/")
+    if family in SHAPES:
+        return workspace.brain(name, family)
     if "/" not in brain and os.sep not in brain and brain not in (".", ".."):
-        named = Workspace(root).brain(brain)
-        if named.is_dir() or not Path(brain).is_dir():
-            return named
+        named = [found for family in SHAPES if (found := workspace.brain(brain, family)).is_dir()]
+        if len(named) > 1:
+            raise ConfigError(f"there are two brains {brain}; write mixtral/{brain} or actv1/{brain}.")
+        if named or not Path(brain).is_dir():
+            return named[0] if named else workspace.brain(brain)
     return Path(brain)
 
 
@@ -91,14 +98,28 @@ def model_folder(path: Path) -> Path:
     return checkpoints[-1]
 
 
-def check_config(folder: Path) -> None:
-    """Refuse a folder without the configuration of a Mixtral, which transformers would take for one of 47 billion."""
+def check_config(folder: Path) -> str:
+    """Refuse a folder without the configuration of a brain, which transformers would take for one of 47 billion."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read ({error}).") from error
-    if not isinstance(config, dict) or config.get("model_type") != "mixtral":
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a Mixtral; give the folder of one.")
+    if not isinstance(config, dict) or config.get("model_type") not in ("mixtral", "hrm_actv1"):
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not describe a Mixtral or an HRM ACTv1; give the folder of one."
+        )
+    return str(config["model_type"])
+
+
+def model_class(model_type: str) -> Any:
+    """The class of a brain's model."""
+    if model_type == "hrm_actv1":
+        from chronomoe.hrm import HRMACTv1ForCausalLM
+
+        return HRMACTv1ForCausalLM
+    from chronomoe import ChronovisorMixtralForCausalLM
+
+    return ChronovisorMixtralForCausalLM
 
 
 def load_brain(path: Path) -> tuple[Any, Any]:
@@ -121,11 +142,9 @@ def load_brain(path: Path) -> tuple[Any, Any]:
 
 def load_weights(folder: Path, **settings: Any) -> Any:
     """The model in a folder of weights; :class:`CheckpointError` when they are damaged or not those of its config."""
-    from chronomoe import ChronovisorMixtralForCausalLM
-
-    check_config(folder)
+    kind = model_class(check_config(folder))
     try:
-        model, info = ChronovisorMixtralForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **settings)
     except Exception as error:  # whatever the libraries raise for files they do not understand
         raise _unreadable(folder, error) from error
     missing = [name for name in info["missing_keys"] if not name.startswith(("steering.", "controller."))]

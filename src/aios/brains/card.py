@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from aios.brains.plan import shape_of
 from aios.brains.settings import Run
 from chronomoe.storage import write_text
 from chronomoe.training.token_store import TokenStore
 
+_KINDS = {"mixtral": "A Mixtral-style decoder", "actv1": "A hierarchical reasoning model (HRM ACTv1)"}
+
 
 def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: dict[str, Any]) -> None:
     """Write ``README.md`` into the bundle, from measured results only."""
-    config = model.config
     total = sum(p.numel() for p in model.parameters())
     rows = [
         f"| {name} | {results['evaluation'].get(name, float('nan')):.4f} | {unigram:.4f} |"
@@ -24,8 +26,8 @@ def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: d
     lines = [
         f"# {run.settings.name}",
         "",
-        f"A Mixtral-style mixture of experts: {config.num_hidden_layers} layers, {config.num_local_experts} experts, "
-        f"top-{config.num_experts_per_tok}, {total:,} parameters, {model.num_active_params:,} active per token.",
+        f"{_KINDS[run.family]}: {shape_of(model.config)}.",
+        f"{total:,} parameters, {model.num_active_params:,} active per token.",
         f"Trained for {results['global_step']:,} steps with seed {run.training.seed}; settings in run.json.",
         "",
         "## Data",

@@ -9,6 +9,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from chronomoe.errors import ConfigError
+from chronomoe.routing.router import SteeredRouter
 
 
 def sample_text(
@@ -53,6 +54,60 @@ def sample_text(
     finally:
         model.train(was_training)
     return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+def set_halting(model: Any, halt: str, segments: int | None) -> None:
+    """How a brain that halts shall think; :class:`ConfigError` when asked of one that does not."""
+    config = model.config
+    if config.model_type != "hrm_actv1":
+        if halt != "exact" or segments is not None:
+            raise ConfigError("only an HRM brain halts; leave out --halt and --segments.")
+        return
+    if segments is not None and not 1 <= segments <= config.halt_max_steps:
+        raise ConfigError(f"segments is {segments}; this brain was trained with 1 to {config.halt_max_steps}.")
+    config.halting, config.halt_cap = halt, segments
+    model.model.reset_segments()
+
+
+def thought(model: Any) -> list[str]:
+    """What generating cost in segments since the last call, of a brain that halts."""
+    inner = model.model
+    if not getattr(inner, "tokens_run", 0):
+        return []
+    line = f"{inner.mean_segments:.2f} of {model.config.halt_max_steps} segments a token"
+    inner.reset_segments()
+    return [line]
+
+
+class ExpertCounts:
+    """Within the block, counts how often each expert of each layer is used."""
+
+    def __init__(self, model: Any) -> None:
+        self.counts: dict[int, torch.Tensor] = {}
+        self._routers = [module for module in model.modules() if isinstance(module, SteeredRouter)]
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "ExpertCounts":
+        self._hooks = [router.register_forward_hook(self._count) for router in self._routers]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _count(self, router: Any, args: Any, output: Any) -> None:
+        used = torch.bincount(output[2].flatten(), minlength=router.num_experts)
+        self.counts[router.layer] = self.counts.get(router.layer, 0) + used
+
+    def lines(self) -> list[str]:
+        """One line a layer: experts by use, the most used first."""
+        found = []
+        for layer, used in sorted(self.counts.items()):
+            share = (used / used.sum()).tolist()
+            order = sorted(range(len(share)), key=lambda expert: -share[expert])
+            shown = ", ".join(f"{expert} {share[expert]:.0%}" for expert in order[:4] if share[expert] > 0)
+            found.append(f"layer {layer}: experts {shown}")
+        return found
 
 
 class _Pieces(TextIteratorStreamer):

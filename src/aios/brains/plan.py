@@ -1,4 +1,4 @@
-"""What a training run will cost, before it starts."""
+"""What a model and a training run will cost, before it starts."""
 
 import time
 from typing import Any
@@ -10,26 +10,81 @@ _BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
 _MEASURED_TOKENS = 4096
 
 
+def describe_architecture(model: Any, tokens: int) -> list[str]:
+    """Lines on shape, parameters, operations and training memory for micro-batches of ``tokens``."""
+    config = model.config
+    total, active = sum(p.numel() for p in model.parameters()), model.num_active_params
+    memory = total * _BYTES_PER_PARAMETER + _activations(config, tokens)
+    return [
+        f"model        {shape_of(config)}",
+        f"parameters   {total:,} in all, {active:,} active per token",
+        f"operations   {_operations(model):,} per token forward, attention aside",
+        f"memory       about {memory / 2**30:.2f} GiB to train",
+    ]
+
+
+def shape_of(config: Any) -> str:
+    """One line on the shape of a model."""
+    hrm = config.model_type == "hrm_actv1"
+    experts = f"{config.num_local_experts} experts, top-{config.num_experts_per_tok}, expert width"
+    if hrm and not config.use_moe:
+        experts = "dense, width"
+    width = f"width {config.hidden_size}, {experts} {config.intermediate_size}"
+    if not hrm:
+        return f"{config.num_hidden_layers} layers, {width}"
+    return (
+        f"{config.h_layers} high and {config.l_layers} low blocks, {config.H_cycles} x {config.L_cycles} cycles, "
+        f"up to {config.halt_max_steps} segments, {width}"
+    )
+
+
+def _calls(config: Any) -> dict[str, int]:
+    """How often a token passes the blocks whose names begin so, at most."""
+    if config.model_type != "hrm_actv1":
+        return {}
+    segments = config.halt_max_steps * config.H_cycles
+    return {"model.L_module.": segments * config.L_cycles, "model.H_module.": segments}
+
+
+def _operations(model: Any) -> int:
+    """Two for each weight a token meets, each time it meets it."""
+    config, total = model.config, 0
+    share = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
+    for name, parameter in model.named_parameters():
+        if "embed" in name or parameter.dim() < 2:
+            continue
+        times = next((calls for prefix, calls in _calls(config).items() if name.startswith(prefix)), 1)
+        total += int(2 * parameter.numel() * times * (share if ".experts." in name else 1))
+    if config.tie_word_embeddings:
+        total += 2 * config.vocab_size * config.hidden_size
+    return total
+
+
+def _activations(config: Any, tokens: int) -> int:
+    """Bytes kept for the backward pass, roughly."""
+    top_k = config.num_experts_per_tok if getattr(config, "use_moe", True) else 1
+    width = 14 * config.hidden_size + 5 * top_k * config.intermediate_size
+    blocks, heads = config.num_hidden_layers, 1
+    if config.model_type == "hrm_actv1":
+        heads = config.halt_max_steps
+        if config.grad_mode != "all":
+            blocks = blocks // config.H_cycles
+    return int(4 * tokens * (blocks * width + 3 * heads * config.vocab_size))
+
+
 def describe_plan(model: Any, run: Run, store: TokenStore) -> list[str]:
     """Lines of the plan: parameters, data, tokens, memory, and time from one measured micro-batch."""
     training, settings = run.training, run.settings
-    config = model.config
-    total = sum(p.numel() for p in model.parameters())
     corpus = sum(domain.train.tokens for domain in store.info.domains)
     per_step = training.batch_size * training.gradient_accumulation_steps * settings.seq_len
     steps = training.max_steps or max(1, training.max_epochs * corpus // per_step)
     seconds = _measure(model, training.batch_size, settings.seq_len) * training.gradient_accumulation_steps * steps
     tokens = training.batch_size * settings.seq_len
-    width = 14 * config.hidden_size + 5 * config.num_experts_per_tok * config.intermediate_size
-    activations = 4 * tokens * (config.num_hidden_layers * width + 3 * config.vocab_size)
     return [
-        f"model        {config.num_hidden_layers} layers x {config.num_local_experts} experts, top-"
-        f"{config.num_experts_per_tok}, width {config.hidden_size}, expert width {config.intermediate_size}",
-        f"parameters   {total:,} in all, {model.num_active_params:,} active per token",
+        *describe_architecture(model, tokens),
         f"data         {corpus:,} tokens in {', '.join(domain.name for domain in store.info.domains)}",
         f"training     {steps:,} steps x {per_step:,} tokens = {steps * per_step:,} tokens "
         f"({steps * per_step / corpus:.1f} passes)",
-        f"memory       about {(total * _BYTES_PER_PARAMETER + activations) / 2**30:.2f} GiB",
         f"time         about {_duration(seconds)} on this machine, evaluation aside",
     ]
 

@@ -1,8 +1,10 @@
 """Settings of a training run beyond the loop's own. Imports nothing heavy: the command line shows it at once."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
+
+from cyclopts import Parameter
 
 from chronomoe.errors import ConfigError
 from chronomoe.training.config import TrainingConfig
@@ -17,6 +19,11 @@ class Given:
         made = super().__new__(cls)
         object.__setattr__(made, "given_names", frozenset(given))
         return made
+
+    def naming(self, names: set[str]) -> Self:
+        """The same, but only these fields count as given."""
+        object.__setattr__(self, "given_names", frozenset(names))
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,48 @@ class ModelShape(Given):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HRMShape(Given):
+    """Shape of an HRM ACTv1."""
+
+    h_layers: int = 2
+    """Blocks of the high level."""
+    l_layers: int = 2
+    """Blocks of the low level."""
+    hidden_size: int = 512
+    """Width of the residual stream."""
+    expansion: float = 2.0
+    """Feed-forward width in multiples of hidden_size, as of a layer with two matrices."""
+    num_heads: int = 8
+    """Attention heads."""
+    h_cycles: int = 2
+    """High cycles per segment."""
+    l_cycles: int = 2
+    """Low cycles per high cycle."""
+    halt_max_steps: int = 2
+    """Segments a token may use."""
+    pos_encodings: Literal["rope", "learned"] = "rope"
+    """Positions: rotary, or learned for max_seq_len tokens."""
+    window_size: int | None = None
+    """Tokens each token sees, itself included; all before it when not given."""
+    grad_mode: Literal["one_step", "last_cycle", "all"] = "last_cycle"
+    """Calls of a segment that carry gradient."""
+    use_moe: Annotated[bool, Parameter(negative="--no-moe")] = True
+    """Experts in every block; --no-moe: one dense layer."""
+    num_experts: int = 8
+    """Experts per layer."""
+    num_experts_per_tok: int = 2
+    """Experts each token uses (top-k)."""
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were named."""
+        return {name: value for name, value in asdict(self).items() if name in self.given_names}
+
+
+SHAPES: dict[str, type[ModelShape] | type[HRMShape]] = {"mixtral": ModelShape, "actv1": HRMShape}
+"""Families of brains, and how their shape is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(Given):
     """What to train, on what, and under which name."""
 
@@ -71,7 +120,15 @@ class RunSettings(Given):
     moe_capacity_factor: float | None = None
     """Tokens an expert may take, as a multiple of its fair share; nothing is dropped when not given."""
     eval_tokens: int = 32768
-    """Held-out tokens per domain used for each evaluation."""
+    """Held-out tokens per domain used for each evaluation; 0 evaluates nothing."""
+    linear: bool = False
+    """Read the text in order instead of shuffled."""
+    start_offset: int = 0
+    """Sequences passed over at the beginning of each domain, read in order."""
+    student_init: Path | None = None
+    """Weights to start from: a bundle, a checkpoint or a .safetensors file of the same shape."""
+    default_goal: Annotated[str | None, Parameter(show=False)] = None
+    """Goal kept with the brain."""
     stop_after: int | None = None
     """Save and stop at this step, to be resumed later."""
     resume: bool = False
@@ -82,12 +139,14 @@ class RunSettings(Given):
     def __post_init__(self) -> None:
         if self.seq_len < 2:
             raise ConfigError(f"seq_len is {self.seq_len}; it must be at least 2.")
-        if self.eval_tokens < 1:
-            raise ConfigError(f"eval_tokens is {self.eval_tokens}; it must be at least 1.")
+        for name in ("eval_tokens", "start_offset"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         if self.stop_after is not None and self.stop_after < 1:
             raise ConfigError(f"stop_after is {self.stop_after}; it must be at least 1.")
 
 
+_PATHS = ("model", "data", "student_init")
 _MOMENTARY = ("root", "resume", "dry_run", "stop_after", "name")
 
 
@@ -96,8 +155,11 @@ class Run:
     """One training run, complete: what ``run.json`` of a brain holds."""
 
     settings: RunSettings = field(default_factory=RunSettings)
-    shape: ModelShape = field(default_factory=ModelShape)
+    shape: ModelShape | HRMShape = field(default_factory=ModelShape)
     training: BrainTraining = field(default_factory=BrainTraining)
+    family: str = "mixtral"
+    bundle: Path | None = None
+    """Where the brain is, if not where its name says."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; what concerns one invocation only is left out."""
@@ -106,27 +168,33 @@ class Run:
             for name, value in asdict(self.settings).items()
             if name not in _MOMENTARY
         }
-        return {"settings": settings, "shape": asdict(self.shape), "training": asdict(self.training)}
+        parts = {"settings": settings, "shape": asdict(self.shape), "training": asdict(self.training)}
+        return {"family": self.family, **parts}
 
     def continuing(self, saved: dict[str, Any]) -> tuple["Run", dict[str, tuple[Any, Any]]]:
         """The run that ``saved`` describes, changed where this one was told otherwise; and those changes."""
         changes: dict[str, tuple[Any, Any]] = {}
         merged: dict[str, dict[str, Any]] = {}
-        for part, default in (("settings", RunSettings()), ("shape", ModelShape()), ("training", BrainTraining())):
+        for part, default in (
+            ("settings", RunSettings()),
+            ("shape", SHAPES[self.family]()),
+            ("training", BrainTraining()),
+        ):
             now = getattr(self, part)
             merged[part] = {}
             for entry in fields(default):
                 asked = getattr(now, entry.name)
                 old = saved.get(part, {}).get(entry.name, getattr(default, entry.name))
-                if part == "settings" and entry.name in ("model", "data") and old is not None:
+                if part == "settings" and entry.name in _PATHS and old is not None:
                     old = Path(old)
                 take = asked if entry.name in now.given_names or entry.name in _MOMENTARY else old
                 if take != old and entry.name not in _MOMENTARY:
                     changes[entry.name] = (old, take)
                 merged[part][entry.name] = take
-        run = Run(
+        run = replace(
+            self,
             settings=RunSettings(**merged["settings"]),
-            shape=ModelShape(**merged["shape"]),
+            shape=SHAPES[self.family](**merged["shape"]),
             training=BrainTraining(**merged["training"]),
         )
         return run, changes

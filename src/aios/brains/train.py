@@ -8,18 +8,16 @@ from typing import Any
 
 from aios.brains.bundle import (
     METRICS,
-    check_config,
     checkpoint_folder,
     exclusive,
     load_tokenizer,
-    load_weights,
     read_run,
-    refuse_small_vocabulary,
     write_run,
 )
 from aios.brains.card import write_card
+from aios.brains.models import build_model, changed_shape
 from aios.brains.plan import describe_plan
-from aios.brains.settings import ModelShape, Run
+from aios.brains.settings import SHAPES, Run
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
@@ -38,7 +36,7 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     cannot be used, :class:`CheckpointError` when resuming from something missing, damaged or of another make.
     """
     workspace = Workspace(run.settings.root)
-    bundle = workspace.brain(run.settings.name)
+    bundle = run.bundle or workspace.brain(run.settings.name, run.family)
     if run.settings.resume:
         run, changes = run.continuing(saved := read_run(bundle))
         for name, (old, new) in changes.items():
@@ -75,53 +73,6 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         return results
 
 
-def build_model(base: Path, run: Run, store: TokenStore) -> Any:
-    """The model to train: the base model's weights if it has any, else freshly initialised from its configuration."""
-    import torch
-    from transformers import set_seed
-
-    from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
-
-    config = _configured(base, run.shape)
-    steering = {**(config.steering or {}), "capacity_factor": run.settings.moe_capacity_factor}
-    set_seed(run.training.seed)
-    if any(base.glob("model*.safetensors")):
-        if shape := run.shape.given():
-            raise ConfigError(f"{base} has weights, so its shape is fixed; leave out {', '.join(shape)}.")
-        if run.settings.seq_len > config.max_position_embeddings:
-            raise ConfigError(f"{base} reads {config.max_position_embeddings} tokens; lower --seq-len to that.")
-        config.steering = steering
-        # Trained in fp32 whatever it was saved in: small updates vanish in bf16.
-        model = load_weights(base, config=config, dtype=torch.float32)
-        refuse_small_vocabulary(model, store.info.vocab_size, base)
-        return model
-    values = config.to_dict()
-    values |= {"vocab_size": store.info.vocab_size, "eos_token_id": store.info.separator_id, "steering": steering}
-    values["max_position_embeddings"] = max(config.max_position_embeddings, run.settings.seq_len)
-    values |= {"bos_token_id": store.info.separator_id, "pad_token_id": None}
-    return ChronovisorMixtralForCausalLM(MixtralConfig(**values))
-
-
-def _configured(base: Path, shape: ModelShape) -> Any:
-    """The base model's configuration, changed as asked."""
-    from chronomoe import MixtralConfig
-
-    check_config(base)
-    config = MixtralConfig.from_pretrained(base)
-    return MixtralConfig(**{**config.to_dict(), **_without_derived(config, shape.given())})
-
-
-def _without_derived(config: Any, shape: dict[str, int]) -> dict[str, Any]:
-    # A changed width drags along what was derived from the old one.
-    names = {config.attribute_map.get(name, name): value for name, value in shape.items()}
-    derived: dict[str, Any] = {}
-    if "hidden_size" in names:
-        derived = {"intermediate_size": None, "num_attention_heads": None, "num_key_value_heads": None}
-    if names.keys() & {"hidden_size", "num_attention_heads"}:
-        derived["head_dim"] = None
-    return derived | names
-
-
 def _matching_tokenizer(base: Path, store: TokenStore) -> str:
     fingerprint = tokenizer_fingerprint(base)
     if fingerprint != store.info.tokenizer_fingerprint:
@@ -137,8 +88,9 @@ def _refuse_changed(saved: dict[str, Any], fingerprints: dict[str, str], run: Ru
         if saved.get(name) != value:
             what = name.removesuffix("_fingerprint")
             raise CheckpointError(f"the {what} changed since this brain was begun; restore it or train a new brain.")
-    before = ModelShape(**saved["shape"])
-    if before != run.shape and _configured(base, before).to_dict() != _configured(base, run.shape).to_dict():
+    if saved.get("family", "mixtral") != run.family:
+        raise ConfigError(f"{run.settings.name} is a brain of the family {saved['family']}; continue it as one.")
+    if changed_shape(base, SHAPES[run.family](**saved["shape"]), run.shape):
         raise ConfigError("the model's shape cannot change on --resume; choose another --name.")
 
 
@@ -146,7 +98,15 @@ def _sequences(run: Run, store: TokenStore) -> PackedDataset:
     """The training sequences of the whole run, every pass in another order; :class:`DataError` if text is wanting."""
     training = run.training
     per_step = training.batch_size * training.gradient_accumulation_steps
-    return PackedDataset(store, run.settings.seq_len, training.seed, _total_steps(run, store) * per_step)
+    settings = run.settings
+    return PackedDataset(
+        store,
+        settings.seq_len,
+        training.seed,
+        _total_steps(run, store) * per_step,
+        linear=settings.linear,
+        start=settings.start_offset,
+    )
 
 
 def _total_steps(run: Run, store: TokenStore) -> int:
@@ -191,7 +151,10 @@ def _make_trainer(
             log_file=training.log_file or str(bundle / METRICS),
         ),
         DataLoader(sequences, batch_size=training.batch_size),
-        {name: heldout_windows(store, name, settings.seq_len, settings.eval_tokens) for name in _evaluated(store)}
+        {
+            name: heldout_windows(store, name, settings.seq_len, settings.eval_tokens)
+            for name in (_evaluated(store) if settings.eval_tokens else [])
+        }
         or None,
         sample=lambda trained: sample_text(trained, tokenizer, max_new_tokens=40),
         save_extra=tokenizer.save_pretrained,
@@ -207,7 +170,7 @@ def _evaluated(store: TokenStore) -> list[str]:
 
 def _results(trainer: Any, store: TokenStore, eval_tokens: int) -> dict[str, Any]:
     results: dict[str, Any] = trainer.train()
-    return results | {"unigram": unigram_bits_per_byte(store, eval_tokens)}
+    return results | {"unigram": unigram_bits_per_byte(store, eval_tokens) if eval_tokens else {}}
 
 
 def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:

@@ -29,11 +29,25 @@ app = cyclopts.App(
 data = cyclopts.App(name="data", help="Prepare text for training.")
 app.command(data)
 data.command("aios.cli.data:prepare_command", name="prepare", help="Turn files and folders of text into training data.")
+brains = cyclopts.App(name="brains", help="See to the brains of a workspace.")
+app.command(brains)
+brains.command("aios.cli.brains:list_command", name="list", help="List them.")
+brains.command("aios.cli.brains:show_command", name="show", help="Show one.")
+brains.command("aios.cli.brains:rename_command", name="rename", help="Give one another name.")
+brains.command("aios.cli.brains:delete_command", name="delete", help="Delete one with all its checkpoints.")
+brains.command("aios.cli.brains:export_command", name="export-hf", help="Write one as a transformers checkpoint.")
+app.command("aios.cli.chat:chat", help="Talk to a trained brain.")
 app.command("aios.cli.demo:demo", help="Run the whole job on sample text: prepare, train, resume, evaluate, sample.")
 app.command("aios.cli.doctor:doctor", help="Print the environment, for a bug report.")
 app.command("aios.cli.generate:generate", help="Sample text from a trained brain.")
 app.command("aios.cli.init:init", help="Prepare a workspace: sample text, tokenizer, base model.")
 app.command("aios.cli.plot:plot", help="Draw a run: loss, control, load, landscape.")
+hrm_hf = cyclopts.App(name="hrm-hf", help="Train hierarchical reasoning models.")
+app.command(hrm_hf)
+hrm_hf.command(
+    "aios.cli.hrm_hf:train_actv1_command", name="train-actv1", help="Train an HRM ACTv1 with experts on a text."
+)
+hrm_hf.command("aios.cli.hrm_hf:arch_summary", name="arch-summary", help="Print what an architecture costs.")
 app.command("aios.cli.train:train", help="Train a Mixtral-style brain.")
 
 
@@ -50,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(words: Sequence[str], *, debug: bool = False) -> int:
     """Run one command line; returns the exit code."""
     try:
+        if list(words[:2]) == ["hrm-hf", "train-actv1"]:
+            from aios.cli.hrm_hf import refuse
+
+            refuse(list(words[2:]))
         _read_config_file(words)
         result = app(words, exit_on_error=False, print_error=True, result_action="return_value")
         return result if isinstance(result, int) else 0

@@ -2,16 +2,20 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 
 def generate(
-    brain: str = "small",
+    name: str | None = None,
     *,
+    brain: str = "small",
     prompt: str = "",
     max_new_tokens: int = 200,
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    halt: Literal["exact", "max"] = "exact",
+    segments: int | None = None,
     stream: bool = True,
     root: Path = Path(),
 ) -> None:
@@ -19,8 +23,10 @@ def generate(
 
     Parameters
     ----------
+    name
+        The same as --brain.
     brain
-        Name of a brain, or the path of a bundle or checkpoint.
+        Name of a brain, family/name, or the path of a bundle or checkpoint.
     prompt
         Text to continue; without one a document is begun.
     max_new_tokens
@@ -31,6 +37,10 @@ def generate(
         Sample among the likeliest tokens that make up this probability.
     seed
         The same seed gives the same text.
+    halt
+        exact: a token stops thinking where the model says; max: never before the cap (brains that halt).
+    segments
+        At most this many segments a token (brains that halt).
     stream
         Print while sampling.
     root
@@ -40,12 +50,13 @@ def generate(
 
     quiet_libraries()
     from aios.brains.bundle import find_brain, load_brain
-    from aios.brains.generate import stream_text
+    from aios.brains.generate import set_halting, stream_text
     from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
     prompt = prompt.encode("utf-8", "replace").decode()  # a shell may hand over bytes that are no text
-    model, tokenizer = load_brain(find_brain(root, brain))
+    model, tokenizer = load_brain(find_brain(root, name or brain))
+    set_halting(model, halt, segments)
     pieces = stream_text(
         model, tokenizer, prompt, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
     )

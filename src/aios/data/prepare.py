@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aios.data.readers import Source, Tally, read_documents
-from aios.data.split import DomainSplit, NearDuplicates
+from aios.data.split import AllHeldOut, DomainSplit, NearDuplicates
 from aios.data.tokenizers import Encoder, VocabSize, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
 from chronomoe.errors import CheckpointError, ConfigError, DataError
 from chronomoe.storage import whole_directory
@@ -47,6 +47,8 @@ class PrepareConfig:
     """At most this much text held out per domain."""
     field: str | None = None
     """Column or key that holds the text in .csv, .tsv, .jsonl and .parquet."""
+    ascii_only: bool = False
+    """Leave out lines with other than ASCII characters."""
     overwrite: bool = False
     """Replace prepared data that is already there."""
 
@@ -66,26 +68,26 @@ class Report:
 @dataclass(kw_only=True)
 class _Domain:
     name: str
-    split: DomainSplit
+    split: DomainSplit | AllHeldOut
     sources: list[Source] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     heldout: list[str] = field(default_factory=list)
     sample: list[str] = field(default_factory=list)
 
-    def survey(self, text_field: str | None, sample_characters: int) -> None:
+    def survey(self, config: PrepareConfig, sample_characters: int) -> None:
         """First pass: choose the held-out documents; keep the first training text for the tokenizer."""
         for source in self.sources:
-            for text in read_documents(source, field=text_field, tally=self.tally):
+            for text in read_documents(source, field=config.field, tally=self.tally, ascii_only=config.ascii_only):
                 self.split.observe(text)
                 if sample_characters > 0:
                     sample_characters -= len(text)
                     self.sample.append(text)
         self.heldout = self.split.finish()
 
-    def training_texts(self, text_field: str | None) -> Iterator[str]:
+    def training_texts(self, config: PrepareConfig) -> Iterator[str]:
         """Second pass: the training side."""
         for source in self.sources:
-            for text in read_documents(source, field=text_field):
+            for text in read_documents(source, field=config.field, ascii_only=config.ascii_only):
                 if (kept := self.split.training_text(text)) is not None:
                     yield kept
 
@@ -104,7 +106,7 @@ def prepare(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with _prepared_directory(out, overwrite=config.overwrite) as stage:
         for domain in domains:
-            domain.survey(config.field, 0 if config.tokenizer else _SAMPLE_CHARACTERS // len(domains))
+            domain.survey(config, 0 if config.tokenizer else _SAMPLE_CHARACTERS // len(domains))
         encoder = _make_tokenizer(domains, config, stage / TOKENIZER_FOLDER)
         report(f"Tokenizer: {encoder.vocab_size} tokens.")
         info = _write_domains(domains, encoder, config, stage, report)
@@ -121,7 +123,9 @@ def _domains(sources: Sequence[Source], config: PrepareConfig) -> list[_Domain]:
         raise ConfigError("Some sources have a weight and some have none; give every source a weight, or none.")
     domains: dict[str, _Domain] = {}
     for source in sources:
-        split = DomainSplit(config.heldout_fraction, config.max_heldout_bytes)
+        split: DomainSplit | AllHeldOut = DomainSplit(config.heldout_fraction, config.max_heldout_bytes)
+        if source.held_out:
+            split = AllHeldOut(config.max_heldout_bytes)
         domains.setdefault(source.name, _Domain(name=source.name, split=split)).sources.append(source)
     # Each domain is a folder beside the tokenizer's, and some file systems ignore case.
     if len({name.casefold() for name in (*domains, TOKENIZER_FOLDER)}) <= len(domains):
@@ -160,7 +164,7 @@ def _write_domains(
         hashes.append(content)
 
     for domain in domains:
-        write(domain, "train", _observed(domain.training_texts(config.field), duplicates))
+        write(domain, "train", _observed(domain.training_texts(config), duplicates))
         report(f"{domain.name}: {sizes[domain.name, 'train'].tokens:,} training tokens.")
     dropped = iter(duplicates.found)
     for domain in domains:

@@ -44,6 +44,8 @@ class Source:
     """File, folder, .gz, .zip, .parquet, or hf:<data set>[:config][:split]."""
     weight: float | None = None
     """Share of training sequences, relative to the other sources; None: in proportion to its tokens."""
+    held_out: bool = False
+    """Evaluate on all of it, train on none."""
 
 
 @dataclass(kw_only=True)
@@ -82,11 +84,18 @@ def _default_name(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:64] or "data"
 
 
-def read_documents(source: Source, *, field: str | None = None, tally: Tally | None = None) -> Iterator[str]:
-    """Every document of a source that is not blank; DataError when there is none."""
+def read_documents(
+    source: Source, *, field: str | None = None, tally: Tally | None = None, ascii_only: bool = False
+) -> Iterator[str]:
+    """Every document of a source that is not blank, without lines that are not ASCII if asked.
+
+    Raises :class:`DataError` when there is none.
+    """
     tally, found, path = tally or Tally(), False, source.path
     try:
         for text in _source_documents(path, field, tally):
+            if ascii_only and not text.isascii():
+                text = _ascii_lines(text)
             if text and not text.isspace():
                 found = True
                 yield text
@@ -96,7 +105,18 @@ def read_documents(source: Source, *, field: str | None = None, tally: Tally | N
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not found:
         skipped = f" ({tally.binaries_skipped} binary files skipped)" if tally.binaries_skipped else ""
-        raise DataError(f"{path} holds no text{skipped}; name a file or folder that does.")
+        raise DataError(
+            f"{path} holds no {'ASCII ' if ascii_only else ''}text{skipped}; name a file or folder that does."
+        )
+
+
+def _ascii_lines(text: str) -> str:
+    kept = "".join(line for line in text.splitlines(keepends=True) if line.isascii())
+    if isinstance(text, Piece):
+        piece = Piece(kept)
+        piece.beginning = text.beginning
+        return piece
+    return kept
 
 
 def _source_documents(path: str, field: str | None, tally: Tally) -> Iterator[str]:

@@ -71,6 +71,30 @@ class _Lowest:
         return [text for key in sorted(keys) for text in self._kept[key]]
 
 
+class AllHeldOut:
+    """The split of a domain that is only evaluated on."""
+
+    siblings_in_training = False
+
+    def __init__(self, max_bytes: int) -> None:
+        self._texts: list[str] = []
+        self._room = max_bytes
+
+    def observe(self, text: str) -> None:
+        """First pass: see a document."""
+        if self._room > 0:
+            self._room -= len(text.encode())
+            self._texts.append(text)
+
+    def finish(self) -> list[str]:
+        """All documents, up to the limit and the one that passes it."""
+        return self._texts
+
+    def training_text(self, text: str) -> str | None:
+        """Second pass: nothing is trained on."""
+        return None
+
+
 class DomainSplit:
     """Chooses the held-out side of one domain in a single pass over its documents.
 

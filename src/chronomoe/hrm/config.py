@@ -66,7 +66,7 @@ class HRMACTv1Config(HrmTextConfig):
     halt_cap: int | None = None
     halting: str = "exact"
     halt_bias: float = -5.0
-    halt_exploration: float = 0.1
+    halt_exploration: float = 0.5
     halt_gain: float = 0.02
     prefix_lm: bool = False
     steering: dict[str, Any] | None = None

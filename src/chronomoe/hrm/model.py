@@ -11,6 +11,7 @@ One segment of a dense model is exactly hrm_text. Attention is causal in every c
 Shape suffixes: B batch, S sequence, D hidden size, V vocabulary.
 """
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationMixin, HrmTextConfig, HrmTextForCausalLM
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask, sliding_window_overlay
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -342,6 +343,19 @@ class HRMACTv1ForCausalLM(SteeredPreTrained, HRMPreTrainedModel, GenerationMixin
             segments=torch.stack(output.active).sum(dim=0),
             states=output.states,
         )
+
+    def export_plain(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint of transformers' hrm_text, which knows one segment, dense blocks and equal stacks."""
+        ours = self.config.to_dict()
+        names = [name for name in HrmTextConfig().to_dict() if name in ours and name not in ("model_type", "dtype")]
+        plain = HrmTextConfig(**{name: ours[name] for name in names})
+        plain.architectures = ["HrmTextForCausalLM"]
+        plain.dtype = self.dtype
+        with torch.device("meta"):
+            skeleton: Any = HrmTextForCausalLM(plain)
+            skeleton.to(self.dtype)
+        skeleton.generation_config = self.generation_config
+        skeleton.save_pretrained(path, state_dict=self.state_dict())
 
     def _training_loss(
         self, output: HRMModelOutput, targets_BS: Tensor, num_items: Tensor | int | None

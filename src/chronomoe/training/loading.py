@@ -26,20 +26,31 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     """Training sequences cut from the packed streams of all domains, mixed by weight.
 
     Each domain is walked in epochs: a random phase, then every window once in shuffled order. The stream is
-    treated as a ring, so the few tokens that fill no window are different ones in each epoch.
+    treated as a ring, so the few tokens that fill no window are different ones in each epoch. ``linear`` walks it in
+    the order of the text instead, from window ``start`` on.
     """
 
-    def __init__(self, store: TokenStore, sequence_length: int, seed: int, num_samples: int) -> None:
+    def __init__(
+        self,
+        store: TokenStore,
+        sequence_length: int,
+        seed: int,
+        num_samples: int,
+        *,
+        linear: bool = False,
+        start: int = 0,
+    ) -> None:
         if sequence_length < 2:
             raise ConfigError(f"--seq-len must be at least 2, not {sequence_length}.")
         self.store, self.sequence_length, self.seed, self.num_samples = store, sequence_length, seed, num_samples
+        self.linear, self.start = linear, start
         self._names = list(store.domains)
         weights = [info.weight for info in store.info.domains]
         for info in store.info.domains:
             if info.weight > 0 and info.train.tokens < sequence_length:
                 raise DataError(
                     f"Domain {info.name!r} has {info.train.tokens} training tokens, too few to fill one sequence of "
-                    f"{sequence_length}; choose a smaller --seq-len or add text to it."
+                    f"{sequence_length}; choose shorter sequences (--seq-len, --max-seq-len) or add text to it."
                 )
         self._slots, self._ranks = _domain_cycle(weights, seed)
         self._per_cycle = np.bincount(self._slots, minlength=len(weights))
@@ -65,6 +76,8 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         nth = cycle * int(self._per_cycle[number]) + int(self._ranks[slot])
         length = len(self.store.domains[self._names[number]].train.tokens)
         windows = length // self.sequence_length
+        if self.linear:
+            return self._names[number], (self.start + nth) % windows * self.sequence_length
         epoch, position = divmod(nth, windows)
         key = _mix(_mix(_mix(self.seed) + number) + epoch)
         phase = _mix(key) % length

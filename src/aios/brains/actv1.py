@@ -1,0 +1,303 @@
+"""`aios hrm-hf train-actv1`: its flags, and what they mean for the one training loop there is."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from aios.brains.bundle import exclusive
+from aios.brains.settings import BrainTraining, Given, HRMShape, Run, RunSettings
+from aios.workspace import Workspace
+from chronomoe.control.config import Ablation
+from chronomoe.errors import ConfigError
+from chronomoe.training.checkpoint import list_checkpoints
+
+Show = Callable[[str], None]
+
+MOE_LR_CAP = 1e-3
+"""Above this rate routers of small models were seen to run away."""
+MOE_ROUTER_SCALE = 0.5
+
+
+def adjusted_rates(lr: float, use_moe: bool, adjust: bool) -> tuple[float, float]:
+    """Learning rate, and the routers' as a multiple of it; never above ``lr``.
+
+    A router decides which expert learns from a token, so its mistakes feed themselves: with experts the rate is at
+    most 1e-3 and the routers take half of it. A dense model, or ``adjust`` off, keeps ``lr``.
+    """
+    if not (use_moe and adjust):
+        return lr, 1.0
+    return min(lr, MOE_LR_CAP), MOE_ROUTER_SCALE
+
+
+def warmup_steps(steps: int) -> int:
+    """Steps of linear learning-rate warm-up: a tenth of the run, 10 to 200, and never more than the run."""
+    return min(steps, 200, max(10, steps // 10))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ACTv1Flags(Given):
+    """What `train-actv1` can be told besides the shape of the model."""
+
+    model: Path | None = None
+    """Folder of the tokenizer. [artifacts/hf_implant/base_model]"""
+    dataset_file: Path | None = None
+    """Text to train on: a file (.txt, .md, .csv, .tsv, .jsonl, .gz, .zip, .parquet), a folder, or prepared data."""
+    max_seq_len: int = 128
+    """Tokens per training sequence."""
+    batch_size: int = 8
+    """Sequences per micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per step."""
+    steps: int = 200
+    """Optimizer steps; with --iterate, of each cycle."""
+    lr: float = 2e-4
+    """Learning rate."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    save_dir: Path | None = None
+    """Bundle of a brain without a name. [artifacts/training_datasets/actv1]"""
+    ascii_only: bool = False
+    """Leave out lines with other than ASCII characters."""
+    eval_file: Path | None = None
+    """Text to evaluate on, besides what is held out of the dataset."""
+    eval_batches: int = 10
+    """Batches of held-out text per domain in each evaluation; 0 evaluates nothing."""
+    stop_file: Path | None = None
+    """Save and stop when this file appears."""
+    log_file: Path | None = None
+    """Metrics, one JSON object a line, appended. [metrics.jsonl in the bundle]"""
+    student_init: Path | None = None
+    """Weights to start from: a bundle, a checkpoint or a .safetensors file of the same shape."""
+    brain_name: str | None = None
+    """Name of the brain: <bundle-dir>/<brain-name>."""
+    default_goal: str | None = None
+    """Goal kept with the brain."""
+    bundle_dir: Path | None = None
+    """Folder of brains. [artifacts/brains/actv1]"""
+    expert_id: str | None = None
+    """Train one expert alone, under this id."""
+    iterate: bool = False
+    """Train in cycles of --steps until stopped."""
+    resume: bool = False
+    """Continue the brain from its latest checkpoint, with its own settings."""
+    linear_dataset: bool = True
+    """Read the text in order; --no-linear-dataset shuffles it."""
+    dataset_start_offset: int = 0
+    """Sequences to pass over at the beginning of the text."""
+    gradient_checkpointing: bool = True
+    """Recompute activations: less memory, about a third more time."""
+    amp: bool = True
+    """bf16 where the device is fast at it; a CPU is not, and computes in fp32."""
+    use_8bit_optimizer: bool = False
+    """Keep the optimizer's moments in 8 bits (needs bitsandbytes)."""
+    use_chunked_training: bool = False
+    """Read each sequence in pieces of --chunk-size: long sequences in bounded memory."""
+    chunk_size: int = 2048
+    """Tokens per piece."""
+    moe_capacity_factor: float = 1.25
+    """Tokens an expert may take in training, as a multiple of its fair share; 0 drops nothing."""
+    auto_adjust_lr: bool = True
+    """Lower the rate for a mixture of experts, the routers' most; never raises it."""
+    model_dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bf16 whatever the device; weights are kept in fp32."""
+    ddp: bool = False
+    """Train on several processes; start them with `accelerate launch`."""
+    world_size: int | None = None
+    """Processes there must be."""
+    zero_stage: Literal["none", "zero1", "zero2", "zero3"] = "none"
+    """Shard optimizer, gradients, weights: through `accelerate launch` with DeepSpeed."""
+    lb_coef: float = 0.05
+    """Weight of the load-balancing loss."""
+    z_loss_coef: float = 0.001
+    """Weight of the router z-loss."""
+    balance: Ablation = "full"
+    """How the load is balanced: none, aux (loss only), loss_free, pi, ..., full (the whole control layer)."""
+    control_layer: bool = True
+    """--no-control-layer is --balance aux."""
+    seed: int = 0
+    """Seed of initialisation, data order and exploration."""
+    eval_every: int | None = None
+    """Steps between evaluations; at the end only when not given."""
+    save_every: int | None = None
+    """Steps between checkpoints; at the end only when not given."""
+    log_every: int | None = None
+    """Steps between log lines; a twentieth of the run when not given."""
+    dry_run: bool = False
+    """Print the plan and do nothing."""
+    root: Path = Path()
+    """Workspace folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_seq_len", "batch_size", "steps", "gradient_accumulation_steps", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("eval_batches", "dataset_start_offset"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        if not self.lr > 0:
+            raise ConfigError(f"lr is {self.lr}; it must be above 0.")
+        if self.brain_name is not None and self.save_dir is not None:
+            raise ConfigError("--brain-name and --save-dir both say where the brain goes; give one of them.")
+        if self.expert_id is not None:
+            raise ConfigError("training one expert alone (--expert-id) is not in this version yet.")
+
+    @property
+    def bundle(self) -> Path:
+        """Where the brain goes; :class:`ConfigError` for a name that is not a plain word."""
+        workspace = Workspace(self.root)
+        if self.brain_name is None:
+            return self.save_dir or self.root / "artifacts/training_datasets/actv1"
+        named = workspace.brain(self.brain_name, "actv1")
+        return named if self.bundle_dir is None else self.bundle_dir / named.name
+
+
+def train_actv1(flags: ACTv1Flags, shape: HRMShape, show: Show = print) -> dict[str, Any]:
+    """Train (plan, resume) as the flags say; results as of :func:`aios.brains.train.train`."""
+    from aios.brains.train import train
+
+    if flags.dataset_file is None and not flags.resume:
+        raise ConfigError("name the text to train on with --dataset-file.")
+    _check_machine(flags, show)
+    bundle = flags.bundle
+    if not flags.resume and flags.brain_name is None and not flags.dry_run:
+        _set_aside(bundle, show)
+    run = to_run(flags, shape, bundle)
+    lr, _ = adjusted_rates(flags.lr, shape.use_moe, flags.auto_adjust_lr)
+    if lr < flags.lr:
+        show(
+            f"Learning rate {lr:g} instead of {flags.lr:g}, for a mixture of experts; --no-auto-adjust-lr keeps yours."
+        )
+    if flags.dataset_file is not None and not (flags.dataset_file / "data.json").is_file():
+        _prepare(flags, bundle, show)
+    return train(run, show)
+
+
+def to_run(flags: ACTv1Flags, shape: HRMShape, bundle: Path) -> Run:
+    """The run the flags describe; only named flags count as given when it continues another."""
+    lr, router_scale = adjusted_rates(flags.lr, shape.use_moe, flags.auto_adjust_lr)
+    control = flags.balance if flags.control_layer or "balance" in flags.given_names else "aux"
+    every = flags.steps
+    prepared = flags.dataset_file
+    if prepared is None or not (prepared / "data.json").is_file():
+        prepared = bundle / "data"
+    settings: dict[str, tuple[Any, str]] = {
+        "root": (flags.root, "root"),
+        "model": (flags.model, "model"),
+        "data": (prepared, "dataset_file"),
+        "name": (flags.brain_name or bundle.name, "brain_name"),
+        "seq_len": (flags.max_seq_len, "max_seq_len"),
+        "moe_capacity_factor": (flags.moe_capacity_factor or None, "moe_capacity_factor"),
+        "eval_tokens": (flags.eval_batches * flags.batch_size * flags.max_seq_len, "eval_batches"),
+        "resume": (flags.resume, "resume"),
+        "dry_run": (flags.dry_run, "dry_run"),
+        "linear": (flags.linear_dataset, "linear_dataset"),
+        "start_offset": (flags.dataset_start_offset, "dataset_start_offset"),
+        "student_init": (flags.student_init, "student_init"),
+        "default_goal": (flags.default_goal, "default_goal"),
+    }
+    training: dict[str, tuple[Any, str]] = {
+        "learning_rate": (lr, "lr"),
+        "router_lr_scale": (router_scale, "auto_adjust_lr"),
+        "max_steps": (10**9 if flags.iterate else flags.steps, "steps"),
+        "lr_schedule": ("constant" if flags.iterate else "cosine", "iterate"),
+        "kappa_schedule": ("adaptive" if flags.iterate else "cosine", "iterate"),
+        "lr_warmup_steps": (warmup_steps(flags.steps), "steps"),
+        "kappa_warmup_steps": (flags.steps // 10, "steps"),
+        "batch_size": (flags.batch_size, "batch_size"),
+        "gradient_accumulation_steps": (flags.gradient_accumulation_steps, "gradient_accumulation_steps"),
+        "lambda_balance": (flags.lb_coef, "lb_coef"),
+        "lambda_z": (flags.z_loss_coef, "z_loss_coef"),
+        "control": (control, "balance"),
+        "gradient_checkpointing": (flags.gradient_checkpointing, "gradient_checkpointing"),
+        "precision": (_precision(flags), "amp"),
+        "optimizer": ("adamw8bit" if flags.use_8bit_optimizer else "adamw", "use_8bit_optimizer"),
+        "chunk_size": (flags.chunk_size if flags.use_chunked_training else None, "use_chunked_training"),
+        "stop_file": (None if flags.stop_file is None else str(flags.stop_file), "stop_file"),
+        "log_file": (None if flags.log_file is None else str(flags.log_file), "log_file"),
+        "seed": (flags.seed, "seed"),
+        "eval_every_n_steps": (flags.eval_every or every, "eval_every"),
+        "save_every_n_steps": (flags.save_every or every, "save_every"),
+        "log_every_n_steps": (flags.log_every or max(1, every // 20), "log_every"),
+    }
+    return Run(
+        settings=RunSettings(**{name: value for name, (value, _) in settings.items()}).naming(
+            {name for name, (_, flag) in settings.items() if flag in flags.given_names}
+        ),
+        shape=shape,
+        training=BrainTraining(**{name: value for name, (value, _) in training.items()}).naming(
+            {name for name, (_, flag) in training.items() if flag in flags.given_names}
+        ),
+        family="actv1",
+        bundle=bundle,
+    )
+
+
+def _precision(flags: ACTv1Flags) -> str:
+    if flags.model_dtype == "bf16":
+        return "bf16"
+    return "auto" if flags.amp else "fp32"
+
+
+def _check_machine(flags: ACTv1Flags, show: Show) -> None:
+    """Refuse what this machine or this way of starting cannot do."""
+    import os
+
+    import torch
+
+    kind = flags.device.partition(":")[0]
+    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in available:
+        raise ConfigError(f"there is no device {flags.device!r}; use auto, cpu, cuda or mps.")
+    if not available[kind]:
+        raise ConfigError(f"this machine has no {kind} device; use --device auto or cpu.")
+    if kind == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = flags.world_size if flags.world_size is not None else (2 if flags.ddp else 1)
+    if wanted > processes:
+        raise ConfigError(
+            f"this is 1 process of {wanted}: start them with `accelerate launch --num_processes {wanted} -m aios ...`."
+        )
+    if flags.zero_stage != "none" and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        raise ConfigError(
+            f"--zero-stage {flags.zero_stage} works under accelerate: "
+            f"`accelerate launch --use_deepspeed --zero_stage {flags.zero_stage[-1]} -m aios ...`."
+        )
+    on_cpu = kind == "cpu" or not (available["cuda"] or available["mps"])
+    if on_cpu and flags.model_dtype == "bf16":
+        show("bf16 is several times slower than fp32 on CPUs; leave out --model-dtype bf16 to go faster.")
+    elif on_cpu and "amp" in flags.given_names and flags.amp:
+        show("--amp: this CPU is faster in fp32, so fp32 it is.")
+
+
+def _set_aside(bundle: Path, show: Show) -> None:
+    """An earlier brain without a name keeps its files, under another folder."""
+    if not any((bundle / file).exists() for file in ("run.json", "model.safetensors")) and not list_checkpoints(
+        bundle / "checkpoints"
+    ):
+        return
+    number = next(n for n in range(1, 10**6) if not bundle.with_name(f"{bundle.name}.{n}").exists())
+    with exclusive(bundle):
+        pass  # nobody is training it
+    bundle.rename(bundle.with_name(f"{bundle.name}.{number}"))
+    show(f"The brain that was in {bundle} is in {bundle.name}.{number} now; --brain-name keeps a brain by its name.")
+
+
+def _prepare(flags: ACTv1Flags, bundle: Path, show: Show) -> None:
+    """Tokenize the dataset into the bundle; a brain that is continued has its data already."""
+    from aios.data.prepare import PrepareConfig, prepare
+    from aios.data.readers import Source
+
+    if flags.resume:
+        return
+    base = flags.model or Workspace(flags.root).base_model
+    if not (base / "tokenizer.json").is_file():
+        raise ConfigError(f"there is no base model {base}; `{Workspace(flags.root).command('init')}` makes one.")
+    sources = [Source(name="text", path=str(flags.dataset_file))]
+    if flags.eval_file is not None:
+        sources.append(Source(name="eval", path=str(flags.eval_file), held_out=True))
+    config = PrepareConfig(tokenizer=base, overwrite=True, ascii_only=flags.ascii_only)
+    bundle.mkdir(parents=True, exist_ok=True)
+    for warning in prepare(sources, bundle / "data", config, report=lambda line: None).warnings:
+        show(f"Note: {warning}")

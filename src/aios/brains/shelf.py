@@ -1,0 +1,106 @@
+"""The brains of a workspace: list, show, rename, delete, export."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from aios.brains.bundle import METRICS, check_config, exclusive, find_brain, load_brain, read_run
+from aios.brains.metrics import read_metrics
+from aios.brains.settings import SHAPES
+from aios.workspace import Workspace
+from chronomoe.errors import CheckpointError, ConfigError
+
+
+def list_brains(root: Path) -> list[dict[str, Any]]:
+    """One entry a brain, by family and name; one that cannot be read says why under ``problem``."""
+    found = []
+    for family in SHAPES:
+        for file in sorted((root / "artifacts/brains" / family).glob("*/run.json")):
+            try:
+                found.append(describe(file.parent) | {"name": file.parent.name, "family": family})
+            except CheckpointError as error:
+                found.append({"name": file.parent.name, "family": family, "problem": str(error)})
+    return found
+
+
+def describe(bundle: Path) -> dict[str, Any]:
+    """What is known of a brain: its family, training, evaluation and size; :class:`CheckpointError` if it is none."""
+    run = read_run(bundle)
+    metrics = bundle / METRICS
+    log_file = run["training"].get("log_file")
+    if not metrics.is_file() and log_file:
+        metrics = Path(log_file)
+    evaluations = read_metrics(metrics, "eval") if metrics.is_file() else []
+    steps = read_metrics(metrics) if metrics.is_file() else []
+    weights = list(bundle.glob("model*.safetensors"))
+    return {
+        "family": run.get("family", "mixtral"),
+        "path": str(bundle),
+        "finished": bool(weights),
+        "steps": steps[-1]["step"] if steps else 0,
+        "bits_per_byte": evaluations[-1].get("mean") if evaluations else None,
+        "megabytes": round(sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 1e6, 1),
+        "goal": run["settings"].get("default_goal"),
+        "shape": {name: value for name, value in run["shape"].items() if value is not None},
+        "training": run["training"],
+    }
+
+
+def rename(root: Path, brain: str, new: str) -> Path:
+    """Give a brain another name; :class:`ConfigError` when that is taken or no name."""
+    bundle = _existing(root, brain)
+    target = Workspace(root).brain(new, bundle.parent.name)
+    if target.exists():
+        raise ConfigError(f"there is a brain {new} already; choose another name or delete it first.")
+    with exclusive(bundle):
+        pass  # nobody is training it
+    bundle.rename(target)
+    return target
+
+
+def delete(root: Path, brain: str) -> Path:
+    """Remove a brain and all its checkpoints."""
+    bundle = _existing(root, brain)
+    with exclusive(bundle):
+        pass
+    # Out of sight in one step: a removal that is cut short leaves no half a brain under its name.
+    grave = bundle.with_name(f".deleted-{bundle.name}")
+    if grave.exists():
+        shutil.rmtree(grave)
+    bundle.rename(grave)
+    shutil.rmtree(grave)
+    return bundle
+
+
+def export(root: Path, brain: str, out: Path) -> str:
+    """Write a checkpoint of plain transformers into the new folder ``out``; returns its model type.
+
+    Raises :class:`ConfigError` when ``out`` is taken or transformers has no model like this brain's.
+    """
+    bundle = _existing(root, brain)
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; choose another folder.")
+    kind = check_config(bundle) if (bundle / "config.json").is_file() else None
+    model, tokenizer = load_brain(bundle)
+    if kind == "hrm_actv1":
+        plain = model.config.halt_max_steps == 1 and not model.config.use_moe
+        equal = model.config.h_layers == model.config.l_layers and model.config.pos_encodings == "rope"
+        if not (plain and equal and model.config.window_size is None):
+            raise ConfigError(
+                "transformers' hrm_text knows no experts, no halting, no window and no stacks of unequal depth: this "
+                "brain cannot be written as one. It loads with chronomoe.hrm.HRMACTv1ForCausalLM as it is."
+            )
+    model.export_plain(out)
+    tokenizer.save_pretrained(out)
+    return str(json.loads((out / "config.json").read_text())["model_type"])
+
+
+def _existing(root: Path, brain: str) -> Path:
+    bundle = find_brain(root, brain)
+    if not (bundle / "run.json").is_file():
+        names = ", ".join(f"{one['family']}/{one['name']}" for one in list_brains(root)) or "none"
+        raise ConfigError(f"there is no brain {brain}; brains here: {names}.")
+    if not bundle.resolve().is_relative_to((root / "artifacts/brains").resolve()):
+        raise ConfigError(f"{bundle} is not among the brains of this workspace; handle it with your own tools.")
+    return bundle

@@ -1,0 +1,85 @@
+"""aios chat."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+
+def chat(
+    name: str | None = None,
+    *,
+    brain: str = "small",
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    experts: bool = False,
+    halt: Literal["exact", "max"] = "exact",
+    segments: int | None = None,
+    root: Path = Path(),
+) -> None:
+    """Talk to a brain: it continues the text so far, yours included. An empty line ends, /new begins a new text.
+
+    Parameters
+    ----------
+    name
+        The same as --brain.
+    brain
+        Name of a brain, family/name, or the path of a bundle or checkpoint.
+    max_new_tokens
+        Length of an answer.
+    temperature
+        0 takes the likeliest token each time.
+    top_p
+        Sample among the likeliest tokens that make up this probability.
+    seed
+        The same seed and words give the same answers.
+    experts
+        Show after each answer which experts its tokens used.
+    halt
+        exact: a token stops thinking where the model says; max: never before the cap (brains that halt).
+    segments
+        At most this many segments a token (brains that halt).
+    root
+        Workspace folder.
+    """
+    from aios.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from aios.brains.bundle import find_brain, load_brain
+    from aios.brains.generate import ExpertCounts, set_halting, stream_text, thought
+    from chronomoe.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    model, tokenizer = load_brain(find_brain(root, name or brain))
+    set_halting(model, halt, segments)
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    text, turn = "", 0
+    while True:
+        try:
+            words = input("> ")
+        except EOFError:
+            break
+        if not words.strip():
+            break
+        if words.strip() == "/new":
+            text = ""
+            continue
+        text = f"{text}{words}\n"
+        text = _within(tokenizer, text, model.config.max_position_embeddings - max_new_tokens - 1)
+        with ExpertCounts(model) as counts:
+            for piece in stream_text(model, tokenizer, text, seed=seed + turn, **settings):
+                text += piece
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        sys.stdout.write("\n")
+        text += "\n"
+        turn += 1
+        for line in [*(counts.lines() if experts else []), *thought(model)]:
+            print(f"  {line}")
+
+
+def _within(tokenizer: object, text: str, room: int) -> str:
+    """The end of the text, if all of it is too long for the model."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    return text if len(ids) <= room else str(tokenizer.decode(ids[-max(1, room) :]))  # type: ignore[attr-defined]
