@@ -230,7 +230,7 @@ class Steering(Fp32Module):
             tokens = tokens / share
         tokens_L = torch.stack([torch.as_tensor(tokens, device=self.load.device) * s.calls for s in found.values()])
         tokens_L = tokens_L.clamp(min=1)
-        if self.config.balance_scope == "step" and tokens is not context.num_tokens:
+        if self.config.balance_scope == "step" and not (self.tokens_in_step is None and share is None):
             load = self.load[layers]
         else:
             assigned = torch.stack([sums.assigned for sums in found.values()])
