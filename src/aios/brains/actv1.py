@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from aios.brains.bundle import exclusive
@@ -154,13 +155,19 @@ class ACTv1Flags(Given):
 
 def train_actv1(flags: ACTv1Flags, shape: HRMShape, show: Show = print) -> dict[str, Any]:
     """Train (plan, resume) as the flags say; results as of :func:`aios.brains.train.train`."""
+    if flags.dry_run and not flags.resume:
+        with TemporaryDirectory() as nowhere:
+            return _train(flags, shape, Path(nowhere), show)
+    return _train(flags, shape, flags.bundle, show)
+
+
+def _train(flags: ACTv1Flags, shape: HRMShape, bundle: Path, show: Show) -> dict[str, Any]:
     from aios.brains.train import train
 
     if flags.dataset_file is None and not flags.resume:
         raise ConfigError("name the text to train on with --dataset-file.")
     _check_machine(flags, show)
-    bundle = flags.bundle
-    if not flags.resume and flags.brain_name is None and not flags.dry_run:
+    if not flags.resume and flags.brain_name is None:
         _set_aside(bundle, show)
     run = to_run(flags, shape, bundle)
     lr, _ = adjusted_rates(flags.lr, shape.use_moe, flags.auto_adjust_lr)

@@ -48,7 +48,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(train, workspace):
     outcome = train(workspace, "a", "--dry-run")
     assert outcome.code == 0
     plan = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
-    assert list(plan) == ["model", "parameters", "data", "training", "memory", "time"]
+    assert list(plan) == ["model", "parameters", "operations", "memory", "data", "training", "time"]
     assert plan["model"] == "1 layers x 4 experts, top-2, width 32, expert width 112"
     assert "60,128 in all, 38,624 active" in plan["parameters"]
     assert "24 steps x 64 tokens = 1,536 tokens" in plan["training"]

@@ -1,0 +1,311 @@
+"""aios hrm-hf train-actv1: the seed's commands, what they write, what is refused, stopping and going on."""
+
+import json
+import shutil
+
+import pytest
+
+from aios.brains.actv1 import adjusted_rates, warmup_steps
+from aios.cli.hrm_hf import REFUSED
+from chronomoe.training import checkpoint
+
+SMALL = {
+    "--hidden-size": [32], "--num-heads": [4], "--h-layers": [1], "--l-layers": [1], "--max-seq-len": [16],
+    "--batch-size": [2], "--no-gradient-checkpointing": [], "--eval-batches": [2],
+}  # fmt: skip
+TEXT = "training_data/curated_datasets/test_sample.txt"
+
+
+@pytest.fixture
+def here(workspace, monkeypatch):
+    """The seed's commands name paths relative to the workspace."""
+    monkeypatch.chdir(workspace)
+    return workspace
+
+
+@pytest.fixture
+def hrm(aios):
+    def call(*options, text=TEXT, small=True):
+        words = ["--dataset-file", text] if text else []
+        given = [word for name, value in SMALL.items() if name not in options for word in (name, *value)]
+        return aios("hrm-hf", "train-actv1", *words, *(given if small else []), *options)
+
+    return call
+
+
+def records(file, event=None):
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    return [record for record in found if event in (None, record["event"])]
+
+
+SEED_RUN = [
+    *("hrm-hf", "train-actv1", "--model", "artifacts/hf_implant/base_model"),
+    *("--dataset-file", "training_data/curated_datasets/test_sample.txt"),
+]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--steps", 20, "--batch-size", 8, "--use-moe", "--num-experts", 8, "--num-experts-per-tok", 2,
+         "--moe-capacity-factor", 1.25],
+        ["--steps", 20, "--batch-size", 8, "--no-moe"],
+        ["--steps", 30, "--batch-size", 4, "--use-moe", "--num-experts", 8, "--num-experts-per-tok", 2],
+    ],
+    ids=["moe", "dense", "quickly"],
+)  # fmt: skip
+def test_the_commands_of_the_seed(aios, here, words):
+    """As written, but for a width that takes seconds."""
+    log = here / "artifacts/brains/actv1/metrics.jsonl"
+    tiny = ["--hidden-size", 32, "--num-heads", 4]
+    outcome = aios(*SEED_RUN, *words, "--log-file", "artifacts/brains/actv1/metrics.jsonl", *tiny)
+    assert outcome.code == 0, outcome.err
+    steps = records(log, "train")
+    assert steps[-1]["step"] == words[1]
+    assert {"step", "lr", "loss", "ce", "bce_halt", "used_segments", "tokens_per_second"} <= set(steps[-1])
+    moe = "--no-moe" not in words
+    assert moe is ({"lb_loss", "lb_coef", "moe_layers"} <= set(steps[-1]))
+    (usage,) = records(log, "expert_usage") or [None]
+    assert moe is (usage is not None)
+    if usage is not None:
+        assert len(usage["avg_routing_prob"]) == len(usage["token_counts"]) == 8
+        assert sum(usage["avg_routing_prob"]) == pytest.approx(1, abs=1e-3)
+        # Low blocks are called four times a segment, high ones twice, in two segments: all choices of all calls.
+        tokens = words[1] * words[3] * 128 * 2
+        assert usage["layers"]["total_tokens"] == [4 * tokens, 4 * tokens, 2 * tokens, 2 * tokens]
+        assert sum(usage["token_counts"]) <= 2 * usage["total_tokens"], "some are dropped for want of capacity"
+        assert sum(usage["token_counts"]) > 1.5 * usage["total_tokens"]
+    assert [record["event"] for record in records(log)][-1] == "final"
+
+
+def test_a_default_sized_brain_trains_and_talks(aios, here):
+    assert aios(*SEED_RUN, "--steps", 1, "--batch-size", 2, "--brain-name", "big").code == 0
+    config = json.loads((here / "artifacts/brains/actv1/big/config.json").read_text())
+    assert (config["hidden_size"], config["num_local_experts"], config["intermediate_size"]) == (512, 8, 768)
+    outcome = aios("generate", "--brain", "actv1/big", "--max-new-tokens", 3)
+    assert outcome.code == 0
+
+
+def test_loss_is_what_it_says_it_is(hrm, here):
+    assert hrm("--steps", 4, "--log-every", 1, "--brain-name", "a").code == 0
+    for record in records(here / "artifacts/brains/actv1/a/metrics.jsonl", "train"):
+        router = 0.05 * record["lb_loss"]
+        other = 0.001 * record["z_loss"] + 0.001 * record.get("coherence_loss", 0.0)
+        assert record["lm_loss"] == pytest.approx(record["ce"] + record["bce_halt"], rel=1e-4)
+        assert record["loss"] == pytest.approx(record["lm_loss"] + router + other, abs=3e-3)
+
+
+def test_capacity_changes_what_is_dropped(hrm, here):
+    dropped = []
+    for factor in (0.5, 1.25, 0):
+        name = f"c{len(dropped)}"
+        assert hrm("--steps", 2, "--moe-capacity-factor", factor, "--brain-name", name).code == 0
+        last = records(here / f"artifacts/brains/actv1/{name}/metrics.jsonl", "train")[-1]
+        dropped.append(last["dropped_fraction"])
+    assert dropped[0] > 0.3
+    assert dropped[0] > dropped[1] > dropped[2] == 0
+
+
+def test_stopping_and_resuming_changes_no_bit(hrm, here):
+    bundle = here / "artifacts/brains/actv1"
+    options = ("--steps", 8, "--save-every", 4, "--log-every", 1)
+    assert hrm(*options, "--brain-name", "whole").code == 0
+    stop = here / "stop"
+    before = checkpoint.write_trainer_state
+
+    def stop_at_five(work, content):
+        stop.touch()
+        before(work, content)
+
+    checkpoint.write_trainer_state = stop_at_five
+    try:
+        outcome = hrm(*options, "--brain-name", "cut", "--stop-file", stop)
+    finally:
+        checkpoint.write_trainer_state = before
+    assert outcome.code == 0
+    assert "Stopped at step 4, saved" in outcome.out
+    assert "exists already" not in outcome.err
+    assert hrm("--brain-name", "cut", "--resume", "--stop-file", stop, text=None, small=False).code == 2
+    stop.unlink()
+    outcome = hrm("--brain-name", "cut", "--resume", text=None, small=False)
+    assert outcome.code == 0, outcome.err
+    whole, cut = bundle / "whole/model.safetensors", bundle / "cut/model.safetensors"
+    assert whole.read_bytes() == cut.read_bytes()
+    mine, theirs = (
+        {r["step"]: {k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(file, "train")}
+        for file in (bundle / "whole/metrics.jsonl", bundle / "cut/metrics.jsonl")
+    )
+    assert mine == theirs
+
+
+def test_iterate_goes_on_in_cycles_until_stopped(hrm, here):
+    from chronomoe.training.trainer import ChronoMoETrainer
+
+    stop, after = here / "stop", ChronoMoETrainer._after_step
+
+    def watch(self):
+        if self.state.step == 7:
+            stop.touch()
+        return after(self)
+
+    ChronoMoETrainer._after_step = watch
+    try:
+        outcome = hrm("--steps", 3, "--iterate", "--stop-file", stop, "--brain-name", "endless")
+    finally:
+        ChronoMoETrainer._after_step = after
+    assert outcome.code == 0
+    log = here / "artifacts/brains/actv1/endless/metrics.jsonl"
+    assert [record["step"] for record in records(log, "checkpoint_save")] == [3, 6, 7]
+    assert len(records(log, "eval")) == 2
+
+
+def test_a_brain_without_a_name_makes_way_for_the_next(hrm, here):
+    folder = here / "artifacts/training_datasets"
+    for _ in range(2):
+        outcome = hrm("--steps", 1)
+        assert outcome.code == 0
+    assert "actv1.1" in outcome.out
+    assert (folder / "actv1/model.safetensors").is_file()
+    assert (folder / "actv1.1/model.safetensors").is_file()
+
+
+def test_named_brains_are_kept(hrm, here):
+    assert hrm("--steps", 1, "--brain-name", "a").code == 0
+    outcome = hrm("--steps", 1, "--brain-name", "a")
+    assert outcome.code == 2
+    assert "exists already" in outcome.err
+
+
+def test_weights_of_another_brain_are_a_start(hrm, here):
+    brains = here / "artifacts/brains/actv1"
+    assert hrm("--steps", 3, "--brain-name", "a").code == 0
+    for n, source in enumerate((brains / "a", brains / "a/model.safetensors")):
+        assert hrm("--steps", 1, "--lr", 1e-12, "--brain-name", f"b{n}", "--student-init", source).code == 0
+        first = records(brains / f"b{n}/metrics.jsonl", "eval")[-1]["text"]
+        assert first == pytest.approx(records(brains / "a/metrics.jsonl", "eval")[-1]["text"], rel=1e-3)
+    outcome = hrm("--steps", 1, "--brain-name", "c", "--student-init", brains / "a", "--num-experts", 4)
+    assert outcome.code == 1
+    assert "do not fit this model" in outcome.err
+
+
+def test_text_that_is_evaluated_only(hrm, here):
+    other = here / "other.txt"
+    other.write_text("Let us see what it makes of this text, which is another. " * 40)
+    assert hrm("--steps", 1, "--eval-file", other, "--brain-name", "a").code == 0
+    (found,) = records(here / "artifacts/brains/actv1/a/metrics.jsonl", "eval")
+    assert {"text", "eval", "segments"} <= set(found)
+    assert hrm("--steps", 1, "--eval-batches", 0, "--brain-name", "b").code == 0
+    assert records(here / "artifacts/brains/actv1/b/metrics.jsonl", "eval") == []
+
+
+def test_lines_that_are_not_ascii_can_be_left_out(hrm, here):
+    text = here / "mixed.txt"
+    text.write_text("plain words again and again\n" * 60 + "g\u00e4nzlich \u00fcberfl\u00fcssig\n" * 60)
+    sizes = []
+    for name, flags in (("all", []), ("ascii", ["--ascii-only"])):
+        assert hrm("--steps", 1, *flags, "--brain-name", name, text=text).code == 0
+        data = json.loads((here / f"artifacts/brains/actv1/{name}/data/data.json").read_text())
+        sizes.append(data["domains"][0]["train"]["bytes"] + data["domains"][0]["heldout"]["bytes"])
+    assert sizes[1] < 0.6 * sizes[0]
+    text.write_text("\u00e4\u00f6\u00fc\n" * 60)
+    outcome = hrm("--steps", 1, "--ascii-only", "--brain-name", "none", text=text)
+    assert outcome.code == 1
+    assert "no ASCII text" in outcome.err
+
+
+def test_a_long_text_is_read_in_pieces(hrm, here):
+    options = ("--steps", 2, "--max-seq-len", 64, "--use-chunked-training", "--chunk-size", 16)
+    assert hrm(*options, "--brain-name", "a").code == 0
+    last = records(here / "artifacts/brains/actv1/a/metrics.jsonl", "train")[-1]
+    assert last["tokens"] == 2 * 2 * 64
+    assert last["ce"] < 8
+
+
+def test_a_plan_is_printed_and_nothing_else_happens(hrm, aios, here):
+    before = sorted(here.rglob("*"))
+    outcome = hrm("--steps", 5, "--dry-run")
+    assert outcome.code == 0
+    assert "active per token" in outcome.out
+    assert sorted(here.rglob("*")) == before
+    summary = aios("hrm-hf", "arch-summary", "--hidden-size", 512, "--vocab-size", 50257)
+    assert summary.code == 0
+    assert "operations" in summary.out
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_flags_that_cannot_be_honoured_are_refused_by_name(hrm, here, flag):
+    outcome = hrm(f"--{flag}", "1")
+    assert outcome.code == 2
+    assert f"--{flag} is not supported: " in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--num-experts", 2, "--num-experts-per-tok", 3], 2, "3 experts per token asked of 2"),
+        (["--hidden-size", 30], 2, "not a multiple of 4 attention heads"),
+        (["--model", "nowhere"], 2, "aios init"),
+        (["--max-seq-len", 0], 2, "max_seq_len"),
+        (["--batch-size", 0], 2, "batch_size"),
+        (["--steps", 0], 2, "steps"),
+        (["--lr", 0], 2, "lr is 0"),
+        (["--eval-batches", -1], 2, "eval_batches"),
+        (["--zero-stage", "zero2"], 2, "accelerate launch"),
+        (["--zero-stage", "zero9"], 2, "zero"),
+        (["--pos-encodings", "sine"], 2, "sine"),
+        (["--ddp"], 2, "accelerate launch --num_processes 2"),
+        (["--device", "cuda"], 2, "no cuda device"),
+        (["--device", "toaster"], 2, "no device 'toaster'"),
+        (["--use-8bit-optimizer"], 2, "bitsandbytes"),
+        (["--expert-id", "x"], 2, "--expert-id"),
+        (["--brain-name", "../x"], 2, "is not a name"),
+        (["--student-init", "nowhere.safetensors"], 1, "nowhere.safetensors"),
+    ],
+)
+def test_bad_input_is_named(hrm, here, options, code, sentence):
+    outcome = hrm("--steps", 1, *options)
+    assert outcome.code == code, outcome.err
+    assert sentence in outcome.err
+    assert not (here / "artifacts/training_datasets/actv1/model.safetensors").exists()
+
+
+def test_text_that_is_missing_empty_or_a_stop_file_that_is_there(hrm, here):
+    assert "nothere.txt" in hrm("--steps", 1, text="nothere.txt").err
+    (here / "empty.txt").write_text("\n")
+    assert "holds no text" in hrm("--steps", 1, text="empty.txt").err
+    (here / "utf16.txt").write_bytes("words in another encoding ".encode("utf-16") * 40)
+    outcome = hrm("--steps", 1, text="utf16.txt")
+    assert "save it as UTF-8" in outcome.err
+    (here / "stop").touch()
+    outcome = hrm("--steps", 1, "--stop-file", "stop")
+    assert outcome.code == 2
+    assert "is there already" in outcome.err
+    assert "--dataset-file" in hrm("--steps", 1, text=None).err
+
+
+def test_a_brain_is_continued_as_what_it_is(hrm, here):
+    assert hrm("--steps", 2, "--brain-name", "a").code == 0
+    outcome = hrm("--brain-name", "a", "--resume", "--num-experts", 4, text=None, small=False)
+    assert outcome.code == 2
+    assert "shape cannot change" in outcome.err
+    shutil.rmtree(here / "artifacts/hf_implant/base_model")
+    assert hrm("--brain-name", "a", "--resume", text=None, small=False).code == 2
+
+
+def test_rates_are_lowered_and_never_raised():
+    for lr in (1e-6, 2e-4, 1e-3, 5e-3, 1.0):
+        for moe in (True, False):
+            rate, scale = adjusted_rates(lr, moe, True)
+            assert rate <= lr
+            assert scale <= 1
+            assert adjusted_rates(lr, moe, False) == (lr, 1.0)
+        assert adjusted_rates(lr, False, True) == (lr, 1.0)
+        assert adjusted_rates(lr, True, True) == (min(lr, 1e-3), 0.5)
+    assert [warmup_steps(n) for n in (3, 50, 200, 10_000)] == [3, 10, 20, 200]
+
+
+def test_help_is_short_to_wait_for_and_names_the_flags(aios):
+    outcome = aios("hrm-hf", "train-actv1", "--help")
+    assert outcome.code == 0
+    for flag in ("--no-moe", "--num-experts-per-tok", "--moe-capacity-factor", "--expert-id", "--default-goal"):
+        assert flag in outcome.out
