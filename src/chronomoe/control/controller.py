@@ -34,6 +34,7 @@ from chronomoe.routing.steering import Fp32Module, Steering
 HISTORY = 1000
 """Entries kept of each history."""
 _SPREAD_FLOOR = 0.01
+_OLD_EVIDENCE = 0.8
 
 
 class ChronovisorMixtralController(Fp32Module):
@@ -64,6 +65,7 @@ class ChronovisorMixtralController(Fp32Module):
     structural_T_global: Tensor
     fast_blocks: Tensor
     block_rates: Tensor
+    evidence: Tensor
     ticks: Tensor
     last_probe: Tensor
 
@@ -92,6 +94,7 @@ class ChronovisorMixtralController(Fp32Module):
             "structural_T_global": (num_experts,),
             "fast_blocks": (BLOCKS, layers, num_experts),
             "block_rates": (BLOCKS,),
+            "evidence": (3, layers, num_experts),
         }.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("masked", torch.zeros(layers, num_experts, dtype=torch.bool))
@@ -315,7 +318,10 @@ class ChronovisorMixtralController(Fp32Module):
         self.last_probe.copy_(self.ticks)
         verdicts = []
         for layer, expert, change in health_of.probe(loss, self.steering.available, suspects):
-            mean, error = health_of.mean_and_error(change)
+            # Evidence of earlier probes counts too, the less the older: a batch has few sequences.
+            evidence = _OLD_EVIDENCE * self.evidence[:, layer, expert] + health_of.sums_of(change)
+            self.evidence[:, layer, expert] = evidence
+            mean, error = health_of.mean_and_error(evidence)
             margin, masked = self.config.probe_margin, bool(self.masked[layer, expert])
             verdict = mean + 2 * error <= margin if masked else mean < -max(margin, 2 * error)
             if verdict and self._can_spare(layer, expert):
@@ -345,6 +351,7 @@ class ChronovisorMixtralController(Fp32Module):
         self.steering.available[layer, expert] = not masked
         self.contrast[layer, expert] = 0
         self.health[layer, expert] = 0
+        self.evidence[:, layer, expert] = 0
         self.recovering[layer, expert] = 0.0 if masked else 1.0
 
     # -- what it knows -----------------------------------------------------------------------------------------------

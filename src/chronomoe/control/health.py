@@ -78,12 +78,17 @@ def probe(
         yield layer, expert, after - before
 
 
-def mean_and_error(change: Tensor) -> tuple[float, float]:
-    """Mean over the sequences of all ranks, and its standard error (infinite for a single sequence)."""
-    sums = torch.stack([torch.ones_like(change).sum(), change.sum(), change.square().sum()]).double()
+def sums_of(change: Tensor) -> Tensor:
+    """Count, sum and sum of squares over the sequences of all ranks, (3,)."""
+    sums = torch.stack([torch.ones_like(change).sum(), change.sum(), change.square().sum()])
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sums)
-    count, total, squares = sums.tolist()
+    return sums
+
+
+def mean_and_error(sums: Tensor) -> tuple[float, float]:
+    """Mean and its standard error (infinite for a single sequence) from count, sum and sum of squares."""
+    count, total, squares = sums.double().tolist()
     mean = total / count
     variance = max(0.0, squares / count - mean**2) * count / max(count - 1, 1)
     return mean, math.sqrt(variance / count) if count > 1 else math.inf

@@ -167,6 +167,7 @@ _GLOBAL = (
     "structural_T_global",
     "fast_blocks",
     "block_rates",
+    "evidence",
     "ticks",
     "last_probe",
     "steering.base_temperature",

@@ -4,7 +4,8 @@ A piece sees the keys and values of all pieces before it, without their gradient
 time), at its right positions; each is backpropagated before the next is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,19 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from chronomoe.training.loading import IGNORED
+
+
+def calls(
+    batches: Sequence[Mapping[str, Any]], labels: Sequence[Tensor], chunk_size: int | None
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The forwards of one step, and whether each is the last.
+
+    Each must be asked for only after the backward pass of the one before, so the last is known by counting.
+    """
+    total = sum(1 if chunk_size is None else -(-label.shape[1] // chunk_size) for label in labels)
+    made = chain.from_iterable(pieces(batch, label, chunk_size) for batch, label in zip(batches, labels, strict=True))
+    for number, call in enumerate(made, 1):
+        yield call, number == total
 
 
 def pieces(batch: Mapping[str, Any], labels: Tensor, chunk_size: int | None) -> Iterator[dict[str, Any]]:

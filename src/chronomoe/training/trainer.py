@@ -32,7 +32,7 @@ from chronomoe.training.evaluation import bits_per_byte, labels_of, mean_loss, r
 from chronomoe.training.gating import CoherenceGatedOptimizer
 from chronomoe.training.interrupt import SafeStop
 from chronomoe.training.loading import IGNORED, HeldoutWindows
-from chronomoe.training.micro_batches import pieces
+from chronomoe.training.micro_batches import calls
 from chronomoe.training.optimizer import build_optimizer, build_schedule
 from chronomoe.training.reporting import Reporter
 from chronomoe.training.run_control import RunControl, controller_for
@@ -230,7 +230,7 @@ class ChronoMoETrainer:
         if self.steering is not None:
             self.steering.tokens_in_step = routed
         terms: list[dict[str, torch.Tensor]] = []
-        for call, last in self._calls(batches, labels):
+        for call, last in calls(batches, labels, self.config.chunk_size):
             if self.steering is not None:
                 # Recomputed layers cannot be looked into.
                 self.steering.measuring = due and last and not self.config.gradient_checkpointing
@@ -252,17 +252,6 @@ class ChronoMoETrainer:
         self._update(why)
         if finite:
             self._note(losses)
-
-    def _calls(self, batches: list[Batch], labels: list[torch.Tensor]) -> Iterator[tuple[dict[str, Any], bool]]:
-        """The forwards of one step, and whether each is the last."""
-        calls = itertools.chain.from_iterable(
-            pieces(batch, label, self.config.chunk_size) for batch, label in zip(batches, labels, strict=True)
-        )
-        # A piece may be asked for only after the backward pass of the one before: the last must be known by counting.
-        chunk = self.config.chunk_size
-        total = sum(1 if chunk is None else -(-label.shape[1] // chunk) for label in labels)
-        for number, call in enumerate(calls, 1):
-            yield call, number == total
 
     def _last_terms(self) -> dict[str, torch.Tensor]:
         seen = {} if self.steering is None else self.steering.last_losses

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from chronomoe.control.health import equal_target, health, health_target, probe
+from chronomoe.control.health import equal_target, health, health_target, mean_and_error, probe, sums_of
 from chronomoe.training.run_control import language_model_loss
 from tests.chronomoe.control.test_controller import VOCAB, batches, build, train
 
@@ -151,10 +151,31 @@ def test_a_verdict_needs_the_margin_and_twice_its_standard_error(model):
 
     assert controller.judge(loss(0.04)) == [], "the mean gain is below two standard errors, 0.05"
     controller.ticks += 100
+    controller.evidence.zero_()
     noise.zero_()
     assert controller.judge(loss(0.0019)) == [], "below the margin"
     controller.ticks += 100
+    controller.evidence.zero_()
     assert "is masked" in controller.judge(loss(0.0021))[0]
+
+
+def test_evidence_adds_up_over_probes(model):
+    """A loss that one probe cannot tell from noise is told by several, on other sequences each."""
+    controller, generator = model.controller, torch.Generator().manual_seed(0)
+    controller.health[0, 3] = -0.9
+
+    def loss():
+        noise = torch.randn(8, generator=generator) * 0.1
+        return torch.zeros(8) if model.steering.available[0, 3] else noise - 0.05
+
+    verdicts = []
+    while not verdicts and controller.ticks < 3000:
+        controller.ticks += 100
+        verdicts = controller.judge(loss)
+    assert "is masked" in verdicts[0]
+    assert controller.evidence[:, 0, 3].tolist() == [0, 0, 0], "a verdict begins a new account"
+    mean, error = mean_and_error(sums_of(torch.tensor([1.0, 2.0, 3.0])))
+    assert (mean, error) == (pytest.approx(2.0), pytest.approx(1 / 3**0.5))
 
 
 def test_an_expert_with_weights_that_are_not_finite_is_named_and_masked():
