@@ -72,7 +72,7 @@ def _step(shape: Shape, goals: dict[str, float], skip: str | None = None) -> Com
 
 def _control(shape: Shape, kappa: float) -> Comparison:
     name = f"control layer, kappa {kappa}, V={shape.vocab}, {shape}"
-    return Comparison(name, in_process(partial(arms.control_arms, shape, kappa)), 15, {"unsteered": 0.98})
+    return Comparison(name, in_process(partial(arms.control_arms, shape, kappa)), 40, {"unsteered": 0.98})
 
 
 @contextmanager

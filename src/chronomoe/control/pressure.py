@@ -33,6 +33,9 @@ def project(b_LN: Tensor, bound_L1: Tensor) -> Tensor:
     It is clip(b - mu, +-bound) for the mu at which the sum vanishes: the sum falls piecewise linearly in mu, so mu lies
     on the segment between two neighbouring breakpoints b_k +- bound.
     """
+    centred_LN = b_LN - b_LN.mean(dim=-1, keepdim=True)
+    if bool((centred_LN.abs() <= bound_L1).all()):
+        return centred_LN  # as almost always
     breaks_LM = torch.cat([b_LN - bound_L1, b_LN + bound_L1], dim=-1).sort(dim=-1).values
     sums_LM = _clipped(b_LN.unsqueeze(1) - breaks_LM.unsqueeze(-1), bound_L1.unsqueeze(-1)).sum(dim=-1)
     after_L1 = (sums_LM > 0).sum(dim=-1, keepdim=True).clamp(1, breaks_LM.shape[-1] - 1)

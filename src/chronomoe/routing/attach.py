@@ -143,7 +143,7 @@ def _open_context(base: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, di
     if inputs is None:
         inputs = kwargs["inputs_embeds"][..., 0]
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    base._steering.context = kwargs["routing_context"] = base._steering.new_context(mask, inputs.numel())
+    base._steering.context = kwargs["routing_context"] = base._steering.new_context(mask, *inputs.shape)
     return args, kwargs
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SAMPLED = 8
-"""Stride of the tokens whose choices are compared with what they would be without fields."""
+"""One token in so many of each sequence is enough for the coherence loss and for counting flips."""
 
 
 @dataclass(eq=False)
@@ -34,14 +34,14 @@ class LayerSums:
     """What one layer adds up in one forward, over the calls that carry a gradient (a recurrent model has several)."""
 
     calls: int = 0
-    tokens: Any = 0.0
-    """Tokens that counted."""
     probability: Any = 0.0
     """sum_t softmax(z_t), (N,), with its gradient."""
     squared_logsumexp: Any = 0.0
     """sum_t logsumexp(z_t)^2, scalar, with its gradient."""
     agreement: Any = 0.0
     """sum_t sum_k p_tk cos(h_t, usual direction of k), scalar, with its gradient; see coherence_loss."""
+    agreed: Any = 0.0
+    """Tokens in that sum."""
     assigned: Any = 0.0
     """Assignments, (N,)."""
     measured: tuple[Tensor, Tensor] | None = None
@@ -58,6 +58,8 @@ class RoutingContext:
 
     num_tokens: Tensor | float
     """Tokens of this forward that are not padding."""
+    row_length: int
+    """Positions of one sequence."""
     counted_T: Tensor | None = None
     """bool: tokens that count; None when all do."""
     open_TN: Tensor | None = None
@@ -102,7 +104,8 @@ class SteeredRouter(nn.Module):
         context, self.context = self.context, None
         if context is None:  # called outside its model
             self.steering.look()
-            context = RoutingContext(num_tokens=hidden_states.numel() / self.hidden_dim)
+            tokens = hidden_states.numel() // self.hidden_dim
+            context = RoutingContext(num_tokens=float(tokens), row_length=tokens)
         h_TD = hidden_states.reshape(-1, self.hidden_dim)
         with without_autocast(h_TD):
             z_TN = F.linear(h_TD.float(), self.weight.float())
@@ -130,7 +133,8 @@ class SteeredRouter(nn.Module):
         scores_TN = p_TN
         if not steering.neutral:
             # Closed experts leave before the deficit is taken: nobody's distance is measured from them.
-            z_TN = z_TN.masked_fill(~steering.available[self.layer], -math.inf)
+            if not steering.all_available:
+                z_TN = z_TN.masked_fill(~steering.available[self.layer], -math.inf)
             if context.open_TN is not None:
                 z_TN = z_TN.masked_fill(~context.open_TN, -math.inf)
             scores_TN = steering.scores(self.layer, z_TN)
@@ -203,13 +207,7 @@ class SteeredRouter(nn.Module):
             lse_T = z_TN.logsumexp(dim=-1)
             probability_sum = (p_TN if counted_T is None else p_TN * counted_T.unsqueeze(-1)).sum(dim=0)
             squared_logsumexp = (lse_T.square() if counted_T is None else lse_T.square() * counted_T).sum()
-            agreement_sum: Tensor | float = 0.0
-            if steering.coherent:
-                agreement_TN = direction_agreement(
-                    h_TD, steering.input_mean[self.layer], steering.direction[self.layer]
-                )
-                counting_TN = agreement_TN if counted_T is None else agreement_TN * counted_T.unsqueeze(-1)
-                agreement_sum = torch.dot(p_TN.flatten(), counting_TN.flatten())
+            agreed, agreement_sum = self._agreement(context, h_TD, p_TN) if steering.coherent else (0.0, 0.0)
         call = (self.layer, self.slot)
         if call in context.depths:
             return
@@ -221,7 +219,7 @@ class SteeredRouter(nn.Module):
         sums.assigned = sums.assigned + assigned
         if carries_gradient:
             sums.calls += 1
-            sums.tokens = sums.tokens + (float(len(h_TD)) if counted_T is None else counted_T.sum())
+            sums.agreed = sums.agreed + agreed
             sums.probability = sums.probability + probability_sum
             sums.squared_logsumexp = sums.squared_logsumexp + squared_logsumexp
             sums.agreement = sums.agreement + agreement_sum
@@ -229,6 +227,24 @@ class SteeredRouter(nn.Module):
                 sums.measured = z_TN, h_TD
         if w_TK.requires_grad:
             self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, counted_T)
+
+    def _agreement(self, context: RoutingContext, h_TD: Tensor, p_TN: Tensor) -> tuple[Any, Tensor]:
+        """Tokens that counted, and their agreement: from one in eight of each sequence, scaled up.
+
+        Which ones depends on the place in the sequence alone, so splitting a batch changes nothing.
+        """
+
+        def sampled(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, context.row_length))[:, ::SAMPLED].flatten(0, 1)
+
+        steering, h_TD, p_TN = self.steering, sampled(h_TD), sampled(p_TN)
+        scale = context.row_length / math.ceil(context.row_length / SAMPLED)
+        agreement_TN = direction_agreement(h_TD, steering.input_mean[self.layer], steering.direction[self.layer])
+        counted: Any = float(len(h_TD))
+        if context.counted_T is not None:
+            counted_T = sampled(context.counted_T)
+            agreement_TN, counted = agreement_TN * counted_T.unsqueeze(-1), counted_T.sum()
+        return scale * counted, scale * (p_TN * agreement_TN).sum()
 
     def _watch_gradient(self, p_TN: Tensor, chosen_TK: Tensor, w_TK: Tensor, counted_T: Tensor | None) -> None:
         statistics, layer = self.steering.statistics, self.layer

@@ -197,13 +197,12 @@ class Steering(Fp32Module):
         """
         self._position_gate = None if open_BSN is None else (open_BSN.reshape(-1, self.num_experts), gated)
 
-    def new_context(self, attention_mask: Tensor | None, num_positions: int) -> RoutingContext:
-        """The context of one forward over ``num_positions`` tokens; a (batch, sequence) mask marks padding with 0."""
+    def new_context(self, attention_mask: Tensor | None, batch: int, length: int) -> RoutingContext:
+        """The context of one forward over (batch, length) tokens; a mask (batch, past + length) has 0 for padding."""
         self.look()
-        context = RoutingContext(num_tokens=num_positions)
+        context = RoutingContext(num_tokens=batch * length, row_length=length)
         if attention_mask is not None and attention_mask.dim() == 2:
-            length = num_positions // len(attention_mask)
-            context.counted_T = attention_mask[:, -length:].reshape(-1).bool()  # with a cache it covers the past too
+            context.counted_T = attention_mask[:, -length:].reshape(-1).bool()
             context.num_tokens = context.counted_T.sum()
         if self._position_gate is not None:
             context.open_TN, context.gated = self._position_gate
@@ -243,7 +242,7 @@ class Steering(Fp32Module):
         }
         if self.coherent:
             agreement = torch.stack([sums.agreement for sums in found.values()])
-            counted = torch.stack([torch.as_tensor(sums.tokens, device=agreement.device) for sums in found.values()])
+            counted = torch.stack([torch.as_tensor(sums.agreed, device=agreement.device) for sums in found.values()])
             terms["coherence"] = coherence_loss(agreement, counted, tokens_L)
         return terms
 
