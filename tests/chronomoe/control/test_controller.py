@@ -10,6 +10,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 import chronomoe
@@ -343,6 +344,34 @@ def test_where_every_token_uses_every_expert_routing_is_coherent(experts, top_k)
     model = build(num_experts=experts, num_experts_per_token=top_k)
     train(model, 3)
     assert pytest.approx(1) == model.controller.R
+
+
+class Operations(TorchDispatchMode):
+    """Counts tensor operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_tick_costs_the_same_however_long_the_run():
+    source, windows = build(), []
+    train(source, 1, windows.append)
+    controller, costs = build().controller, {}
+    controller.steering.end_step = lambda: windows[0]
+    for tick in range(1, 2001):
+        if tick in (30, 1990):  # of the same place in a block
+            with Operations() as operations:
+                controller.tick()
+            costs[tick] = operations.count
+        else:
+            controller.tick()
+    assert costs[30] == costs[1990] > 50
+    state = sum(buffer.numel() for buffer in controller.buffers())
+    assert state == sum(buffer.numel() for buffer in build().controller.buffers())
+    assert len(controller.coherence_history) <= 1000
 
 
 def test_one_steering_has_one_controller():

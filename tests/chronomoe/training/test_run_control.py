@@ -9,7 +9,7 @@ import torch
 from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
 from chronomoe.training.checkpoint import list_checkpoints
-from tests.chronomoe.training.building import build_model, build_trainer, equal_weights, records
+from tests.chronomoe.training.building import build_data, build_model, build_trainer, equal_weights, records
 
 LINE = re.compile(r"Step \d+ \| Loss: \d+\.\d{4} \| κ: -?\d\.\d{2} \([a-z_]+\) \| R: \d\.\d{2} \| Gate: \d\.\d{2}")
 LANDSCAPE = re.compile(r"  Landscape: var=\d+\.\d{4}, valleys=\[(\d+(, \d+)*)?\], ridges=\[(\d+(, \d+)*)?\]")
@@ -106,7 +106,7 @@ def test_a_warm_up_longer_than_the_run_is_named(tmp_path):
     assert "warm-up of 1000 steps is as long as the run" in lines[0]
 
 
-def test_resume_with_the_controllers_state_is_exact_and_without_it_is_not(tmp_path):
+def test_resume_with_the_controllers_state_is_exact_and_without_it_is_not(tmp_path, capsys):
     def build_trainer_and_stop(folder, keep):
         trainer = build_trainer(folder, max_steps=12, save_chronovisor_state=keep)
         trainer.stop_after = 6
@@ -126,8 +126,89 @@ def test_resume_with_the_controllers_state_is_exact_and_without_it_is_not(tmp_pa
         (a - b).abs().max().item()
         for a, b in zip(found[False].model.parameters(), straight.model.parameters(), strict=True)
     )
-    print(f"resumed without the controller's state, a weight differs by up to {gap:.2e}")
+    with capsys.disabled():
+        print(f"\nresumed without the controller's state, a weight differs by up to {gap:.2e} (with it: 0)")
     assert gap > 1e-4
+
+
+def test_a_log_step_that_is_skipped_does_not_end_the_run(tmp_path):
+    model = build_model()
+    trainer = build_trainer(tmp_path, model, max_steps=8, log_every_n_steps=4)
+    model.register_forward_hook(lambda m, a, out: spoil(out) if trainer.state.step in (0, 3) and m.training else None)
+    assert trainer.train()["skipped_steps"] == 2
+    found = records(tmp_path)
+    assert [record["step"] for record in found] == [4, 8]
+    assert found[0]["skipped_steps"] == 2
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def spoil(output):
+    output.loss = output.loss * float("nan")
+    return output
+
+
+def test_batches_with_nothing_to_predict_are_named_and_move_nothing(tmp_path):
+    rows = [{**row, "labels": torch.full_like(row["input_ids"], -100)} for row in build_data()]
+    model = build_model()
+    before = [p.clone() for p in model.parameters()]
+    trainer = build_trainer(tmp_path, model, rows, max_steps=2)
+    lines = spoken(trainer)
+    trainer.train()
+    assert "Step 1 | skipped: its batches have no token to predict" in lines
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_adaptive_kappa_resumes_bit_for_bit(tmp_path):
+    settings = {"max_steps": 40, "kappa_schedule": "adaptive", "kappa_warmup_steps": 2, "save_every_n_steps": 40}
+    whole = build_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    first = build_trainer(tmp_path / "cut", **settings)
+    first.stop_after = 25
+    first.train()
+    second = build_trainer(tmp_path / "cut", build_model(seed=5), **settings)
+    second.load_checkpoint("latest")
+    second.train()
+    assert equal_weights(second.model, whole.model)
+    assert second.control.knob.state_dict() == whole.control.knob.state_dict()
+
+
+def test_an_agent_that_fails_is_named_once_and_the_run_goes_on(tmp_path):
+    def agent(state):
+        raise ZeroDivisionError("oh")
+
+    trainer = build_trainer(tmp_path, max_steps=8, kappa_schedule="adaptive", kappa_warmup_steps=1, knob_agent=agent)
+    lines = spoken(trainer)
+    assert trainer.train()["finished"]
+    assert sum("agent failed, kappa stays: ZeroDivisionError: oh" in line for line in lines) == 1
+    assert trainer.controller.meta_knob.kappa == 0.5
+
+
+@pytest.mark.parametrize("arm", ["none", "aux", "pi"])
+def test_an_arm_is_whole_losses_gate_and_kappa_too(tmp_path, arm):
+    trainer = build_trainer(tmp_path, max_steps=6, control=arm, lambda_balance=0.3)
+    trainer.train()
+    weights = trainer.steering.config.loss.weights
+    assert weights["balance"] == (0.3 if arm == "aux" else 0)
+    assert weights["coherence"] == weights["valley"] == 0
+    last = records(tmp_path)[-1]
+    assert (last["kappa"], last["gate"]) == (0, 1)
+    assert trainer.steering.neutral is (arm != "pi")
+
+
+def test_what_was_on_and_is_off_after_a_resume_is_gone(tmp_path):
+    first = build_trainer(tmp_path, max_steps=8)
+    first.stop_after = 6
+    first.train()
+    assert first.steering.pressure.any()
+    second = build_trainer(tmp_path, build_model(seed=3), max_steps=8, control="none")
+    lines = spoken(second)
+    second.load_checkpoint("latest")
+    assert any("settings differ" in line for line in lines)
+    second.steering.look()
+    assert second.steering.neutral
+    second.train()
+    assert records(tmp_path)[-1]["flips"] == 0
+    assert records(tmp_path)[-1]["gate"] == 1
 
 
 def test_a_broken_expert_is_named_and_the_run_goes_on(tmp_path):
