@@ -68,21 +68,20 @@ def trainer_of(name: str, store: TokenStore, steps: int, lr: float) -> ChronoMoE
     return ChronoMoETrainer(model, config, data, windows, show=lambda line: print(f"  {line}", flush=True))
 
 
-def measure(name: str, store: TokenStore, minutes: float, lr: float) -> dict[str, Any]:
-    """Train one arm for that time and evaluate it."""
-    probe = trainer_of(name, store, 30, lr)
+def steps_within(name: str, store: TokenStore, minutes: float, lr: float) -> int:
+    """How many steps of an arm fit into that time on this machine, left alone."""
+    probe = trainer_of(name, store, 40, lr)
+    probe.stop_after = 30
     times: list[float] = []
-    after = probe._after_step
-
-    def timed() -> Any:
-        times.append(time.perf_counter())
-        return after() if len(times) < 30 else {}
-
-    probe._after_step = timed  # type: ignore[method-assign]
-    probe.evaluate = dict  # type: ignore[method-assign]
+    probe._after_step = lambda: times.append(time.perf_counter()) or {}  # type: ignore[method-assign, func-returns-value]
     probe.train()
-    seconds = (times[-1] - times[9]) / 20
-    steps = max(20, int(minutes * 60 / seconds))
+    seconds = (times[-1] - times[9]) / (len(times) - 10)
+    return max(20, int(minutes * 60 / seconds))
+
+
+def measure(name: str, store: TokenStore, minutes: float, lr: float, steps: int | None = None) -> dict[str, Any]:
+    """Train one arm for that time, or that many steps, and evaluate it."""
+    steps = steps or steps_within(name, store, minutes, lr)
     began = time.perf_counter()
     trainer = trainer_of(name, store, steps, lr)
     found: dict[str, Any] = {"exact": trainer.train()["evaluation"]["mean"]}
@@ -103,12 +102,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--steps", type=int, nargs="*", default=None, help="steps of each arm, if known already")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--folder", type=Path, default=None, help="where to keep the prepared text")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = prepare_text(arguments.folder or Path(scratch))
-        runs = [measure(name, store, arguments.minutes, arguments.lr) for name in arguments.arms]
+        steps = arguments.steps or [None] * len(arguments.arms)
+        runs = [
+            measure(name, store, arguments.minutes, arguments.lr, known)
+            for name, known in zip(arguments.arms, steps, strict=True)
+        ]
     lines = [
         f"# HRM and Mixtral on text, {datetime.now(UTC):%Y-%m-%d}", "",
         f"Oratory and Python, vocabulary {store.info.vocab_size}, {arguments.minutes:g} minutes an arm, learning rate "
