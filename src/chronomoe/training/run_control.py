@@ -169,7 +169,8 @@ class RunControl:
         if self.optimizer is not None and window is not None:
             self.optimizer.coherence = controller.coherence_history[-1]
             self.gate = self.optimizer.gate
-        part = language_model_loss(self.model, batches[-1], controller.config.probe_sequences)
+        # A sequence that is trained in pieces would not fit whole.
+        part = language_model_loss(self.model, batches[-1], controller.config.probe_sequences, self.config.chunk_size)
         self._say(controller.judge(part))
         return window
 
@@ -241,10 +242,16 @@ class RunControl:
             self.gate = gate_value(coherence, self.config.min_coherence, self.config.gating_strength)
 
 
-def language_model_loss(model: Any, batch: Mapping[str, Any], sequences: int) -> Callable[[], Tensor]:
-    """Next-token loss of ``model`` as evaluated, one mean for each of the first sequences of a batch, (sequences,)."""
-    inputs = {name: value[:sequences] for name, value in batch.items() if name in ("input_ids", "attention_mask")}
-    targets = labels_of(batch)[:sequences, 1:]
+def language_model_loss(
+    model: Any, batch: Mapping[str, Any], sequences: int, length: int | None = None
+) -> Callable[[], Tensor]:
+    """Next-token loss of ``model`` as evaluated, one mean for each of the first sequences of a batch, (sequences,).
+
+    ``length`` limits how much of each is read.
+    """
+    names = ("input_ids", "attention_mask")
+    inputs = {name: value[:sequences, :length] for name, value in batch.items() if name in names}
+    targets = labels_of(batch)[:sequences, 1:length]
 
     @torch.no_grad()
     def loss() -> Tensor:
