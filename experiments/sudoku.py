@@ -24,10 +24,10 @@ from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
 RESULTS = Path(__file__).parent / "results"
 GIVENS, CELLS, SEPARATOR, VOCAB = 6, 16, 5, 6
 ARMS: dict[str, dict[str, Any]] = {
-    "recursion, 4 segments": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 4},
-    "recursion, 4 segments, 4 experts": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 4, "use_moe": True},
-    "recursion, 1 segment": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 1},
+    "recursion, 3 segments": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3},
     "single pass": {"H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1},
+    "recursion, 1 segment": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 1},
+    "recursion, 3 segments, 4 experts": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3, "use_moe": True},
 }
 
 
@@ -82,7 +82,7 @@ def solve(model: Any, rows: Tensor) -> tuple[float, float]:
 def run(name: str, steps: int, seed: int, solved: Tensor, classes: Tensor) -> dict[str, Any]:
     """Train and score one arm."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "h_layers": 2, "l_layers": 2}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "h_layers": 1, "l_layers": 1}
     options = {"use_moe": False, "num_experts": 4, "num_experts_per_tok": 1, **ARMS[name]}
     config = HRMACTv1Config(
         vocab_size=VOCAB, max_position_embeddings=64, pos_encodings="learned", grad_mode="all", **shape, **options

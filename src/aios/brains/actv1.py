@@ -1,17 +1,21 @@
 """`aios hrm-hf train-actv1`: its flags, and what they mean for the one training loop there is."""
 
 import dataclasses
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from aios.brains.bundle import exclusive
+from aios.brains.bundle import exclusive, read_run
+from aios.brains.models import hrm_config
 from aios.brains.settings import BrainTraining, Given, HRMShape, Run, RunSettings
 from aios.workspace import Workspace
 from chronomoe.control.config import Ablation
 from chronomoe.errors import ConfigError
 from chronomoe.training.checkpoint import list_checkpoints
+from chronomoe.training.token_store import TokenStore
 
 Show = Callable[[str], None]
 
@@ -71,7 +75,7 @@ class ACTv1Flags(Given):
     student_init: Path | None = None
     """Weights to start from: a bundle, a checkpoint or a .safetensors file of the same shape."""
     brain_name: str | None = None
-    """Name of the brain: <bundle-dir>/<brain-name>."""
+    """Name of the brain, a folder in --bundle-dir."""
     default_goal: str | None = None
     """Goal kept with the brain."""
     bundle_dir: Path | None = None
@@ -100,7 +104,7 @@ class ACTv1Flags(Given):
     """Tokens an expert may take in training, as a multiple of its fair share; 0 drops nothing."""
     auto_adjust_lr: bool = True
     """Lower the rate for a mixture of experts, the routers' most; never raises it."""
-    model_dtype: Literal["fp32", "bf16"] = "fp32"
+    model_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """bf16 computes in bf16 whatever the device; weights are kept in fp32."""
     ddp: bool = False
     """Train on several processes; start them with `accelerate launch`."""
@@ -136,8 +140,8 @@ class ACTv1Flags(Given):
         for name in ("eval_batches", "dataset_start_offset"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        if not self.lr > 0:
-            raise ConfigError(f"lr is {self.lr}; it must be above 0.")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr is {self.lr}; it must be a number above 0.")
         if self.brain_name is not None and self.save_dir is not None:
             raise ConfigError("--brain-name and --save-dir both say where the brain goes; give one of them.")
         if self.expert_id is not None:
@@ -162,36 +166,101 @@ def train_actv1(flags: ACTv1Flags, shape: HRMShape, show: Show = print) -> dict[
 
 
 def _train(flags: ACTv1Flags, shape: HRMShape, bundle: Path, show: Show) -> dict[str, Any]:
-    from aios.brains.train import train
+    from aios.brains.train import check_place, train
 
-    if flags.dataset_file is None and not flags.resume:
-        raise ConfigError("name the text to train on with --dataset-file.")
+    _check_flags(flags)
     _check_machine(flags, show)
-    if not flags.resume and flags.brain_name is None:
-        _set_aside(bundle, show)
-    run = to_run(flags, shape, bundle)
-    lr, _ = adjusted_rates(flags.lr, shape.use_moe, flags.auto_adjust_lr)
-    if lr < flags.lr:
+    use_moe = shape.use_moe
+    if flags.resume:
+        saved = read_run(bundle)
+        flags, use_moe = _as_begun(flags, saved), saved["shape"].get("use_moe", True)
+    else:
+        hrm_config(shape, 1, max(1, flags.max_seq_len))  # a shape that cannot be is refused before anything is touched
+    run = to_run(flags, shape, bundle, use_moe)
+    lr, _ = adjusted_rates(flags.lr, use_moe, flags.auto_adjust_lr)
+    if lr < flags.lr and (not flags.resume or "lr" in flags.given_names):
         show(
             f"Learning rate {lr:g} instead of {flags.lr:g}, for a mixture of experts; --no-auto-adjust-lr keeps yours."
         )
-    if flags.dataset_file is not None and not (flags.dataset_file / "data.json").is_file():
-        _prepare(flags, bundle, show)
-    return train(run, show)
+    if flags.resume:
+        _check_same_text(flags, bundle)
+        return train(run, show)
+    if flags.brain_name is None:
+        _set_aside(bundle, show)
+    fresh = not bundle.exists()
+    try:
+        with exclusive(bundle):
+            check_place(bundle, run)
+            if not _is_prepared(flags):
+                _prepare(flags, bundle, show)
+        return train(run, show)
+    except BaseException:
+        if fresh and not (bundle / "run.json").exists():
+            shutil.rmtree(bundle, ignore_errors=True)  # a folder with data and no brain is in the way of the next
+        raise
 
 
-def to_run(flags: ACTv1Flags, shape: HRMShape, bundle: Path) -> Run:
+def _is_prepared(flags: ACTv1Flags) -> bool:
+    return flags.dataset_file is not None and (flags.dataset_file / "data.json").is_file()
+
+
+def _check_flags(flags: ACTv1Flags) -> None:
+    """Refuse what is wanting, missing or contradictory, before anything is touched."""
+    given, dataset = flags.given_names, flags.dataset_file
+    if dataset is None and not flags.resume:
+        raise ConfigError("name the text to train on with --dataset-file.")
+    if flags.resume and (fixed := sorted({"ascii_only", "eval_file", "student_init"} & given)):
+        raise ConfigError(f"--{fixed[0].replace('_', '-')} is settled when a brain is begun; leave it out on --resume.")
+    if _is_prepared(flags) and (unread := sorted({"ascii_only", "eval_file"} & given)):
+        raise ConfigError(f"{dataset} is prepared already; --{unread[0].replace('_', '-')} has no text to work on.")
+    if flags.model_dtype == "fp16":
+        raise ConfigError("--model-dtype fp16 is not supported: weights stay in fp32; use --amp, or bf16.")
+    if "chunk_size" in given and not flags.use_chunked_training:
+        raise ConfigError("--chunk-size needs --use-chunked-training.")
+    if flags.dataset_start_offset and not flags.linear_dataset:
+        raise ConfigError("--dataset-start-offset counts in the order of the text; leave out --no-linear-dataset.")
+    if not flags.control_layer and "balance" in given and flags.balance == "full":
+        raise ConfigError("--no-control-layer and --balance full contradict each other; give one of them.")
+    if flags.stop_file is not None and flags.stop_file.exists():
+        raise ConfigError(f"the stop file {flags.stop_file} is there already; remove it to train.")
+
+
+def _as_begun(flags: ACTv1Flags, saved: dict[str, Any]) -> ACTv1Flags:
+    """The flags of a run that is continued: what others are derived from is as the brain has it, unless given."""
+    settings, training = saved["settings"], saved["training"]
+    known = {
+        "max_seq_len": settings["seq_len"],
+        "batch_size": training["batch_size"],
+        "auto_adjust_lr": training["router_lr_scale"] != 1,
+    }
+    changed = {name: value for name, value in known.items() if name not in flags.given_names}
+    return dataclasses.replace(flags, **changed).naming(set(flags.given_names))
+
+
+def _check_same_text(flags: ACTv1Flags, bundle: Path) -> None:
+    """A brain goes on with the text it was begun with."""
+    data = bundle / "data"
+    if flags.dataset_file is None or _is_prepared(flags) or not (data / "data.json").is_file():
+        return
+    sources = TokenStore.open(data).info.domains[0].sources
+    if str(flags.dataset_file) not in sources:
+        raise ConfigError(
+            f"this brain was begun on {', '.join(sources)} and goes on with it; "
+            "--student-init starts a new brain from its weights."
+        )
+
+
+def to_run(flags: ACTv1Flags, shape: HRMShape, bundle: Path, use_moe: bool) -> Run:
     """The run the flags describe; only named flags count as given when it continues another."""
-    lr, router_scale = adjusted_rates(flags.lr, shape.use_moe, flags.auto_adjust_lr)
+    lr, router_scale = adjusted_rates(flags.lr, use_moe, flags.auto_adjust_lr)
     control = flags.balance if flags.control_layer or "balance" in flags.given_names else "aux"
     every = flags.steps
-    prepared = flags.dataset_file
-    if prepared is None or not (prepared / "data.json").is_file():
-        prepared = bundle / "data"
-    settings: dict[str, tuple[Any, str]] = {
+    endless = flags.iterate and not flags.dry_run
+    # Each setting, and the flags it comes from.
+    settings: dict[str, tuple[Any, ...]] = {
         "root": (flags.root, "root"),
         "model": (flags.model, "model"),
-        "data": (prepared, "dataset_file"),
+        "data": (flags.dataset_file, "dataset_file") if _is_prepared(flags) else (None, ""),
         "name": (flags.brain_name or bundle.name, "brain_name"),
         "seq_len": (flags.max_seq_len, "max_seq_len"),
         "moe_capacity_factor": (flags.moe_capacity_factor or None, "moe_capacity_factor"),
@@ -203,10 +272,10 @@ def to_run(flags: ACTv1Flags, shape: HRMShape, bundle: Path) -> Run:
         "student_init": (flags.student_init, "student_init"),
         "default_goal": (flags.default_goal, "default_goal"),
     }
-    training: dict[str, tuple[Any, str]] = {
+    training: dict[str, tuple[Any, ...]] = {
         "learning_rate": (lr, "lr"),
         "router_lr_scale": (router_scale, "auto_adjust_lr"),
-        "max_steps": (10**9 if flags.iterate else flags.steps, "steps"),
+        "max_steps": (10**9 if endless else flags.steps, "steps", "iterate"),
         "lr_schedule": ("constant" if flags.iterate else "cosine", "iterate"),
         "kappa_schedule": ("adaptive" if flags.iterate else "cosine", "iterate"),
         "lr_warmup_steps": (warmup_steps(flags.steps), "steps"),
@@ -215,25 +284,25 @@ def to_run(flags: ACTv1Flags, shape: HRMShape, bundle: Path) -> Run:
         "gradient_accumulation_steps": (flags.gradient_accumulation_steps, "gradient_accumulation_steps"),
         "lambda_balance": (flags.lb_coef, "lb_coef"),
         "lambda_z": (flags.z_loss_coef, "z_loss_coef"),
-        "control": (control, "balance"),
+        "control": (control, "balance", "control_layer"),
         "gradient_checkpointing": (flags.gradient_checkpointing, "gradient_checkpointing"),
-        "precision": (_precision(flags), "amp"),
+        "precision": (_precision(flags), "amp", "model_dtype"),
         "optimizer": ("adamw8bit" if flags.use_8bit_optimizer else "adamw", "use_8bit_optimizer"),
-        "chunk_size": (flags.chunk_size if flags.use_chunked_training else None, "use_chunked_training"),
+        "chunk_size": (flags.chunk_size if flags.use_chunked_training else None, "use_chunked_training", "chunk_size"),
         "stop_file": (None if flags.stop_file is None else str(flags.stop_file), "stop_file"),
         "log_file": (None if flags.log_file is None else str(flags.log_file), "log_file"),
         "seed": (flags.seed, "seed"),
-        "eval_every_n_steps": (flags.eval_every or every, "eval_every"),
-        "save_every_n_steps": (flags.save_every or every, "save_every"),
+        "eval_every_n_steps": (flags.eval_every or every, "eval_every", "iterate"),
+        "save_every_n_steps": (flags.save_every or every, "save_every", "iterate"),
         "log_every_n_steps": (flags.log_every or max(1, every // 20), "log_every"),
     }
     return Run(
-        settings=RunSettings(**{name: value for name, (value, _) in settings.items()}).naming(
-            {name for name, (_, flag) in settings.items() if flag in flags.given_names}
+        settings=RunSettings(**{name: value for name, (value, *_) in settings.items()}).naming(
+            {name for name, (_, *names) in settings.items() if flags.given_names & set(names)}
         ),
         shape=shape,
-        training=BrainTraining(**{name: value for name, (value, _) in training.items()}).naming(
-            {name for name, (_, flag) in training.items() if flag in flags.given_names}
+        training=BrainTraining(**{name: value for name, (value, *_) in training.items()}).naming(
+            {name for name, (_, *names) in training.items() if flags.given_names & set(names)}
         ),
         family="actv1",
         bundle=bundle,
@@ -252,7 +321,9 @@ def _check_machine(flags: ACTv1Flags, show: Show) -> None:
 
     import torch
 
-    kind = flags.device.partition(":")[0]
+    kind, _, index = flags.device.partition(":")
+    if index:
+        raise ConfigError(f"--device {flags.device}: choose among several with CUDA_VISIBLE_DEVICES={index}.")
     available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind not in available:
         raise ConfigError(f"there is no device {flags.device!r}; use auto, cpu, cuda or mps.")
@@ -261,10 +332,11 @@ def _check_machine(flags: ACTv1Flags, show: Show) -> None:
     if kind == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    wanted = flags.world_size if flags.world_size is not None else (2 if flags.ddp else 1)
-    if wanted > processes:
+    wanted = flags.world_size if flags.world_size is not None else max(processes, 2 if flags.ddp else 1)
+    if wanted != processes:
         raise ConfigError(
-            f"this is 1 process of {wanted}: start them with `accelerate launch --num_processes {wanted} -m aios ...`."
+            f"there are {processes} processes, not {wanted}: "
+            f"start them with `accelerate launch --num_processes {wanted} -m aios ...`."
         )
     if flags.zero_stage != "none" and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         raise ConfigError(
@@ -292,12 +364,10 @@ def _set_aside(bundle: Path, show: Show) -> None:
 
 
 def _prepare(flags: ACTv1Flags, bundle: Path, show: Show) -> None:
-    """Tokenize the dataset into the bundle; a brain that is continued has its data already."""
+    """Tokenize the dataset into the bundle."""
     from aios.data.prepare import PrepareConfig, prepare
     from aios.data.readers import Source
 
-    if flags.resume:
-        return
     base = flags.model or Workspace(flags.root).base_model
     if not (base / "tokenizer.json").is_file():
         raise ConfigError(f"there is no base model {base}; `{Workspace(flags.root).command('init')}` makes one.")

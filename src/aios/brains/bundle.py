@@ -35,7 +35,7 @@ def exclusive(bundle: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CheckpointError(f"another process is training {bundle}; wait for it or choose another --name.") from None
+        raise CheckpointError(f"another process is training {bundle}; wait for it or choose another name.") from None
     with lock:
         yield
 
@@ -90,12 +90,23 @@ def model_folder(path: Path) -> Path:
     if not path.is_dir():
         near = ", ".join(sorted(run.parent.name for run in path.parent.glob("*/run.json"))) or "none"
         raise CheckpointError(f"there is no brain or checkpoint {path}; brains beside it: {near}.")
-    if any(path.glob("model*.safetensors")):
-        return path
     checkpoints = list_checkpoints(checkpoint_folder(path))
+    if any(path.glob("model*.safetensors")) and not trained_further(path):
+        return path
     if not checkpoints:
         raise CheckpointError(f"{path} holds no weights yet; train it first.")
     return checkpoints[-1]
+
+
+def trained_further(bundle: Path) -> bool:
+    """Was a finished brain continued, so that its latest checkpoint is newer than the model in the bundle?"""
+    from chronomoe.training.checkpoint import list_checkpoints
+
+    published = read_run(bundle).get("published_step") if (bundle / "run.json").is_file() else None
+    checkpoints = list_checkpoints(checkpoint_folder(bundle))
+    if not checkpoints or not any(bundle.glob("model*.safetensors")):
+        return False
+    return published is None or int(checkpoints[-1].name.removeprefix("step_")) > published
 
 
 def check_config(folder: Path) -> str:

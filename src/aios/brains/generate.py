@@ -86,17 +86,23 @@ class ExpertCounts:
         self.counts: dict[int, torch.Tensor] = {}
         self._routers = [module for module in model.modules() if isinstance(module, SteeredRouter)]
         self._hooks: list[Any] = []
+        self._counted: torch.Tensor | None = None
 
     def __enter__(self) -> "ExpertCounts":
-        self._hooks = [router.register_forward_hook(self._count) for router in self._routers]
+        self._hooks = [router.register_forward_pre_hook(self._look) for router in self._routers]
+        self._hooks += [router.register_forward_hook(self._count) for router in self._routers]
         return self
 
     def __exit__(self, *exc: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
+    def _look(self, router: Any, args: Any) -> None:
+        self._counted = None if router.context is None else router.context.counted_T  # halted tokens do not count
+
     def _count(self, router: Any, args: Any, output: Any) -> None:
-        used = torch.bincount(output[2].flatten(), minlength=router.num_experts)
+        chosen = output[2] if self._counted is None else output[2][self._counted]
+        used = torch.bincount(chosen.flatten(), minlength=router.num_experts)
         self.counts[router.layer] = self.counts.get(router.layer, 0) + used
 
     def lines(self) -> list[str]:

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import METRICS, check_config, exclusive, find_brain, load_brain, read_run
-from aios.brains.metrics import read_metrics
+from aios.brains.bundle import checkpoint_folder, exclusive, find_brain, load_brain, read_run, trained_further
 from aios.brains.settings import SHAPES
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.training.checkpoint import list_checkpoints, read_trainer_state
 
 
 def list_brains(root: Path) -> list[dict[str, Any]]:
@@ -27,19 +27,19 @@ def list_brains(root: Path) -> list[dict[str, Any]]:
 def describe(bundle: Path) -> dict[str, Any]:
     """What is known of a brain: its family, training, evaluation and size; :class:`CheckpointError` if it is none."""
     run = read_run(bundle)
-    metrics = bundle / METRICS
-    log_file = run["training"].get("log_file")
-    if not metrics.is_file() and log_file:
-        metrics = Path(log_file)
-    evaluations = read_metrics(metrics, "eval") if metrics.is_file() else []
-    steps = read_metrics(metrics) if metrics.is_file() else []
-    weights = list(bundle.glob("model*.safetensors"))
+    checkpoints = list_checkpoints(checkpoint_folder(bundle))
+    # Not from the metrics: several brains may write into one log.
+    steps = int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else 0
+    finished = any(bundle.glob("model*.safetensors")) and not trained_further(bundle)
+    bits = run.get("bits_per_byte") if finished else None
+    if checkpoints and bits is None:
+        bits = read_trainer_state(checkpoints[-1])["state"]["best_loss"]
     return {
         "family": run.get("family", "mixtral"),
         "path": str(bundle),
-        "finished": bool(weights),
-        "steps": steps[-1]["step"] if steps else 0,
-        "bits_per_byte": evaluations[-1].get("mean") if evaluations else None,
+        "finished": finished,
+        "steps": steps,
+        "bits_per_byte": bits,
         "megabytes": round(sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 1e6, 1),
         "goal": run["settings"].get("default_goal"),
         "shape": {name: value for name, value in run["shape"].items() if value is not None},
@@ -81,9 +81,8 @@ def export(root: Path, brain: str, out: Path) -> str:
     bundle = _existing(root, brain)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another folder.")
-    kind = check_config(bundle) if (bundle / "config.json").is_file() else None
     model, tokenizer = load_brain(bundle)
-    if kind == "hrm_actv1":
+    if model.config.model_type == "hrm_actv1":
         plain = model.config.halt_max_steps == 1 and not model.config.use_moe
         equal = model.config.h_layers == model.config.l_layers and model.config.pos_encodings == "rope"
         if not (plain and equal and model.config.window_size is None):

@@ -46,7 +46,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     base = run.settings.model or workspace.base_model
     if not (base / "config.json").is_file():
         raise ConfigError(f"there is no base model {base}; `{workspace.command('init')}` makes one.")
-    store = TokenStore.open(run.settings.data or workspace.prepared)
+    own = bundle / "data" if run.family == "actv1" else workspace.prepared
+    store = TokenStore.open(run.settings.data or own)
     fingerprints = {
         "tokenizer_fingerprint": _matching_tokenizer(base, store),
         "data_fingerprint": store.info.fingerprint,
@@ -60,7 +61,7 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
             show(line)
         return {}
     with exclusive(bundle):
-        _check_place(bundle, run)
+        check_place(bundle, run)
         trainer, tokenizer = _make_trainer(model, run, store, sequences, bundle, base, show)
         if run.settings.resume:
             trainer.load_checkpoint("latest")
@@ -68,6 +69,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         results = _results(trainer, store, run.settings.eval_tokens) | {"bundle": bundle}
         if results["finished"]:
             _publish(trainer, tokenizer, bundle)
+            published = {"published_step": results["global_step"], "bits_per_byte": results["evaluation"].get("mean")}
+            write_run(bundle, run.to_json() | published, fingerprints)
             write_card(bundle, model, run, store, results)
             show(f"Wrote {bundle}")
         return results
@@ -91,7 +94,7 @@ def _refuse_changed(saved: dict[str, Any], fingerprints: dict[str, str], run: Ru
     if saved.get("family", "mixtral") != run.family:
         raise ConfigError(f"{run.settings.name} is a brain of the family {saved['family']}; continue it as one.")
     if changed_shape(base, SHAPES[run.family](**saved["shape"]), run.shape):
-        raise ConfigError("the model's shape cannot change on --resume; choose another --name.")
+        raise ConfigError("the model's shape cannot change on --resume; choose another name.")
 
 
 def _sequences(run: Run, store: TokenStore) -> PackedDataset:
@@ -116,17 +119,17 @@ def _total_steps(run: Run, store: TokenStore) -> int:
     return training.max_steps or max(1, passes // per_step)
 
 
-def _check_place(bundle: Path, run: Run) -> None:
+def check_place(bundle: Path, run: Run) -> None:
     """Nothing trained may be in the way of a new run, and something must be there to resume."""
     places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
     if run.settings.resume:
         if not list_checkpoints(bundle / run.training.checkpoint_dir):
             raise CheckpointError(
                 f"{bundle} has no checkpoint to continue from; leave out --resume to begin it again, "
-                "or choose another --name."
+                "or choose another name."
             )
     elif any(map(list_checkpoints, places)) or any(bundle.glob("model*.safetensors")):
-        raise ConfigError(f"the brain {bundle} exists already; add --resume to continue it or choose another --name.")
+        raise ConfigError(f"the brain {bundle} exists already; add --resume to continue it or choose another name.")
     else:
         (bundle / METRICS).unlink(missing_ok=True)  # of a run that ended before it saved anything
 
@@ -152,7 +155,9 @@ def _make_trainer(
         ),
         DataLoader(sequences, batch_size=training.batch_size),
         {
-            name: heldout_windows(store, name, settings.seq_len, settings.eval_tokens)
+            name: heldout_windows(
+                store, name, min(settings.seq_len, training.chunk_size or 10**9), settings.eval_tokens
+            )
             for name in (_evaluated(store) if settings.eval_tokens else [])
         }
         or None,

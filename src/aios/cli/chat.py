@@ -53,6 +53,8 @@ def chat(
     keep_freed_memory()
     model, tokenizer = load_brain(find_brain(root, name or brain))
     set_halting(model, halt, segments)
+    # Half of what the model reads is left for what was said.
+    max_new_tokens = min(max_new_tokens, model.config.max_position_embeddings // 2)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     text, turn = "", 0
     while True:

@@ -72,10 +72,11 @@ def train_actv1_command(
     if results["finished"]:
         print(f"Next: {workspace.command('generate', name)}")
     else:
-        place = ("--brain-name", flags.brain_name) if flags.brain_name else ("--save-dir", str(flags.bundle))
+        named = flags.brain_name and flags.bundle_dir is None
+        place = ("--brain-name", str(flags.brain_name)) if named else ("--save-dir", str(flags.bundle))
         go_on = workspace.command("hrm-hf", "train-actv1", *place, "--resume")
         print(f"Stopped at step {results['global_step']}, saved. Continue with: {go_on}")
-    return 130 if results["interrupted"] and not flags.iterate and flags.stop_file is None else 0
+    return 130 if results["interrupted"] else 0
 
 
 def arch_summary(
@@ -100,6 +101,8 @@ def arch_summary(
     from aios.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    if min(vocab_size, max_seq_len, batch_size) < 1:
+        raise ConfigError("vocab_size, max_seq_len and batch_size must be at least 1.")
     import torch
 
     from aios.brains.models import hrm_config

@@ -37,7 +37,7 @@ from chronomoe.errors import ConfigError
 from chronomoe.hrm.config import HRMACTv1Config
 from chronomoe.hrm.halting import forced_segments, segment_loss
 from chronomoe.hrm.memory import SegmentMemory
-from chronomoe.routing.router import RoutingContext
+from chronomoe.routing.router import RoutingContext, without_autocast
 from chronomoe.steered import SteeredPreTrained
 
 
@@ -193,7 +193,7 @@ class HRMACTv1Model(HRMPreTrainedModel):
         config = self.config
         limit = config.halt_max_steps
         if not self.training and config.halt_cap is not None:
-            limit = min(limit, config.halt_cap)
+            limit = max(1, min(limit, config.halt_cap))
         halts = config.halting == "exact" and limit > 1
         forced_BS = None
         if halts and self.training and config.halt_exploration > 0:
@@ -213,8 +213,9 @@ class HRMACTv1Model(HRMPreTrainedModel):
             active.append(active_BS)
             if self.halt_head is not None:
                 # In fp32 and without gradient into the model: the head watches.
-                q_BS = F.linear(new_H.detach().float(), self.halt_head.weight.float(), self.halt_head.bias.float())
-                halt_logits.append(q_BS.squeeze(-1))
+                with without_autocast(new_H):
+                    head = self.halt_head.weight.float(), self.halt_head.bias.float()
+                    halt_logits.append(F.linear(new_H.detach().float(), *head).squeeze(-1))
             z_H, z_L = new_H.detach(), new_L.detach()
             if halts and segment + 1 < limit:
                 stops_BS = (halt_logits[-1] > 0) | ~real_BS
@@ -321,6 +322,7 @@ class HRMACTv1ForCausalLM(SteeredPreTrained, HRMPreTrainedModel, GenerationMixin
             use_cache=use_cache,
             **kwargs,
         )
+        labels = shift_labels if labels is None else labels
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         loss = None
         if labels is not None and self.training:

@@ -78,16 +78,19 @@ def open_probabilities(z_TN: Tensor, available_N: Tensor, open_TN: Tensor | None
     return torch.where(any_gate_open, z_TN.masked_fill(~usable_TN, -math.inf).softmax(dim=-1), closed_gates)
 
 
-def within_capacity(chosen_TK: Tensor, num_experts: int, capacity_factor: float, counted_T: Tensor) -> Tensor:
-    """Which assignments fit: bool (T, K). C = ceil(factor K T / N) places an expert; first choices are seated first.
+def within_capacity(
+    chosen_TK: Tensor, num_experts: int, capacity: Tensor, counted_T: Tensor, row_length: int
+) -> Tensor:
+    """Which assignments fit: bool (T, K). An expert has ``capacity`` places (scalar).
 
-    Second choices queue behind every first choice of the batch (GShard, Lepikhin et al. 2020), so in training a later
-    token can cost an earlier one its second expert. Evaluation is dropless, hence causal.
+    They are given out by place in the sequence: first position, first choices, then second ones, then the next
+    position, all sequences in turn. A token therefore never loses a place to a later one of its own sequence, as it
+    would if all first choices of the batch were seated first (GShard, Lepikhin et al. 2020).
     """
-    num_tokens, top_k = chosen_TK.shape
-    capacity = torch.ceil(capacity_factor * top_k * counted_T.sum().double() / num_experts)
-    by_choice = chosen_TK.T.reshape(-1)
-    counted = counted_T.to(torch.int64).repeat(top_k).unsqueeze(-1)
-    queue = torch.nn.functional.one_hot(by_choice, num_experts) * counted
-    place = queue.cumsum(dim=0).gather(1, by_choice.unsqueeze(-1)).squeeze(-1)
-    return (place <= capacity).view(top_k, num_tokens).T
+    top_k = chosen_TK.shape[1]
+    in_turn_SKB = chosen_TK.view(-1, row_length, top_k).permute(1, 2, 0)
+    by_turn = in_turn_SKB.reshape(-1)
+    counted = counted_T.view(-1, row_length).T.unsqueeze(1).expand(in_turn_SKB.shape).reshape(-1, 1)
+    queue = torch.nn.functional.one_hot(by_turn, num_experts) * counted
+    place = queue.cumsum(dim=0).gather(1, by_turn.unsqueeze(-1)).squeeze(-1)
+    return (place <= capacity).view(in_turn_SKB.shape).permute(2, 0, 1).reshape(chosen_TK.shape)

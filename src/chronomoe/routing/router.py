@@ -176,9 +176,11 @@ class SteeredRouter(nn.Module):
             w_TK = w_TK.masked_fill(~context.open_TN.gather(-1, chosen_TK), 0.0)
         if steering.config.capacity_factor is None or not self.training:
             return w_TK, None
-        kept_TK = within_capacity(
-            chosen_TK, self.num_experts, steering.config.capacity_factor, self._counted(context, w_TK)
-        )
+        # ceil(factor K T / N), T the tokens of the forward: how many halt is not known before they do.
+        tokens = torch.as_tensor(context.num_tokens, dtype=torch.float64, device=w_TK.device)
+        capacity = torch.ceil(steering.config.capacity_factor * self.top_k * tokens / self.num_experts)
+        counted_T = self._counted(context, w_TK)
+        kept_TK = within_capacity(chosen_TK, self.num_experts, capacity, counted_T, context.row_length)
         kept_w_TK = w_TK * kept_TK
         rescale = w_TK.sum(dim=-1, keepdim=True) / kept_w_TK.sum(dim=-1, keepdim=True).clamp(min=1e-9)
         return kept_w_TK * rescale, kept_TK

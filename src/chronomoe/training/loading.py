@@ -52,6 +52,10 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
                     f"Domain {info.name!r} has {info.train.tokens} training tokens, too few to fill one sequence of "
                     f"{sequence_length}; choose shorter sequences (--seq-len, --max-seq-len) or add text to it."
                 )
+            if linear and info.weight > 0 and start >= info.train.tokens // sequence_length:
+                raise DataError(
+                    f"Domain {info.name!r} has {info.train.tokens // sequence_length} sequences; start before the last."
+                )
         self._slots, self._ranks = _domain_cycle(weights, seed)
         self._per_cycle = np.bincount(self._slots, minlength=len(weights))
 

@@ -12,15 +12,14 @@ from chronomoe.training.config import TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over the parameters that train; decay on matrices only; routers at a rate of their own if asked."""
+    """AdamW over the parameters that train; decay on matrices only; routers in a group of their own."""
     routers = {id(module.weight) for module in model.modules() if isinstance(module, SteeredRouter)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    split = config.router_lr_scale != 1
     # (parameters, multiple of the learning rate, do they decay)
     groups = [
-        ([p for p in trained if p.dim() >= 2 and not (split and id(p) in routers)], 1.0, True),
+        ([p for p in trained if p.dim() >= 2 and id(p) not in routers], 1.0, True),
         ([p for p in trained if p.dim() < 2], 1.0, False),
-        ([p for p in trained if split and id(p) in routers], config.router_lr_scale, True),
+        ([p for p in trained if id(p) in routers], config.router_lr_scale, True),
     ]
     made = [
         {"params": group, "lr": config.learning_rate * scale, "weight_decay": config.weight_decay if decays else 0.0}
@@ -53,8 +52,6 @@ def apply_settings(optimizer: Any, schedule: Any, model: nn.Module, config: Trai
     """Settings a resumed run was given win over those of its checkpoint; equal ones change no bit."""
     inner = getattr(schedule, "scheduler", schedule)
     wanted = build_optimizer(model, config).param_groups
-    if len(wanted) != len(optimizer.param_groups):
-        raise ConfigError("router_lr_scale cannot change to or from 1 when a run is continued; choose another value.")
     inner.base_lrs = [group["lr"] for group in wanted]
     rates = [rate * factor(inner.last_epoch) for rate, factor in zip(inner.base_lrs, inner.lr_lambdas, strict=True)]
     for group, want, rate in zip(optimizer.param_groups, wanted, rates, strict=True):

@@ -28,6 +28,9 @@ class Reporter:
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.show = show or self.console.print
         self.grad_norm = 0.0
+        if active:  # a place that cannot be written must be known before the first step
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            log_file.open("ab").close()
         self._progress: Progress | None = None
         self._task: Any = None
         self._tokens_before = 0

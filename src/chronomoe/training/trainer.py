@@ -160,6 +160,7 @@ class ChronoMoETrainer:
         with SafeStop() as stop, self.report.live():
             self.report.start(self.state.step)
             self.control.announce()
+            stopped = False
             last = self.total_steps if self.stop_after is None else min(self.total_steps, self.stop_after)
             for batches in self._steps(last):
                 self._step(batches)
@@ -168,8 +169,8 @@ class ChronoMoETrainer:
                 except Exception:
                     self.save_checkpoint()  # what failed is an evaluation or a sample, not the training
                     raise
-                if stop.requested or (stop_file is not None and stop_file.exists()):
-                    stop.requested = True
+                stopped = stop.requested or (stop_file is not None and stop_file.exists())
+                if stopped:
                     break
             done = self.state.step >= self.total_steps
             if done and (not evaluation or self.state.step % self.config.eval_every_n_steps):
@@ -177,7 +178,7 @@ class ChronoMoETrainer:
             self._report_usage(at_end=True, done=done)
             self.save_checkpoint()
             final = {"event": "final", "step": self.state.step, "steps": self.state.step, "trained": done}
-            self.report.record({**final, "stopped": stop.requested, "skipped_steps": self.state.skipped})
+            self.report.record({**final, "stopped": stopped, "skipped_steps": self.state.skipped})
             if self.state.skipped:
                 self.report.line(f"{self.state.skipped} of {self.state.step} steps were skipped: not finite.")
         return {

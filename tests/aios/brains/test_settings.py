@@ -25,7 +25,7 @@ def test_what_concerns_one_invocation_is_not_saved():
     assert not {"root", "name", "resume", "dry_run", "stop_after"} & BEGUN.to_json()["settings"].keys()
 
 
-@pytest.mark.parametrize("setting", [{"seq_len": 1}, {"eval_tokens": 0}, {"stop_after": 0}])
+@pytest.mark.parametrize("setting", [{"seq_len": 1}, {"eval_tokens": -1}, {"stop_after": 0}])
 def test_settings_are_checked(setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
         RunSettings(**setting)

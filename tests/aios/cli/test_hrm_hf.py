@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
-from aios.brains.actv1 import adjusted_rates, warmup_steps
+from aios.brains.actv1 import ACTv1Flags, adjusted_rates, to_run, warmup_steps
+from aios.brains.settings import HRMShape
 from aios.cli.hrm_hf import REFUSED
 from chronomoe.training import checkpoint
+from chronomoe.training.trainer import ChronoMoETrainer
 
 SMALL = {
     "--hidden-size": [32], "--num-heads": [4], "--h-layers": [1], "--l-layers": [1], "--max-seq-len": [16],
@@ -139,8 +141,6 @@ def test_stopping_and_resuming_changes_no_bit(hrm, here):
 
 
 def test_iterate_goes_on_in_cycles_until_stopped(hrm, here):
-    from chronomoe.training.trainer import ChronoMoETrainer
-
     stop, after = here / "stop", ChronoMoETrainer._after_step
 
     def watch(self):
@@ -290,6 +290,105 @@ def test_a_brain_is_continued_as_what_it_is(hrm, here):
     assert "shape cannot change" in outcome.err
     shutil.rmtree(here / "artifacts/hf_implant/base_model")
     assert hrm("--brain-name", "a", "--resume", text=None, small=False).code == 2
+
+
+def test_every_flag_reaches_its_setting(tmp_path):
+    flags = ACTv1Flags(
+        max_seq_len=64, batch_size=3, gradient_accumulation_steps=2, steps=40, lr=1e-4, eval_batches=4, seed=7,
+        lb_coef=0.2, z_loss_coef=0.3, balance="pi", gradient_checkpointing=False, amp=False, eval_every=5, save_every=6,
+        log_every=3, linear_dataset=True, dataset_start_offset=2, moe_capacity_factor=0, default_goal="be brief",
+        use_chunked_training=True, chunk_size=16, stop_file=tmp_path / "s", log_file=tmp_path / "l",
+    )  # fmt: skip
+    run = to_run(flags, HRMShape(), tmp_path, use_moe=True)
+    wanted = {
+        "learning_rate": 1e-4, "router_lr_scale": 0.5, "max_steps": 40, "batch_size": 3, "lr_warmup_steps": 10,
+        "gradient_accumulation_steps": 2, "lambda_balance": 0.2, "lambda_z": 0.3, "control": "pi", "precision": "fp32",
+        "gradient_checkpointing": False, "chunk_size": 16, "seed": 7, "eval_every_n_steps": 5, "save_every_n_steps": 6,
+        "log_every_n_steps": 3, "stop_file": str(tmp_path / "s"), "log_file": str(tmp_path / "l"),
+    }  # fmt: skip
+    assert {name: getattr(run.training, name) for name in wanted} == wanted
+    wanted = {
+        "seq_len": 64, "eval_tokens": 4 * 3 * 64, "linear": True, "start_offset": 2, "moe_capacity_factor": None,
+        "default_goal": "be brief",
+    }  # fmt: skip
+    assert {name: getattr(run.settings, name) for name in wanted} == wanted
+    plain = to_run(ACTv1Flags(control_layer=False), HRMShape(), tmp_path, True)
+    assert plain.training.control == "aux"
+    assert plain.training.gradient_checkpointing
+    assert to_run(ACTv1Flags(auto_adjust_lr=False, lr=0.1), HRMShape(), tmp_path, True).training.learning_rate == 0.1
+    assert to_run(ACTv1Flags(), HRMShape(), tmp_path, True).training.control == "full"
+
+
+def test_the_shape_reaches_the_model(hrm, here):
+    options = [
+        *("--pos-encodings", "learned", "--window-size", 4, "--grad-mode", "one_step", "--h-cycles", 1),
+        *("--l-cycles", 3, "--halt-max-steps", 3, "--h-layers", 2, "--expansion", 4, "--num-experts", 4),
+    ]
+    assert hrm("--steps", 1, "--brain-name", "a", "--bundle-dir", here / "elsewhere", *options).code == 0
+    config = json.loads((here / "elsewhere/a/config.json").read_text())
+    wanted = {
+        "pos_encodings": "learned", "window_size": 4, "grad_mode": "one_step", "H_cycles": 1, "L_cycles": 3,
+        "halt_max_steps": 3, "h_layers": 2, "l_layers": 1, "num_local_experts": 4, "max_position_embeddings": 16,
+    }  # fmt: skip
+    assert {name: config[name] for name in wanted} == wanted
+
+
+def test_what_is_settled_cannot_change_and_nothing_is_lost(hrm, aios, here):
+    other = here / "other.txt"
+    other.write_text("quite another text to train on, again and again. " * 60)
+    assert hrm("--steps", 2, "--brain-name", "a").code == 0
+    data = here / "artifacts/brains/actv1/a/data/data.json"
+    before = data.read_bytes()
+    assert hrm("--steps", 2, "--brain-name", "a", text=other).code == 2
+    assert data.read_bytes() == before, "a refused run touches nothing"
+    for extra in (["--dataset-file", other], ["--ascii-only"], ["--student-init", "x"], ["--chunk-size", 8]):
+        assert hrm("--brain-name", "a", "--resume", *extra, text=None, small=False).code == 2, extra
+    assert hrm("--brain-name", "a", "--resume", "--steps", 3, "--no-auto-adjust-lr", small=False).code == 0
+    assert aios("brains", "rename", "actv1/a", "b").code == 0
+    assert hrm("--brain-name", "b", "--resume", "--steps", 4, text=None, small=False).code == 0
+    (listed,) = json.loads(aios("brains", "list", "--json").out)
+    assert (listed["name"], listed["steps"], listed["finished"]) == ("b", 4, True)
+    assert aios("brains", "export-hf", "b", here / "plain").code == 2
+    assert not (here / "plain").exists()
+    assert aios("chat", "b", "--root", here, "--segments", 9).code == 2
+
+
+def test_a_dense_brain_keeps_its_rate_on_resume(hrm, here):
+    assert hrm("--steps", 1, "--no-moe", "--brain-name", "a").code == 0
+    outcome = hrm("--brain-name", "a", "--resume", "--steps", 2, "--lr", 0.01, text=None, small=False)
+    assert outcome.code == 0
+    assert "mixture of experts" not in outcome.out
+    run = json.loads((here / "artifacts/brains/actv1/a/run.json").read_text())
+    assert run["training"]["learning_rate"] == 0.01
+
+
+def test_a_brain_that_is_continued_speaks_from_its_latest_checkpoint(hrm, here, aios):
+    from aios.brains.bundle import model_folder
+
+    bundle = here / "artifacts/brains/actv1/a"
+    assert hrm("--steps", 2, "--brain-name", "a").code == 0
+    assert model_folder(bundle) == bundle
+    stop, after = here / "stop", ChronoMoETrainer._after_step
+
+    def watch(self):
+        stop.touch()
+        return after(self)
+
+    ChronoMoETrainer._after_step = watch
+    try:
+        assert hrm("--brain-name", "a", "--resume", "--iterate", "--stop-file", stop, text=None, small=False).code == 0
+    finally:
+        ChronoMoETrainer._after_step = after
+    assert model_folder(bundle) == bundle / "checkpoints/step_3"
+    assert not json.loads(aios("brains", "show", "a", "--json").out)["finished"]
+
+
+def test_a_run_that_fails_leaves_no_half_a_brain(hrm, here):
+    before = sorted(here.rglob("*"))
+    for bad in (["--eval-file", "nothere"], ["--student-init", "nothere.safetensors"], ["--num-experts", 1]):
+        assert hrm("--steps", 1, "--brain-name", "a", *bad).code != 0
+    assert hrm("--steps", 1, "--moe-capacity-factor", -2).code == 2
+    assert sorted(path for path in here.rglob("*") if path.is_file()) == [path for path in before if path.is_file()]
 
 
 def test_rates_are_lowered_and_never_raised():

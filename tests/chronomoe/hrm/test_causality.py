@@ -18,6 +18,8 @@ VARIANTS = [
     {"halting": "max"},
     {"halt_cap": 2},
     {"halt_max_steps": 1, "H_cycles": 1, "L_cycles": 3},
+    {"steering": {"capacity_factor": 0.6}},
+    {"steering": {"capacity_factor": 1.25}, "grad_mode": "all"},
 ]
 
 

@@ -51,6 +51,25 @@ def test_the_modes_keep_as_much_of_the_graph_as_they_say():
     assert found == {"one_step": (6, 18), "last_cycle": (9, 18), "all": (18, 18)}
 
 
+def test_a_segment_begins_without_gradient_into_the_one_before():
+    model = build(use_moe=False, halting="max").train()
+    states = model(tokens()).states
+    (reached,) = torch.autograd.grad(states[1].sum(), states[0], allow_unused=True)
+    assert reached is None
+
+
+def test_pieces_have_the_loss_of_the_whole_the_last_token_of_each_included():
+    from chronomoe.training.micro_batches import pieces
+
+    x, model = tokens(2, 16), build(use_moe=False, halting="max").train()
+    model(x, labels=x)
+    whole, parts = model.loss_terms["ce"], 0.0
+    for call in pieces({"input_ids": x}, x, 5):
+        model(**call, num_items_in_batch=30)
+        parts += model.loss_terms["ce"]
+    torch.testing.assert_close(parts, whole)
+
+
 def test_the_loss_is_a_mean_over_tokens_and_segments():
     x = tokens()
     model = build(halting="max", use_moe=False).train()
@@ -64,12 +83,15 @@ def test_the_loss_is_a_mean_over_tokens_and_segments():
 
 
 def test_its_size_does_not_jump_with_the_number_of_segments():
-    x, losses = tokens(), []
+    x, losses, halting = tokens(), [], []
     for segments in (1, 2, 4):
         model = build(halt_max_steps=segments, halting="max", use_moe=False, thoughtful=False).train()
         model(x, labels=x)
         losses.append(model.loss_terms["ce"].item())
+        halting.append(model.loss_terms["bce_halt"].item())
     assert max(losses) < 1.3 * min(losses)
+    assert halting[0] == 0
+    assert halting[2] < 1.3 * halting[1]
 
 
 def test_micro_batches_of_any_split_have_one_gradient():

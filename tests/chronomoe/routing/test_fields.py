@@ -163,13 +163,14 @@ def test_a_closed_gate_leaves_no_trace_and_an_open_one_is_the_full_softmax():
 
 @many
 @given(st.integers(0, 10_000), st.sampled_from([0.25, 0.7, 1.0, 1.25]))
-def test_capacity_is_never_exceeded_and_first_choices_go_first(seed, factor):
+def test_capacity_is_never_exceeded_and_earlier_positions_go_first(seed, factor):
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randn(20, N, generator=generator).topk(2).indices
     counted = torch.rand(20, generator=generator) > 0.2
-    kept = within_capacity(chosen, N, factor, counted)
     capacity = math.ceil(factor * 2 * counted.sum().item() / N - 1e-9)
+    kept = within_capacity(chosen, N, torch.tensor(capacity), counted, 5)  # four sequences of five
+    order = [(position, k, row) for position in range(5) for k in range(2) for row in range(4)]
     for expert in range(N):
-        queue = [(k, t) for k in range(2) for t in range(20) if counted[t] and chosen[t, k] == expert]
-        seated = [(k, t) for k, t in queue if kept[t, k]]
+        queue = [(5 * row + p, k) for p, k, row in order if counted[5 * row + p] and chosen[5 * row + p, k] == expert]
+        seated = [(t, k) for t, k in queue if kept[t, k]]
         assert seated == queue[:capacity]

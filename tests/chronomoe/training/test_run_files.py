@@ -153,7 +153,7 @@ def test_settings_given_on_resuming_win(tmp_path):
     resumed.load_checkpoint("latest")
     resumed.train()
     assert {record["lr"] for record in records(tmp_path) if record["step"] > 8} == {3e-4}
-    first, second = resumed.optimizer.param_groups
+    first, second, _ = resumed.optimizer.param_groups
     assert (first["weight_decay"], second["weight_decay"], first["betas"]) == (0.5, 0.0, (0.9, 0.5))
 
 

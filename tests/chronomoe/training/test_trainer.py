@@ -159,11 +159,20 @@ def test_an_infinite_loss_with_finite_gradients_is_skipped(tmp_path):
 def test_decay_is_on_matrices_only(tmp_path):
     trainer = build_trainer(tmp_path, weight_decay=0.3)
     groups = trainer.optimizer.param_groups
-    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, 0.3]
     assert all(p.dim() >= 2 for p in groups[0]["params"])
     assert all(p.dim() < 2 for p in groups[1]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
     assert groups[0]["fused"]
+    routers = [layer.mlp.gate.weight for layer in trainer.model.model.layers]
+    assert all(any(p is router for p in groups[2]["params"]) for router in routers)
+
+
+def test_routers_may_learn_at_a_rate_of_their_own(tmp_path):
+    trainer = build_trainer(
+        tmp_path, learning_rate=1e-2, router_lr_scale=0.5, lr_schedule="constant", lr_warmup_steps=0
+    )
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-2, 1e-2, 5e-3]
 
 
 def test_learning_rate_warms_up_then_falls_to_a_tenth(tmp_path):
