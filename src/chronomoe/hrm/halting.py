@@ -6,9 +6,9 @@ trained on whether the next segment is worth its cost,
     target_m = sigmoid(halt_gain - (CE_m - CE_{m+1})),   halt where q_m > 0,
 
 so a token halts where the squashed gain of one more segment is expected below that of ``halt_gain`` nats. It is soft
-because a single token's gain is mostly noise: for gains below a nat or so it is the mean gain that decides, while
-rare large ones count for less than their size. It exists where the token ran segment m+1, hence the exploration: a share
-of tokens must run on. The gradient stays in the head: it watches the model and does not bend it.
+because a single token's gain is mostly noise: for gains below a nat or so it is the mean gain that decides, while rare
+large ones count for less than their size. It exists where the token ran segment m+1, hence the exploration: a share of
+tokens must run on. The gradient stays in the head: it watches the model and does not bend it.
 
 Shape suffixes: B batch, S sequence, M segments.
 """
