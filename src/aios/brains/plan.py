@@ -25,16 +25,18 @@ def describe_architecture(model: Any, tokens: int) -> list[str]:
 
 def shape_of(config: Any) -> str:
     """One line on the shape of a model."""
-    hrm = config.model_type == "hrm_actv1"
-    experts = f"{config.num_local_experts} experts, top-{config.num_experts_per_tok}, expert width"
-    if hrm and not config.use_moe:
-        experts = "dense, width"
-    width = f"width {config.hidden_size}, {experts} {config.intermediate_size}"
-    if not hrm:
-        return f"{config.num_hidden_layers} layers, {width}"
+    if config.model_type != "hrm_actv1":
+        blocks = f"{config.num_hidden_layers} layers"
+    else:
+        blocks = (
+            f"{config.h_layers} high and {config.l_layers} low blocks, {config.H_cycles} x {config.L_cycles} cycles, "
+            f"up to {config.halt_max_steps} segments"
+        )
+    if not getattr(config, "use_moe", True):
+        return f"{blocks}, dense, width {config.hidden_size}, inner width {config.intermediate_size}"
     return (
-        f"{config.h_layers} high and {config.l_layers} low blocks, {config.H_cycles} x {config.L_cycles} cycles, "
-        f"up to {config.halt_max_steps} segments, {width}"
+        f"{blocks} x {config.num_local_experts} experts, top-{config.num_experts_per_tok}, "
+        f"width {config.hidden_size}, expert width {config.intermediate_size}"
     )
 
 
