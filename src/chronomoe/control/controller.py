@@ -127,7 +127,12 @@ class ChronovisorMixtralController(Fp32Module):
 
     @torch.no_grad()
     def release(self) -> None:
-        """Undo the fields of mechanisms that the configuration has off: what they left would steer on for ever."""
+        """Undo the fields of mechanisms that the configuration has off: what they left would steer on for ever.
+
+        Fields set by hand stay, where the controller has not moved them.
+        """
+        if not int(self.ticks):
+            return
         config, steering = self.config, self.steering
         if config.pressure == "off":
             for buffer in (self.integral, self.live_pressure, self.mean_pressure, steering.pressure):

@@ -19,8 +19,8 @@ from transformers import Cache
 class SegmentMemory:
     """Stands where attention expects a cache, for one forward pass; ``cache`` is the real one, if any."""
 
-    def __init__(self, cache: Cache | None, slots_per_segment: int) -> None:
-        self.cache, self.slots_per_segment = cache, slots_per_segment
+    def __init__(self, cache: Cache | None, slots_per_segment: int, *, halts: bool) -> None:
+        self.cache, self.slots_per_segment, self.halts = cache, slots_per_segment, halts
         self.halted: dict[int, Tensor] = {}
         """Segment -> bool (B, S): tokens that had halted before it."""
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
@@ -32,7 +32,8 @@ class SegmentMemory:
             old_keys, old_values = self._written[slot - self.slots_per_segment]
             halted = halted[:, None, :, None]
             keys, values = torch.where(halted, old_keys, keys), torch.where(halted, old_values, values)
-        self._written[slot] = keys.detach(), values.detach()
+        if self.halts:  # else nobody will ask for them
+            self._written[slot] = keys.detach(), values.detach()
         return (keys, values) if self.cache is None else self.cache.update(keys, values, slot)
 
     def carry_to(self, first: int, last: int) -> None:

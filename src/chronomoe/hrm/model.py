@@ -176,9 +176,13 @@ class HRMACTv1Model(HRMPreTrainedModel):
                 )
             e_BSD = e_BSD + self.embed_positions(position_ids) * scale
             cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
-        memory = SegmentMemory(past_key_values, config.slots_per_segment)
+        limit = config.halt_max_steps
+        if not self.training and config.halt_cap is not None:
+            limit = max(1, min(limit, config.halt_cap))
+        halts = config.halting == "exact" and limit > 1
+        memory = SegmentMemory(past_key_values, config.slots_per_segment, halts=halts)
         call = {"attention_mask": mask, "position_embeddings": (cos, sin), "past_key_values": memory, **kwargs}
-        output = self._segments(e_BSD, real_BS, memory, call, routing_context)
+        output = self._segments(e_BSD, real_BS, limit, memory, call, routing_context)
         output.past_key_values = past_key_values
         return output
 
@@ -186,15 +190,12 @@ class HRMACTv1Model(HRMPreTrainedModel):
         self,
         e_BSD: Tensor,
         real_BS: Tensor,
+        limit: int,
         memory: SegmentMemory,
         call: dict[str, Any],
         context: RoutingContext | None,
     ) -> HRMModelOutput:
-        config = self.config
-        limit = config.halt_max_steps
-        if not self.training and config.halt_cap is not None:
-            limit = max(1, min(limit, config.halt_cap))
-        halts = config.halting == "exact" and limit > 1
+        config, halts = self.config, memory.halts
         forced_BS = None
         if halts and self.training and config.halt_exploration > 0:
             forced_BS = forced_segments(real_BS, limit, config.halt_exploration)

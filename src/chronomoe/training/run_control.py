@@ -169,10 +169,14 @@ class RunControl:
         if self.optimizer is not None and window is not None:
             self.optimizer.coherence = controller.coherence_history[-1]
             self.gate = self.optimizer.gate
-        # A sequence that is trained in pieces would not fit whole.
-        part = language_model_loss(self.model, batches[-1], controller.config.probe_sequences, self.config.chunk_size)
-        self._say(controller.judge(part))
+        self._say(controller.judge(lambda: self._probed_loss(batches[-1])))
         return window
+
+    def _probed_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        assert self.controller is not None
+        # A sequence that is trained in pieces would not fit whole.
+        sequences, length = self.controller.config.probe_sequences, self.config.chunk_size
+        return language_model_loss(self.model, batch, sequences, length)()
 
     def _say(self, verdicts: list[str]) -> None:
         for verdict in verdicts:
@@ -235,8 +239,6 @@ class RunControl:
         self.loss_fast, self.loss_slow = state["loss_fast"], state["loss_slow"]
         self.usage.load_state_dict(state["usage"])
         self.state = None if state["knob_state"] is None else KnobState(**state["knob_state"])
-        if self.controller is not None:
-            self.controller.release()  # what the checkpoint's settings had on may be off now
         if self.optimizer is not None and self.controller is not None and self.controller.coherence_history:
             coherence = self.controller.coherence_history[-1]
             self.gate = gate_value(coherence, self.config.min_coherence, self.config.gating_strength)

@@ -146,6 +146,7 @@ class RunFiles:
                 geology = ChronovisorCheckpoint.load(path)
                 geology.restore_to_controller(controller, path)
                 if geology.control != dataclasses.asdict(controller.config):
+                    controller.release()  # what they had on may be off now
                     self.control.show("  The control layer's settings differ from the checkpoint's; today's apply.")
         self.control.load_state_dict(saved["control"])
         moments = checkpoint.read_tensors(path / "optimizer.safetensors")

@@ -187,6 +187,24 @@ def test_an_unhealthy_valley_found_by_the_controller_has_a_loss_with_a_gradient(
     assert gradient.norm() > 1e-6
 
 
+def test_the_coherence_loss_does_not_depend_on_how_a_batch_is_split():
+    """Of 17 tokens a sequence: which are sampled depends on their place in it."""
+    model = steered(ChronoMoELoss(lambda_coherence=1))
+    for x in tokens(3):
+        model(input_ids=x)
+        model.controller.tick()
+    x = torch.randint(0, 61, (4, 17), generator=torch.Generator().manual_seed(2))
+    model.steering.tokens_in_step = x.numel()
+    found = []
+    for rows in (4, 1):
+        total = 0.0
+        for part in x.split(rows):
+            model(input_ids=part)
+            total += model.steering.losses(model.steering.context)["coherence"].item()
+        found.append(total)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_without_unhealthy_valleys_there_is_no_valley_loss():
     model = steered(ChronoMoELoss(lambda_valley=1))
     for x in tokens(5):
