@@ -81,7 +81,7 @@ class ChronovisorMixtralController(Fp32Module):
         self.config = config or ControlConfig()
         self.meta_knob = MetaKnob()
         layers, num_experts = steering.pressure.shape
-        hidden = steering.statistics.hidden_size
+        hidden = steering.direction.shape[-1]
         for name in (
             "integral", "live_pressure", "mean_pressure", "smooth_load", "slow_load", "mean_load", "forgotten",
             "coherence", "contrast", "health", "recovering", "temperature_fast", "structural_T_local",

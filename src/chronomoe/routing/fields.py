@@ -31,26 +31,18 @@ def temperature(log_temperature_N: Tensor, base_temperature: Tensor, rho: float 
 
 
 def selection_scores(
-    z_TN: Tensor,
-    bias_N: Tensor,
-    log_temperature_N: Tensor,
-    base_temperature: Tensor,
-    form: TemperatureForm = "deficit",
-    rho: float = RHO,
+    z_TN: Tensor, bias_N: Tensor, temperature_N: Tensor | None, form: TemperatureForm = "deficit"
 ) -> Tensor:
-    """Scores whose top-K are the chosen experts, shape (T, N). ``bias_N`` is b + g.
+    """Scores whose top-K are the chosen experts, shape (T, N). ``bias_N`` is b + g; no temperature: all are 1.
 
     ``raw`` divides the logits themselves, (z + b + g) / T: it depends on an arbitrary offset of z and exists for
-    comparison. ``scalar`` ignores tau and divides by T0 only.
+    comparison; so does ``scalar``, which is given T0 for every expert.
     """
     u_TN = z_TN + bias_N
-    if form == "scalar":
-        return u_TN / base_temperature
-    t_N = temperature(log_temperature_N, base_temperature, rho)
-    if form == "raw":
-        return u_TN / t_N
     # Where T is 1 everywhere s = u: forming max - u would merge near-ties far below the top.
-    return torch.where((t_N == 1).all(), u_TN, (u_TN - u_TN.amax(dim=-1, keepdim=True)) / t_N)
+    if temperature_N is None:
+        return u_TN
+    return (u_TN - u_TN.amax(dim=-1, keepdim=True) if form == "deficit" else u_TN) / temperature_N
 
 
 def gumbel_like(scores_TN: Tensor, scale: Tensor) -> Tensor:

@@ -41,16 +41,16 @@ def valley_loss(weight_LN: Tensor, probability_sum_LN: Tensor, num_tokens: Tenso
     return weight_LN.shape[-1] * (weight_LN.detach() * probability_sum_LN).sum(dim=-1) / num_tokens
 
 
-def direction_agreement(h_TD: Tensor, mean_D: Tensor, direction_ND: Tensor) -> Tensor:
+def direction_agreement(h_TD: Tensor, usual_MD: Tensor, along_mean_M: Tensor) -> Tensor:
     """Cosine between each centred input and the direction each expert's inputs usually come from, (T, N).
 
-    In two passes over h: <h - m, v> = <h, v> - <m, v> and |h - m|^2 = |h|^2 - 2 <h, m> + |m|^2.
+    ``usual_MD`` (N + 1, D) are the directions v and, last, the mean input m; ``along_mean_M`` their products with m. In
+    two passes over h: <h - m, v> = <h, v> - <m, v> and |h - m|^2 = |h|^2 - 2 <h, m> + |m|^2.
     """
     h_TD = h_TD.float()
-    products_TM = h_TD @ torch.cat([direction_ND, mean_D.unsqueeze(0)]).T
-    agreement_TN = products_TM[:, :-1] - direction_ND @ mean_D
-    squared_T = torch.linalg.vector_norm(h_TD, dim=-1).square() - 2 * products_TM[:, -1] + mean_D.square().sum()
-    return agreement_TN * squared_T.clamp(min=1e-12).rsqrt().unsqueeze(-1)
+    products_TM = h_TD @ usual_MD.T
+    squared_T = torch.linalg.vector_norm(h_TD, dim=-1).square() - 2 * products_TM[:, -1] + along_mean_M[-1]
+    return (products_TM - along_mean_M)[:, :-1] * squared_T.clamp(min=1e-12).rsqrt().unsqueeze(-1)
 
 
 def coherence_loss(agreement_sum_L: Tensor, counted: Tensor | float, num_tokens: Tensor | float) -> Tensor:

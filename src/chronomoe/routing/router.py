@@ -151,12 +151,13 @@ class SteeredRouter(nn.Module):
         """About how many choices the fields changed, scalar; None when nothing can have."""
         if not self.training or (self.steering.neutral and not self.steering.exploring):
             return None
-        # One token in eight is enough to tell.
-        counted_T = None if context.counted_T is None else context.counted_T[::SAMPLED]
-        own_TK = p_TN[::SAMPLED].topk(self.top_k, dim=-1).indices
-        differs_T = self.top_k - (own_TK.unsqueeze(-1) == chosen_TK[::SAMPLED].unsqueeze(-2)).sum(dim=(-1, -2))
-        differing = differs_T.sum() if counted_T is None else (differs_T * counted_T).sum()
-        return differing * (len(p_TN) / len(differs_T))
+        tokens = len(p_TN)
+        # One token in eight is enough to tell: a choice is changed if its own probability is not among the K largest.
+        p_TN, chosen_TK = p_TN[::SAMPLED], chosen_TK[::SAMPLED]
+        changed_TK = p_TN.gather(-1, chosen_TK) < p_TN.topk(self.top_k, dim=-1).values[:, -1:]
+        if context.counted_T is not None:
+            changed_TK &= context.counted_T[::SAMPLED].unsqueeze(-1)
+        return changed_TK.sum() * (tokens / len(p_TN))
 
     def _combine_weights(
         self, z_TN: Tensor, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext
@@ -241,7 +242,7 @@ class SteeredRouter(nn.Module):
 
         steering, h_TD, p_TN = self.steering, sampled(h_TD), sampled(p_TN)
         scale = context.row_length / math.ceil(context.row_length / SAMPLED)
-        agreement_TN = direction_agreement(h_TD, steering.input_mean[self.layer], steering.direction[self.layer])
+        agreement_TN = direction_agreement(h_TD, *steering.usual(self.layer))
         counted: Any = float(len(h_TD))
         if context.counted_T is not None:
             counted_T = sampled(context.counted_T)

@@ -131,23 +131,23 @@ class RoutingStatistics(nn.Module):
 
     sums: Tensor
 
-    def __init__(self, num_layers: int, num_experts: int, hidden_size: int, depths: int = 1) -> None:
+    def __init__(self, num_layers: int, num_experts: int, hidden_size: int, top_k: int, depths: int = 1) -> None:
         super().__init__()
         n, d = num_experts, hidden_size
         self.shapes = {
             "depth_assignments": (depths, n),
-            "coactivation_and_inputs": (n, n + d),
+            "used_with_input": (n + 1, d),
+            "used_with_used": (n + 1, n + 1),
             "probability": (n,),
             "weight": (n,),
-            "input_sum": (d,),
-            "scalars": (5,),
+            "scalars": (3,),
             "gradient": (n,),
             "absolute_gradient": (n,),
         }
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
+        self.inputs_start, self.pairs_start = self.sizes[0], sum(self.sizes[:2])
         self.gradient_start = sum(self.sizes[:-2])
-        self.depth_start = depths * n
-        self.num_experts, self.hidden_size = num_experts, hidden_size
+        self.num_experts, self.top_k = n, top_k
         self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes), dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
@@ -168,36 +168,37 @@ class RoutingStatistics(nn.Module):
 
         ``kept_TK`` marks assignments within capacity, ``counted_T`` tokens that are not padding, ``flips`` is a count.
         """
-        # Short rows make some of torch's reductions slow: the forms below are several times faster than std and xlogy.
-        used_TN = torch.zeros_like(p_TN).scatter_(1, chosen_TK, _ones(w_TK) if kept_TK is None else kept_TK.float())
-        weight_TN = torch.zeros_like(p_TN).scatter_(1, chosen_TK, w_TK.float())
-        entropy_T = -(p_TN * p_TN.clamp(min=1e-30).log()).sum(dim=-1)
-        std_T = (z_TN - z_TN.mean(dim=-1, keepdim=True)).square().mean(dim=-1).sqrt()
-        h_TD = h_TD.float()
+        n, row_W = self.num_experts, self.sums[layer]
+        # A last column of ones beside the experts': one product then gives sums over tokens as well as over pairs.
+        used_TM = torch.ones(len(p_TN), n + 1, device=p_TN.device)
+        used_TM[:, :n] = 0
+        used_TM.scatter_(
+            1, chosen_TK, torch.ones_like(w_TK, dtype=torch.float32) if kept_TK is None else kept_TK.float()
+        )
+        # Short rows make torch's reductions over them slow (std, xlogy): these forms cost a fraction.
+        spread_T = torch.linalg.vector_norm(z_TN - z_TN.mean(dim=-1, keepdim=True), dim=-1)
+        w_TK = w_TK.float()
         if counted_T is not None:
-            mask_T1 = counted_T.float().unsqueeze(-1)
-            used_TN, weight_TN, p_TN, h_TD = (x * mask_T1 for x in (used_TN, weight_TN, p_TN, h_TD))
-            entropy_T, std_T = entropy_T * counted_T, std_T * counted_T
-        tokens = h_TD.new_tensor(len(h_TD)) if counted_T is None else counted_T.sum().float()
-        coactivation = used_TN.T @ used_TN
-        assignments = coactivation.diagonal()
-        parts = [
-            torch.cat([coactivation, used_TN.T @ h_TD], dim=-1).reshape(-1),
-            p_TN.sum(dim=0),
-            weight_TN.sum(dim=0),
-            h_TD.sum(dim=0),
-            torch.stack(
-                [
-                    tokens,
-                    chosen_TK.shape[1] * tokens - assignments.sum(),
-                    torch.zeros_like(tokens) if flips is None else flips.float(),
-                    entropy_T.sum(),
-                    std_T.sum(),
-                ]
-            ),
-        ]
-        self.sums[layer, self.depth_start : self.gradient_start] += torch.cat(parts)
-        self.sums[layer, depth * self.num_experts : (depth + 1) * self.num_experts] += assignments
+            used_TM, p_TN, w_TK = (x * counted_T.unsqueeze(-1) for x in (used_TM, p_TN, w_TK))
+            spread_T = spread_T * counted_T
+        pairs_MM = used_TM.T @ used_TM
+        assignments = pairs_MM[n, :n]
+        row_W[self.inputs_start : self.pairs_start].view(n + 1, -1).addmm_(used_TM.T, h_TD.float())
+        row_W[self.pairs_start : self.gradient_start] += torch.cat(
+            [
+                pairs_MM.flatten(),
+                p_TN.sum(dim=0),
+                p_TN.new_zeros(n).index_add_(0, chosen_TK.flatten(), w_TK.flatten()),
+                torch.stack(
+                    [
+                        torch.zeros_like(spread_T[0]) if flips is None else flips,
+                        -torch.dot(p_TN.flatten(), p_TN.clamp(min=1e-30).log().flatten()),
+                        spread_T.sum() / math.sqrt(n),
+                    ]
+                ),
+            ]
+        )
+        row_W[depth * n : (depth + 1) * n] += assignments
         return assignments
 
     @torch.no_grad()
@@ -216,15 +217,16 @@ class RoutingStatistics(nn.Module):
             name: part.unflatten(-1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
         n = self.num_experts
-        both = named.pop("coactivation_and_inputs")
-        tokens, dropped, flips, entropy, logit_std = named.pop("scalars").unbind(dim=-1)
-        coactivation, inputs = both[..., :n], both[..., n:]
+        pairs, inputs = named.pop("used_with_used"), named.pop("used_with_input")
+        flips, entropy, logit_std = named.pop("scalars").unbind(dim=-1)
+        assignments, tokens = pairs[:, n, :n], pairs[:, n, n]
         return RoutingWindow(
-            assignments=coactivation.diagonal(dim1=-2, dim2=-1),
-            coactivation=coactivation,
-            inputs=inputs,
+            assignments=assignments,
+            coactivation=pairs[:, :n, :n],
+            inputs=inputs[:, :n],
+            input_sum=inputs[:, n],
             tokens=tokens,
-            dropped=dropped,
+            dropped=self.top_k * tokens - assignments.sum(dim=-1),
             flips=flips,
             entropy=entropy,
             logit_std=logit_std,
@@ -235,7 +237,3 @@ class RoutingStatistics(nn.Module):
 def _of_largest(entropy: Tensor, num_experts: int) -> Tensor:
     """Entropy as a share of log N, its largest value; one expert is always balanced."""
     return entropy / math.log(num_experts) if num_experts > 1 else torch.ones_like(entropy)
-
-
-def _ones(like: Tensor) -> Tensor:
-    return torch.ones_like(like, dtype=torch.float32)

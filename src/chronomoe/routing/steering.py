@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from chronomoe.errors import ConfigError
-from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores
+from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores, temperature
 from chronomoe.routing.losses import ChronoMoELoss, balance_loss, coherence_loss, valley_loss, z_loss
 from chronomoe.routing.router import RoutingContext
 from chronomoe.routing.statistics import RoutingStatistics, RoutingWindow
@@ -99,7 +99,7 @@ class Steering(Fp32Module):
         self.config = config
         self.num_experts = num_experts
         self.top_k = top_k
-        self.statistics = RoutingStatistics(num_layers, num_experts, hidden_size, depths)
+        self.statistics = RoutingStatistics(num_layers, num_experts, hidden_size, top_k, depths)
         shape = (num_layers, num_experts)
         for name in ("pressure", "goal_bias", "log_temperature"):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))  # whatever the default dtype is
@@ -116,6 +116,8 @@ class Steering(Fp32Module):
         self._position_gate: tuple[Tensor, tuple[int, ...]] | None = None
         self._looked_at: list[tuple[int, int]] | None = None
         self._looked_with: SteeringConfig | None = None
+        self._bias, self._temperature, self._temperate = self.pressure, self.log_temperature, [True] * num_layers
+        self._usual = self._along_mean = self.direction
         self.neutral = True
         """Pressure, goals and temperature leave every choice as it is."""
         self.all_available = True
@@ -156,14 +158,15 @@ class Steering(Fp32Module):
         Each forward of the model looks once. Raises :class:`ConfigError` when a layer has too few available experts.
         """
         biases = (self.pressure, self.goal_bias, self.log_temperature)
-        fields = (*biases, self.base_temperature, self.exploration, self.direction, self.available)
+        scalars = (self.base_temperature, self.exploration)
+        fields = (*biases, *scalars, self.direction, self.input_mean, self.available)
         if any(field.is_inference() for field in fields):
             versions = None  # made in inference mode: they count no writes
         else:
             versions = [(field.data_ptr(), field._version) for field in fields]
             if versions == self._looked_at and self.config is self._looked_with:
                 return
-        if not all(bool(field.isfinite().all()) for field in fields[:-1]) or self.base_temperature <= 0:
+        if not bool(torch.cat([field.flatten() for field in fields[:-1]]).isfinite().all()) or scalars[0] <= 0:
             raise ConfigError(
                 "a steering field is not finite, or base_temperature is not above 0; controller.reset() helps."
             )
@@ -171,22 +174,27 @@ class Steering(Fp32Module):
         if fewest < self.top_k:
             raise ConfigError(f"a layer has {fewest} available experts but each token needs {self.top_k}; enable more.")
         self.all_available = bool(self.available.all())
-        unbiased = all(not bool(field.any()) for field in biases)
+        unbiased = not bool(torch.stack(biases).any())
         self.neutral = not self.config.enabled or (unbiased and bool(self.base_temperature == 1))
         self.exploring = self.config.enabled and bool(self.exploration > 0)
         self.coherent = self.config.loss.lambda_coherence > 0 and bool(self.direction.any())
+        if self.coherent:
+            self._usual = torch.cat([self.direction, self.input_mean.unsqueeze(1)], dim=1)
+            self._along_mean = (self._usual @ self.input_mean.unsqueeze(-1)).squeeze(-1)
+        self._bias = self.pressure + self.goal_bias
+        tau = 0 * self.log_temperature if self.config.temperature_form == "scalar" else self.log_temperature
+        self._temperature = temperature(tau, self.base_temperature, self.config.rho)
+        self._temperate = (self._temperature == 1).all(dim=-1).tolist()
         self._looked_at, self._looked_with = versions, self.config
 
     def scores(self, layer: int, z_TN: Tensor) -> Tensor:
         """Selection scores (T, N) of one layer from its logits."""
-        return selection_scores(
-            z_TN,
-            self.pressure[layer] + self.goal_bias[layer],
-            self.log_temperature[layer],
-            self.base_temperature,
-            self.config.temperature_form,
-            self.config.rho,
-        )
+        t_N = None if self._temperate[layer] else self._temperature[layer]
+        return selection_scores(z_TN, self._bias[layer], t_N, self.config.temperature_form)
+
+    def usual(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What :func:`direction_agreement` compares the inputs of a layer with."""
+        return self._usual[layer], self._along_mean[layer]
 
     # -- what a forward pass asks --------------------------------------------------------------------------------
 

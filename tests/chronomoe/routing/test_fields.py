@@ -15,10 +15,15 @@ from chronomoe.routing.fields import (
     temperature,
     within_capacity,
 )
+from chronomoe.routing.steering import Steering, SteeringConfig
 from tests.chronomoe.draws import many
 
 N = 8
 ONE = torch.ones(())
+
+
+def scores(z, bias, tau, base, form="deficit"):
+    return selection_scores(z, bias, temperature(tau, base), form)
 
 
 def deficit(u):
@@ -50,17 +55,17 @@ def test_temperature_stays_within_its_ratio(draw):
 @given(draws(), st.floats(-100, 100))
 def test_adding_a_constant_changes_nothing(draw, constant):
     z, bias, tau, base = draw
-    before = selection_scores(z, bias, tau, base)
-    after = selection_scores(z + constant, bias, tau, base)
+    before = scores(z, bias, tau, base)
+    after = scores(z + constant, bias, tau, base)
     torch.testing.assert_close(before, after, rtol=1e-9, atol=1e-9)
 
 
 def test_raw_temperature_reads_the_arbitrary_constant():
     z = torch.tensor([[1.0, 0.5]])
     tau = torch.tensor([math.log(2) / 2, -math.log(2) / 2])
-    best = [selection_scores(z + c, torch.zeros(2), tau, ONE, "raw").argmax().item() for c in (0.0, 10.0)]
+    best = [scores(z + c, torch.zeros(2), tau, ONE, "raw").argmax().item() for c in (0.0, 10.0)]
     assert best == [1, 1] or best[0] != best[1]
-    assert selection_scores(z - 10, torch.zeros(2), tau, ONE, "raw").argmax().item() == 0
+    assert scores(z - 10, torch.zeros(2), tau, ONE, "raw").argmax().item() == 0
     assert best[1] == 1, "raw division flips the winner once the offset is large: why deficit is the default"
 
 
@@ -68,7 +73,7 @@ def test_raw_temperature_reads_the_arbitrary_constant():
 @given(draws())
 def test_the_best_stays_best_for_every_temperature(draw):
     z, bias, tau, base = draw
-    assert torch.equal(selection_scores(z, bias, tau, base).argmax(-1), (z + bias).argmax(-1))
+    assert torch.equal(scores(z, bias, tau, base).argmax(-1), (z + bias).argmax(-1))
 
 
 @many
@@ -78,8 +83,8 @@ def test_a_hotter_expert_never_gets_less_access(draw):
     hotter = tau.clamp(-0.3, 0.3)
     warmed = hotter.clone()
     warmed[3] += 0.04
-    before = selection_scores(z, bias, hotter, base)[:, 3]
-    after = selection_scores(z, bias, warmed, base)[:, 3]
+    before = scores(z, bias, hotter, base)[:, 3]
+    after = scores(z, bias, warmed, base)[:, 3]
     assert torch.all(after >= before)
 
 
@@ -88,7 +93,7 @@ def test_a_hotter_expert_never_gets_less_access(draw):
 def test_order_survives_every_temperature_exactly_beyond_the_margin(draw):
     z, bias, tau, base = draw
     d = deficit(z + bias)
-    s = selection_scores(z, bias, tau, base)
+    s = scores(z, bias, tau, base)
     ahead = d.unsqueeze(2) * RHO * (1 + 1e-9) < d.unsqueeze(1)  # d_B > rho d_A
     assert torch.all((s.unsqueeze(2) > s.unsqueeze(1))[ahead])
 
@@ -98,7 +103,7 @@ def test_the_margin_is_tight():
     tau = torch.tensor([0.0, -bound, bound], dtype=torch.float64)  # A coldest, B hottest
     for d_b, stays in ((RHO * 1.0 + 1e-6, True), (RHO * 1.0 - 1e-6, False)):
         z = torch.tensor([[0.0, -1.0, -d_b]], dtype=torch.float64)
-        s = selection_scores(z, torch.zeros(3, dtype=torch.float64), tau, ONE.double())[0]
+        s = scores(z, torch.zeros(3, dtype=torch.float64), tau, ONE.double())[0]
         assert (s[1] > s[2]).item() is stays
 
 
@@ -109,7 +114,7 @@ def test_a_bounded_bias_cannot_beat_a_larger_margin(draw, bound):
     bias = bias.clamp(-bound, bound)
     top = z.topk(2, dim=-1)
     clear = top.values[:, 0] - top.values[:, 1] > 2 * bound
-    assert torch.equal(selection_scores(z, bias, tau, base).argmax(-1)[clear], top.indices[clear, 0])
+    assert torch.equal(scores(z, bias, tau, base).argmax(-1)[clear], top.indices[clear, 0])
 
 
 @many
@@ -117,9 +122,18 @@ def test_a_bounded_bias_cannot_beat_a_larger_margin(draw, bound):
 def test_kl_of_a_shift_is_bounded_by_its_range(draw):
     z, bias, tau, base = draw
     # What a field can do to the distribution of an unscaled router, through the map's own scores.
-    p, q = selection_scores(z, bias, 0 * tau, 0 * base + 1).log_softmax(-1), z.log_softmax(-1)
+    p, q = scores(z, bias, 0 * tau, 0 * base + 1).log_softmax(-1), z.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
     assert torch.all(kl <= (bias.max() - bias.min()) ** 2 / 8 + 1e-12)
+
+
+def steered(z, bias, tau, base, **config):
+    """Scores of the second of two layers, the first of which is neutral."""
+    steering = Steering(2, N, 2, 4, SteeringConfig(**config))
+    steering.pressure[1], steering.log_temperature[1] = bias, tau
+    steering.base_temperature.fill_(base)
+    steering.look()
+    return steering.scores(1, z)
 
 
 @many
@@ -127,12 +141,20 @@ def test_kl_of_a_shift_is_bounded_by_its_range(draw):
 def test_neutral_temperature_leaves_the_logits_as_they_are(draw):
     z, bias, _, _ = draw
     z, bias = z.float(), bias.float()
-    assert torch.equal(selection_scores(z, bias, torch.zeros(N), ONE), z + bias)
+    assert torch.equal(steered(z, bias, torch.zeros(N), 1), z + bias)
+
+
+@many
+@given(draws())
+def test_steering_uses_the_map_on_its_fields(draw):
+    z, bias, tau, base = (x.float() for x in draw)
+    assert torch.equal(steered(z, bias, tau, base), scores(z, bias, tau, base))
+    assert torch.equal(steered(z, bias, tau, base, temperature_form="raw"), scores(z, bias, tau, base, "raw"))
 
 
 def test_scalar_form_ignores_the_field():
     z, tau = torch.randn(5, N), torch.randn(N)
-    assert torch.equal(selection_scores(z, torch.zeros(N), tau, ONE * 2, "scalar"), z / 2)
+    assert torch.equal(steered(z, torch.zeros(N), tau, 2, temperature_form="scalar"), z / 2)
 
 
 def test_gumbel_top1_samples_the_softmax():

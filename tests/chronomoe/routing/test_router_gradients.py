@@ -21,9 +21,14 @@ from tests.chronomoe.conftest import build_host
 T, N, D = 12, 5, 7
 
 
+def agreements(h, mean, direction):
+    usual = torch.cat([direction, mean.unsqueeze(0)])
+    return direction_agreement(h, usual, usual @ mean)
+
+
 def terms(z, h, load, weight, direction, mean):
     p = z.softmax(-1)
-    agreement = (p * direction_agreement(h, mean, direction).to(p.dtype)).sum()
+    agreement = (p * agreements(h, mean, direction).to(p.dtype)).sum()
     return {
         "balance": balance_loss(load, p.sum(0)[None], T),
         "z": z_loss(z.logsumexp(-1).square().sum()[None], T),
@@ -61,7 +66,7 @@ def test_the_coherence_loss_lies_between_0_and_2(seed):
     p = torch.randn(T, N, generator=generator).softmax(-1)
     h, mean = torch.randn(T, D, generator=generator), torch.randn(D, generator=generator)
     direction = F.normalize(torch.randn(N, D, generator=generator), dim=-1)
-    loss = coherence_loss((p * direction_agreement(h, mean, direction)).sum()[None], T, T).item()
+    loss = coherence_loss((p * agreements(h, mean, direction)).sum()[None], T, T).item()
     assert 0 <= loss <= 2
 
 
@@ -126,7 +131,7 @@ def test_agreement_is_the_cosine_of_the_centred_input():
     h, mean = torch.randn(20, 8, generator=generator), torch.randn(8, generator=generator)
     direction = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=-1)
     wanted = torch.nn.functional.cosine_similarity((h - mean).unsqueeze(1), direction.unsqueeze(0), dim=-1)
-    torch.testing.assert_close(direction_agreement(h, mean, direction), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(agreements(h, mean, direction), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_descending_the_coherence_loss_alone_raises_coherence_and_climbing_it_does_not():

@@ -123,11 +123,11 @@ def test_windows_add_up_and_close(host, tokens):
 def test_derived_figures():
     from tests.chronomoe.conftest import build_host
 
-    steering = chronomoe.attach(build_host("mixtral")).steering
-    n, d = 4, 32
-    used = torch.diag(torch.tensor([60.0, 20.0, 20.0, 0.0]))
-    row = torch.cat([used.diagonal(), torch.cat([used, torch.zeros(n, d)], 1).reshape(-1), torch.zeros(4 * n + d + 5)])
-    steering.statistics.sums.copy_(row.expand_as(steering.statistics.sums))
+    steering = chronomoe.attach(build_host("mixtral", num_experts_per_tok=1)).steering
+    chosen = torch.tensor([0] * 60 + [1] * 20 + [2] * 20).unsqueeze(-1)
+    p = torch.full((100, 4), 0.25)
+    for layer in (0, 1):
+        steering.statistics.record(layer, torch.randn(100, 32), p, p, chosen, torch.ones(100, 1), None, None)
     window = steering.statistics.window()
     assert window.dead_experts.tolist() == [1, 1]
     assert window.max_violation.tolist() == pytest.approx([1.4, 1.4])
