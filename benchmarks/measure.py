@@ -1,4 +1,4 @@
-"""Interleaved measurement: arms take turns (A B C A B C ...), so that what disturbs the machine disturbs them alike.
+"""Interleaved measurement: arms take turns (A B C C B A ...), so that what disturbs the machine disturbs them alike.
 
 A round gives the median seconds of each arm over its repeats, hence one ratio per peer; the result is the median of
 those ratios over the rounds. Nothing to run here: see run.py.
@@ -29,6 +29,7 @@ class Comparison:
     open: Callable[[], AbstractContextManager[Clocks]]
     """Build the arms, ``ours`` among them; leaving the context ends what they started."""
     repeats: int
+    rounds: int = 3
     goals: dict[str, float] = field(default_factory=dict)
     """Peer -> bound: of ours / peer from above for a dense peer, of peer / ours from below for others."""
 
@@ -63,23 +64,28 @@ def in_process(build: Callable[[], dict[str, Arm]]) -> Callable[[], AbstractCont
     return lambda: nullcontext({name: partial(seconds_of, arm) for name, arm in build().items()})
 
 
-def measure(comparison: Comparison, rounds: int, repeats: int | None = None) -> list[Row]:
-    """Build the arms, warm them up (which compiles what is compiled), measure, and make one row per peer."""
+def measure(comparison: Comparison, rounds: int | None = None, repeats: int | None = None) -> list[Row]:
+    """Make one row per peer. Each round builds the arms anew and warms them up (which compiles what is compiled).
+
+    Where an arm's tensors happen to lie in memory can cost it a few parts in a hundred, the same in all its turns.
+    """
     repeats = repeats or comparison.repeats
-    with comparison.open() as clocks:
-        for clock in clocks.values():
-            for _ in range(WARM_UPS):
-                clock()
-        medians = [_round(clocks, repeats) for _ in range(rounds)]
-    return [_row(comparison, peer, medians, repeats) for peer in clocks if peer != OURS]
+    medians = []
+    for _ in range(rounds or comparison.rounds):
+        with comparison.open() as clocks:
+            for clock in clocks.values():
+                for _ in range(WARM_UPS):
+                    clock()
+            medians.append(_round(clocks, repeats))
+    return [_row(comparison, peer, medians, repeats) for peer in medians[0] if peer != OURS]
 
 
 def _round(clocks: Clocks, repeats: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in clocks}
     gc.collect()
-    for _ in range(repeats):
-        for name, clock in clocks.items():
-            seconds[name].append(clock())
+    for turn in range(repeats):
+        for name in list(clocks)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(clocks[name]())
     return {name: median(values) for name, values in seconds.items()}
 
 

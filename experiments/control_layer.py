@@ -279,16 +279,21 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
         "health (masked) | change |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    gains = []
     for run in by_arm["PI"]:
         d = run["damage"]
         alone = d["zeroed, left alone"]
-        gain = (alone - d["zeroed, health"]) / (alone - d["zeroed, oracle mask"])
+        gains.append((alone - d["zeroed, health"]) / (alone - d["zeroed, oracle mask"]))
         lines.append(
             f"| {run['seed']} | {d['whole']:.4f} | {alone:.4f} | {d['zeroed, oracle mask']:.4f} | "
-            f"{d['zeroed, health']:.4f} ({d['zeroed, masked']}) | {gain:.2f} | {d['noised, left alone']:.4f} | "
+            f"{d['zeroed, health']:.4f} ({d['zeroed, masked']}) | {gains[-1]:.2f} | {d['noised, left alone']:.4f} | "
             f"{d['noised, oracle mask']:.4f} | {d['noised, health']:.4f} ({d['noised, masked']}) | "
             f"{d['noised, health'] / d['noised, left alone'] - 1:+.2%} |"
         )
+    lines += [
+        "",
+        f"Of what the oracle recovers, health recovers {statistics.fmean(gains):.0%} on average over the seeds.",
+    ]
     return "\n".join(lines) + "\n"
 
 
