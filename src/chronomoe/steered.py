@@ -1,5 +1,6 @@
 """SteeredPreTrained: what steered models that are built by us add to transformers' PreTrainedModel."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError
+from chronomoe.experts.bundle import load_attached, save_attached
 from chronomoe.routing.attach import attach
 from chronomoe.routing.steering import Steering, SteeringConfig
 
@@ -29,14 +31,23 @@ class SteeredPreTrained:
         except TypeError as error:
             raise ConfigError(f"the model's steering or control settings are not ours: {error}.") from error
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers' own; attached experts go into files of their own, beside the unchanged base."""
+        state = kwargs.pop("state_dict", None) or self.state_dict()  # type: ignore[attr-defined]
+        kwargs["state_dict"] = {name: t for name, t in state.items() if not name.startswith("subbrains.")}
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        save_attached(self, save_directory)
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own; a checkpoint of the plain model loads too, with neutral fields."""
+        """As transformers' own, with the experts attached there; a plain checkpoint loads too, with neutral fields."""
         loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if getattr(model, "controller", None) is not None:
             model.steering.after_loading()
             model.controller.restore_dtypes()
+        if args and Path(args[0]).is_dir():
+            load_attached(model, args[0])
         return loaded
 
     @classmethod

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from chronomoe.errors import CheckpointError
 
@@ -45,13 +45,14 @@ def _put_in_place(work: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by ``text`` in one step."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; it replaces ``path`` in one step when the block ends, and vanishes if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with disk_full_explained(path), os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with disk_full_explained(path), os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
@@ -59,6 +60,12 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by ``text`` in one step."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -116,6 +116,12 @@ def attach(
     return controller
 
 
+def moe_layers(model: Any) -> list[Any]:
+    """The MoE blocks of a steered model in the order of their numbers, each with its router as ``gate``."""
+    blocks = [layer.mlp for layer in _layers_of(getattr(model, "model", model))]
+    return [block for block in blocks if isinstance(getattr(block, "gate", None), SteeredRouter)]
+
+
 def _layers_of(base: Any) -> list[Any]:
     """The blocks of a plain decoder, or of the low and the high stack of a hierarchical one."""
     stacks = [base] if hasattr(base, "layers") else [getattr(base, name, None) for name in ("L_module", "H_module")]

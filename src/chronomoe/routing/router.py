@@ -69,6 +69,10 @@ class RoutingContext:
     """(MoE layer, slot of the call) -> which of the layer's calls it was."""
     sums: dict[int, LayerSums] = field(default_factory=dict)
     """By MoE layer."""
+    num_positions: int = 0
+    """Tokens of this forward, padding included."""
+    hearing: Any = None
+    """Which attached experts are open where; see chronomoe.experts.attachment."""
 
     def restricted(self, to_T: Tensor | None) -> "RoutingContext":
         """The same forward, in which only the tokens ``to_T`` count from here on; None for no change."""

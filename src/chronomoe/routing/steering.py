@@ -208,7 +208,7 @@ class Steering(Fp32Module):
     def new_context(self, attention_mask: Tensor | None, batch: int, length: int) -> RoutingContext:
         """The context of one forward over (batch, length) tokens; a mask (batch, past + length) has 0 for padding."""
         self.look()
-        context = RoutingContext(num_tokens=batch * length, row_length=length)
+        context = RoutingContext(num_tokens=batch * length, row_length=length, num_positions=batch * length)
         if attention_mask is not None and attention_mask.dim() == 2:
             context.counted_T = attention_mask[:, -length:].reshape(-1).bool()
             context.num_tokens = context.counted_T.sum()

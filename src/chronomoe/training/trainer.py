@@ -366,12 +366,13 @@ class ChronoMoETrainer:
         return {**result, "mean": sum(result.values()) / len(result)}
 
     def _evaluate_and_log(self) -> dict[str, float]:
-        recurrent = getattr(self.model, "loss_terms", None) is not None
+        inner: Any = getattr(self.model, "model", None)
+        recurrent = hasattr(inner, "reset_segments")
         if recurrent:
-            self.model.model.reset_segments()
+            inner.reset_segments()
         evaluation = self.evaluate()
         if evaluation:
-            segments = self.model.model.mean_segments if recurrent else None
+            segments = inner.mean_segments if recurrent else None
             self.report.evaluation(self.state.step, evaluation, segments)
         if self.sample is not None:
             with torch.random.fork_rng():

@@ -1,0 +1,1 @@
+"""Experts as first-class objects: trained alone, attached behind a gate, detached without a trace."""

@@ -1,0 +1,70 @@
+"""Attached experts beside a saved model.
+
+    experts.json              who is attached, in order: {"attached": [{"expert_id", "expert_uid", ...}]}
+    experts/<uid>.safetensors the expert itself, as in its own file
+
+The model's own files are those of the base: detaching all experts leaves what was there before, byte for byte.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from chronomoe.errors import CheckpointError
+from chronomoe.experts.attachment import attach_expert
+from chronomoe.experts.file import read_expert, save_expert
+from chronomoe.storage import write_json
+
+LIST = "experts.json"
+FOLDER = "experts"
+
+
+def read_list(folder: Path) -> list[dict[str, Any]]:
+    """The experts attached to a saved model, in order; :class:`CheckpointError` when the list is damaged."""
+    file = folder / LIST
+    if not file.exists():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["attached"]
+        if not all(isinstance(one["expert_id"], str) and str(one["expert_uid"]).isalnum() for one in found):
+            raise ValueError("an entry has no expert_uid")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); put a copy back, or remove it to detach all.") from error
+    return list(found)
+
+
+def write_list(folder: Path, attached: list[dict[str, Any]]) -> None:
+    """Replace the list; an empty one leaves no file, and files of experts that are not in it go."""
+    kept = {f"{one['expert_uid']}.safetensors" for one in attached}
+    if attached:
+        write_json(folder / LIST, {"attached": attached})
+    else:
+        (folder / LIST).unlink(missing_ok=True)
+    for file in (folder / FOLDER).glob("*.safetensors"):
+        if file.name not in kept:
+            file.unlink()
+    if not attached and (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
+        (folder / FOLDER).rmdir()
+
+
+def save_attached(model: Any, folder: Any) -> None:
+    """Write the experts attached to ``model`` into the folder it was saved in."""
+    subbrains = getattr(model, "subbrains", None)
+    if subbrains is None:
+        return
+    entries = []
+    for expert in subbrains.attached:
+        save_expert(expert, expert.header, Path(folder) / FOLDER / f"{expert.uid}.safetensors")
+        entries.append(
+            {"expert_id": expert.expert_id, "expert_uid": expert.uid, "active": expert.active} | expert.attachment
+        )
+    write_list(Path(folder), entries)
+
+
+def load_attached(model: Any, folder: Any) -> None:
+    """Attach to ``model`` the experts saved beside it, in their order."""
+    for entry in read_list(Path(folder)):
+        expert, header = read_expert(Path(folder) / FOLDER / f"{entry['expert_uid']}.safetensors")
+        expert.header, expert.active = header, bool(entry.get("active", True))
+        expert.attachment = {name: entry[name] for name in entry if name not in ("expert_id", "expert_uid", "active")}
+        attach_expert(model, expert)

@@ -1,0 +1,243 @@
+"""Train one expert alone: the base is frozen and only read, the expert learns on its hidden states under the LM loss.
+
+domain text    expert open everywhere: cross-entropy
+anchor text    expert open everywhere: KL(base || base with expert), so that a false alarm of the gate costs little
+then           the gate is fitted to hidden states of both, and calibrated on general text
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from chronomoe.errors import ConfigError, DataError
+from chronomoe.experts.attachment import attach_expert, detach_expert
+from chronomoe.experts.expert import DomainExpert
+from chronomoe.experts.gate import false_alarm_threshold
+from chronomoe.routing.attach import moe_layers
+
+ANCHOR_PART = 4
+"""One sequence in so many of a batch has an anchor sequence beside it."""
+
+
+class WithAnchor(Dataset[dict[str, Tensor]]):
+    """Domain sequences, each with a sequence of general text beside it."""
+
+    def __init__(self, domain: Dataset[dict[str, Tensor]], anchor: Dataset[dict[str, Tensor]]) -> None:
+        self.domain, self.anchor = domain, anchor
+
+    def __len__(self) -> int:
+        return len(self.domain)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {**self.domain[index], "anchor_ids": self.anchor[index]["input_ids"]}
+
+
+class ExpertTrainee(nn.Module):
+    """What the trainer trains: parameters of the expert alone; its forward runs the frozen base around it.
+
+    The base stays in evaluation mode: its routing, capacity and fields are those it will have when the expert is
+    attached. ``loss_terms`` holds ``ce`` and ``anchor_kl`` of the latest forward.
+    """
+
+    def __init__(self, base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> None:
+        super().__init__()
+        self.expert = expert
+        self.config = base.config
+        self.anchor_weight = anchor_weight
+        self.dtype = base.dtype
+        vars(self)["base"] = base  # not a submodule: nothing of it is trained, moved or saved
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        anchor_ids: Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **_: Any,
+    ) -> Any:
+        """A training loss: mean over predicted tokens, plus the anchor's KL."""
+        base: Any = vars(self)["base"]
+        expert = self.expert
+        expert.forced = True
+        try:
+            output = base(input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, use_cache=False)
+            self.terms = {"ce": output.loss.detach()}
+            if anchor_ids is not None and self.anchor_weight > 0:
+                rows = anchor_ids[: max(1, len(anchor_ids) // ANCHOR_PART)]
+                theirs = base(input_ids=rows, use_cache=False).logits
+                with _silent(expert), torch.no_grad():
+                    own = base(input_ids=rows, use_cache=False).logits
+                divergence = kl(own, theirs).mean()
+                share = 1.0 if num_items_in_batch is None else (labels[:, 1:] >= 0).sum() / num_items_in_batch
+                output.loss = output.loss + self.anchor_weight * share * divergence
+                self.terms["anchor_kl"] = divergence.detach() * share
+        finally:
+            expert.forced = None
+        return output
+
+    @property
+    def loss_terms(self) -> dict[str, Tensor]:
+        """Parts of the latest loss, for the log."""
+        return self.terms
+
+    def save_pretrained(self, path: str | os.PathLike[str], **_: Any) -> None:
+        """The expert's tensors, as a checkpoint of its training holds them."""
+        from safetensors.torch import save_file
+
+        save_file(
+            {name: t.contiguous() for name, t in self.expert.state_dict().items()}, Path(path) / "expert.safetensors"
+        )
+
+
+@contextmanager
+def _silent(expert: DomainExpert) -> Iterator[None]:
+    was, expert.active = expert.active, False
+    try:
+        yield
+    finally:
+        expert.active = was
+
+
+@contextmanager
+def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iterator[ExpertTrainee]:
+    """Within the block ``expert`` is attached to the frozen ``base``; afterwards the base is as it was."""
+    was_training = base.training
+    trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    base.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        attach_expert(base, expert)
+        try:
+            yield ExpertTrainee(base, expert, anchor_weight)
+        finally:
+            detach_expert(base, expert.uid)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        base.train(was_training)
+
+
+def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed: int) -> None:
+    """Start an expert from the base's own experts: in each layer the one that ``windows`` (n, S) use most."""
+    uses = expert_use(base, windows)
+    experts = [block.experts for block in moe_layers(base)]
+    sources = {}
+    for layer in expert.layer_numbers:
+        best = int(uses[layer].argmax())
+        sources[layer] = experts[layer].gate_up_proj[best].detach(), experts[layer].down_proj[best].detach()
+    if next(iter(sources.values()))[1].shape[1] != expert.width:
+        raise ConfigError(f"an expert of width {expert.width} cannot begin from the base's; give it theirs.")
+    expert.begin_from(sources, redraw, torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def expert_use(base: Any, windows: Tensor) -> Tensor:
+    """How often each expert of each layer serves ``windows`` (n, S), (L, N)."""
+    blocks = moe_layers(base)
+    uses = torch.zeros(len(blocks), blocks[0].gate.num_experts)
+
+    def count(number: int) -> Any:
+        def hook(router: Any, args: Any, output: Any) -> None:
+            uses[number] += torch.bincount(output[2].flatten().cpu(), minlength=uses.shape[1])
+
+        return hook
+
+    handles = [block.gate.register_forward_hook(count(number)) for number, block in enumerate(blocks)]
+    try:
+        for part in windows.split(8):
+            base(input_ids=part, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return uses
+
+
+@torch.no_grad()
+def gate_inputs(base: Any, layer: int, windows: Tensor) -> Tensor:
+    """What a gate in MoE ``layer`` sees in ``windows`` (n, S), fp32 (n, S, D): the block's inputs at its first call."""
+    found: list[Tensor] = []
+
+    def keep(block: Any, args: Any) -> None:
+        if not taken:
+            taken.append(True)
+            found.append(args[0].float())
+
+    handle = moe_layers(base)[layer].register_forward_pre_hook(keep)
+    try:
+        for part in windows.split(8):
+            taken: list[bool] = []
+            base(input_ids=part, use_cache=False)
+    finally:
+        handle.remove()
+    return torch.cat([h.view(-1, windows.shape[1], h.shape[-1]) for h in found])
+
+
+def fit_gate(expert: DomainExpert, base: Any, domain: Tensor, general: Sequence[Tensor]) -> None:
+    """Fit the gate's discriminant to windows of the domain (n, S) and of each general domain."""
+    if not general:
+        raise DataError("a gate needs general text to tell the domain from; give an anchor.")
+    layer = expert.gate.layer
+    states = [gate_inputs(base, layer, windows).flatten(0, 1) for windows in (domain, *general)]
+    expert.gate.fit(states[0], states[1:])
+
+
+@torch.no_grad()
+def calibrate(
+    base: Any, expert: DomainExpert, general: dict[str, Tensor], false_alarm: float, harm_kl: float, tried: int = 6
+) -> dict[str, Any]:
+    """Set the gate's threshold by general text (n, S) of each base domain; returns what was found.
+
+    The share of tokens at which the gate opens is at most ``false_alarm`` in each domain, and what that does to the
+    output at most ``harm_kl`` nats per token: while it is more, the share is halved. ``expert`` must be attached.
+    """
+    states = {name: gate_inputs(base, expert.gate.layer, windows) for name, windows in general.items()}
+    odds = {name: expert.gate.log_odds(expert.gate.evidence(h))[0] for name, h in states.items()}
+    share, harm = false_alarm, dict.fromkeys(general, 0.0)
+    for _ in range(tried):
+        threshold = false_alarm_threshold(list(odds.values()), share)
+        expert.gate.threshold.fill_(threshold)
+        harm = {name: divergence(base, expert, windows) for name, windows in general.items()}
+        if max(harm.values()) <= harm_kl:
+            break
+        share /= 2
+    else:
+        expert.gate.threshold.fill_(max(float(values.max()) for values in odds.values()))  # never open on that text
+        harm = dict.fromkeys(general, 0.0)
+    threshold = float(expert.gate.threshold)
+    alarms = {name: float((values > threshold).float().mean()) for name, values in odds.items()}
+    return {
+        "false_alarm": false_alarm,
+        "harm_kl": harm_kl,
+        "threshold": threshold,
+        "measured_false_alarm": alarms,
+        "measured_kl": harm,
+        "windows": {name: len(windows) for name, windows in general.items()},
+    }
+
+
+@torch.no_grad()
+def divergence(base: Any, expert: DomainExpert, windows: Tensor) -> float:
+    """Mean KL(base || base with the attached expert) over the tokens of ``windows`` (n, S), nats."""
+    total = 0.0
+    for part in windows.split(8):
+        theirs = base(input_ids=part, use_cache=False).logits
+        with _silent(expert):
+            own = base(input_ids=part, use_cache=False).logits
+        total += float(kl(own, theirs).sum())
+    return total / windows.numel()
+
+
+def kl(own: Tensor, theirs: Tensor) -> Tensor:
+    """KL(own || theirs) of logits (..., V), nats."""
+    return F.kl_div(theirs.float().log_softmax(-1), own.float().log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
+    )
