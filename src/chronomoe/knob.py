@@ -43,6 +43,9 @@ class KnobDecision:
 
     def __post_init__(self) -> None:
         checked_kappa(self.kappa)
+        for name in ("intent", "reasoning"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be text.")
 
 
 def checked_kappa(kappa: object) -> float:

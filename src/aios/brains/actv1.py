@@ -137,6 +137,9 @@ class ACTv1Flags(Given):
         for name in ("max_seq_len", "batch_size", "steps", "gradient_accumulation_steps", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("eval_every", "save_every", "log_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("eval_batches", "dataset_start_offset"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
@@ -227,11 +230,11 @@ def _check_flags(flags: ACTv1Flags) -> None:
 
 def _as_begun(flags: ACTv1Flags, saved: dict[str, Any]) -> ACTv1Flags:
     """The flags of a run that is continued: what others are derived from is as the brain has it, unless given."""
-    settings, training = saved["settings"], saved["training"]
-    known = {
-        "max_seq_len": settings["seq_len"],
-        "batch_size": training["batch_size"],
-        "auto_adjust_lr": training["router_lr_scale"] != 1,
+    settings, training = RunSettings(**saved["settings"]), BrainTraining(**saved["training"])
+    known: dict[str, Any] = {
+        "max_seq_len": settings.seq_len,
+        "batch_size": training.batch_size,
+        "auto_adjust_lr": training.router_lr_scale != 1,
     }
     changed = {name: value for name, value in known.items() if name not in flags.given_names}
     return dataclasses.replace(flags, **changed).naming(set(flags.given_names))

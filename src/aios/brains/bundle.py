@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from aios.brains.settings import SHAPES
+from aios.brains.settings import SHAPES, BrainTraining, ModelShape, RunSettings
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
@@ -80,7 +80,25 @@ def read_run(bundle: Path) -> dict[str, Any]:
     known = isinstance(run, dict) and (run.get("format"), run.get("version")) == (FORMAT, VERSION)
     if not known or not all(isinstance(run.get(part), dict) for part in ("settings", "shape", "training")):
         raise CheckpointError(f"{file} was not written by this version of aios.")
+    shape = SHAPES.get(run.get("family", "mixtral"), ModelShape)
+    parts = {"settings": RunSettings(), "shape": shape(), "training": BrainTraining()}
+    wrong = [f"{part}.{name}" for part, default in parts.items() for name in _misfits(run[part], default)]
+    wrong += [name for name in ("published_step", "bits_per_byte") if not isinstance(run.get(name), int | float | None)]
+    if wrong:
+        raise CheckpointError(f"{file} is damaged ({wrong[0]} is not what it should be); put a copy back.")
     return run
+
+
+def _misfits(values: dict[str, Any], default: object) -> list[str]:
+    """Names in ``values`` that the settings ``default`` do not have, or have as something else."""
+    wrong = []
+    for name, value in values.items():
+        usual = getattr(default, name, ...)
+        plain = value is None or isinstance(value, str | int | float)
+        kind = (int, float) if isinstance(usual, float) else type(usual)
+        if usual is ... or not plain or not (usual is None or value is None or isinstance(value, kind)):
+            wrong.append(name)
+    return wrong
 
 
 def model_folder(path: Path) -> Path:

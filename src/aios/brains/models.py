@@ -28,10 +28,11 @@ def changed_shape(base: Path, before: ModelShape | HRMShape, now: ModelShape | H
     return before != now
 
 
-def hrm_config(shape: HRMShape, vocab_size: int, positions: int, **others: Any) -> Any:
-    """The configuration of an HRM ACTv1 of that shape."""
+def hrm_config(shape: HRMShape, vocab_size: int, seq_len: int, **others: Any) -> Any:
+    """The configuration of an HRM ACTv1 of that shape, to be trained on sequences of that length."""
     from chronomoe.hrm import HRMACTv1Config
 
+    positions = seq_len if shape.pos_encodings == "learned" else max(2048, seq_len)
     fields = asdict(shape)
     fields["num_attention_heads"] = fields.pop("num_heads")
     return HRMACTv1Config(**fields, vocab_size=vocab_size, max_position_embeddings=positions, **others)
@@ -68,11 +69,10 @@ def _hrm(run: Run, store: TokenStore) -> Any:
 
     shape, settings, separator = run.shape, run.settings, store.info.separator_id
     assert isinstance(shape, HRMShape)
-    positions = settings.seq_len if shape.pos_encodings == "learned" else max(2048, settings.seq_len)
     others: dict[str, Any] = {"eos_token_id": separator, "bos_token_id": separator}
     if shape.use_moe:
         others["steering"] = {"capacity_factor": settings.moe_capacity_factor}
-    return HRMACTv1ForCausalLM(hrm_config(shape, store.info.vocab_size, positions, **others))
+    return HRMACTv1ForCausalLM(hrm_config(shape, store.info.vocab_size, settings.seq_len, **others))
 
 
 def _mixtral(base: Path, run: Run, shape: ModelShape, store: TokenStore) -> Any:

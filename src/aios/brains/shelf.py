@@ -33,7 +33,7 @@ def describe(bundle: Path) -> dict[str, Any]:
     finished = any(bundle.glob("model*.safetensors")) and not trained_further(bundle)
     bits = run.get("bits_per_byte") if finished else None
     if checkpoints and bits is None:
-        bits = read_trainer_state(checkpoints[-1])["state"]["best_loss"]
+        bits = read_trainer_state(checkpoints[-1])["state"].get("best_loss")
     return {
         "family": run.get("family", "mixtral"),
         "path": str(bundle),
@@ -95,11 +95,21 @@ def export(root: Path, brain: str, out: Path) -> str:
     return str(json.loads((out / "config.json").read_text())["model_type"])
 
 
-def _existing(root: Path, brain: str) -> Path:
+def show(root: Path, brain: str) -> dict[str, Any]:
+    """:func:`describe` a brain by its name or path; :class:`ConfigError` when there is none."""
+    return describe(_known(root, brain))
+
+
+def _known(root: Path, brain: str) -> Path:
     bundle = find_brain(root, brain)
     if not (bundle / "run.json").is_file():
         names = ", ".join(f"{one['family']}/{one['name']}" for one in list_brains(root)) or "none"
         raise ConfigError(f"there is no brain {brain}; brains here: {names}.")
+    return bundle
+
+
+def _existing(root: Path, brain: str) -> Path:
+    bundle = _known(root, brain)
     if not bundle.resolve().is_relative_to((root / "artifacts/brains").resolve()):
         raise ConfigError(f"{bundle} is not among the brains of this workspace; handle it with your own tools.")
     return bundle

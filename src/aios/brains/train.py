@@ -39,8 +39,6 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     bundle = run.bundle or workspace.brain(run.settings.name, run.family)
     if run.settings.resume:
         run, changes = run.continuing(saved := read_run(bundle))
-        for name, (old, new) in changes.items():
-            show(f"{name}: {new} (was {old})")
     if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
         raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
     base = run.settings.model or workspace.base_model
@@ -54,6 +52,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     }
     if run.settings.resume:
         _refuse_changed(saved, fingerprints, run, base)
+        for name, (old, new) in changes.items():
+            show(f"{name}: {new} (was {old})")
     sequences = _sequences(run, store)
     model = build_model(base, run, store)
     if run.settings.dry_run:
@@ -65,6 +65,10 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         trainer, tokenizer = _make_trainer(model, run, store, sequences, bundle, base, show)
         if run.settings.resume:
             trainer.load_checkpoint("latest")
+            if trainer.state.step > trainer.total_steps:
+                raise ConfigError(
+                    f"the brain has done {trainer.state.step} steps, more than the {trainer.total_steps} asked for."
+                )
         write_run(bundle, run.to_json(), fingerprints)  # only now: settings that fail must not become the brain's
         results = _results(trainer, store, run.settings.eval_tokens) | {"bundle": bundle}
         if results["finished"]:

@@ -58,10 +58,9 @@ def show_command(brain: str, /, *, json: bool = False, root: Path = Path()) -> N
     root
         Workspace folder.
     """
-    from aios.brains.bundle import find_brain
-    from aios.brains.shelf import describe
+    from aios.brains import shelf
 
-    found = describe(find_brain(root, brain))
+    found = shelf.show(root, brain)
     if json:
         print(jsonlib.dumps(found, indent=2))
         return

@@ -16,6 +16,7 @@ REFUSED = {
     "dataset-chunk-size": "text of any size is read from disk as it is needed",
     "sys-mem-cap-pct": "use a smaller --batch-size, or --use-chunked-training",
     "use-flash-attn": "attention takes the fastest kernel there is by itself",
+    "flash-attn": "attention takes the fastest kernel there is by itself",
     "stop-after-epoch": "set --steps",
     "force-train": "nothing is skipped here",
     "start-block-id": "use --dataset-start-offset",
@@ -109,6 +110,6 @@ def arch_summary(
     from chronomoe.hrm import HRMACTv1ForCausalLM
 
     with torch.device("meta"):
-        model = HRMACTv1ForCausalLM(hrm_config(shape, vocab_size, max(2048, max_seq_len)))
+        model = HRMACTv1ForCausalLM(hrm_config(shape, vocab_size, max_seq_len))
     for line in describe_architecture(model, batch_size * max_seq_len):
         print(line)

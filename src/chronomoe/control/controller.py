@@ -13,6 +13,7 @@ Shape suffixes: L MoE layers, N experts, D hidden size, B blocks of time.
 """
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,13 +154,17 @@ class ChronovisorMixtralController(Fp32Module):
         """Close the routers' window and move every field; call it after backward, before the optimizer's step.
 
         ``finite=False`` (a loss or gradient was not finite) discards the window and moves nothing. Returns the window,
-        or None when it was discarded, empty, or held something that is not finite.
+        or None when it was discarded, empty, or held something that is not finite; experts that cause the latter are
+        masked, with a warning, if health is on.
         """
         if not finite:
             self.steering.discard_step()
             return None
         window = self.steering.end_step()
         if window is None:
+            if self.config.health and self.steering.config.enabled:
+                for verdict in self.mask_broken():
+                    warnings.warn(verdict, stacklevel=2)
             return None
         self.window = window
         self.ticks += 1

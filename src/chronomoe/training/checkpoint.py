@@ -26,8 +26,12 @@ from chronomoe.errors import CheckpointError
 from chronomoe.routing.attach import STATE_PREFIXES
 
 FORMAT = "chronomoe-checkpoint"
-VERSION = 2
+VERSION = 3
 _NAME = re.compile(r"step_(\d+)(\.\d+)?$")
+_PARTS = (
+    "format", "version", "state", "config", "total_steps", "optimizer_groups", "optimizer_tensors", "schedule",
+    "control", "rng",
+)  # fmt: skip
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
@@ -84,12 +88,17 @@ def unpack_optimizer(
 ) -> None:
     """Restore what :func:`pack_optimizer` made; a different set of parameters is a :class:`CheckpointError`."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         for key, tensor in tensors.items():
             number, name = key.split(".", 1)
+            if tensor.dim() and tensor.shape != parameters[int(number)].shape and tensor.dtype != torch.uint8:
+                raise ValueError(f"{key} has the shape {list(tensor.shape)}")
             state.setdefault(int(number), {})[name] = tensor
+        if len({frozenset(entry) for entry in state.values()}) > 1:
+            raise ValueError("some parameters lack moments that others have")
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise CheckpointError(f"the checkpoint's optimizer state is for other parameters: {error}") from error
 
 
@@ -152,8 +161,8 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} was not written by chronomoe; give the folder of one of its checkpoints.")
     if state.get("version") != VERSION:
         raise CheckpointError(f"{path} has checkpoint version {state.get('version')}, this chronomoe reads {VERSION}.")
-    if missing := sorted({"state", "optimizer_groups", "schedule", "rng", "control"} - set(state)):
-        raise CheckpointError(f"{file} is damaged (it has no {missing[0]}); {_remedy(path)}")
+    if wrong := sorted(set(state) ^ set(_PARTS)):
+        raise CheckpointError(f"{file} is damaged ({wrong[0]} is missing or unknown); {_remedy(path)}")
     return state
 
 

@@ -118,6 +118,10 @@ class ChronovisorCheckpoint:
                     rest[name] = tensor
             ControlConfig(**content["control"])
             content["kappa"] = checked_kappa(content["kappa"])
+            if not isinstance(content["intent"], str):
+                raise ValueError("intent is not text")
+            if any(int(rest[name]) < 0 for name in ("ticks", "last_probe") if name in rest):
+                raise ValueError("ticks are counted from 0")
             content["coherence_history"] = [float(r) for r in content["coherence_history"]]
             content["meta_knob_history"] = [
                 (checked_kappa(kappa), str(intent)) for kappa, intent in content["meta_knob_history"]

@@ -58,14 +58,13 @@ class ExpertUsage:
             value = getattr(window, name).double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
-    def report(self, *, clear: bool = True) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Means over the MoE layers, and each layer's own; then it counts anew. Empty when nothing was routed."""
         if not self._sums:
             return {}
         counts_LN, tokens_L = self._sums["assignments"], self._sums["tokens"]
         share_LN = self._sums["probability"] / tokens_L.unsqueeze(-1)
-        if clear:
-            self._sums = {}
+        self._sums = {}
         return {
             "avg_routing_prob": [round(p, 4) for p in share_LN.mean(dim=0).tolist()],
             "token_counts": [round(n) for n in counts_LN.mean(dim=0).tolist()],

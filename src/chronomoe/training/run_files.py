@@ -118,6 +118,7 @@ class RunFiles:
             "config": dataclasses.asdict(self.config),
             "total_steps": total_steps,
             "optimizer_groups": groups,
+            "optimizer_tensors": sorted(tensors),
             "schedule": self.schedule.state_dict(),
             "control": self.control.state_dict(),
             "rng": [others for _, others in rng],
@@ -129,16 +130,24 @@ class RunFiles:
     def load(self, path: Path) -> tuple[RunState, Rng]:
         """Bring everything to where the checkpoint ``path`` was; returns its state and this process's generators."""
         saved = checkpoint.read_trainer_state(path)
+        try:
+            return self._load(path, saved)
+        except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CheckpointError(f"{path / 'trainer.json'} is damaged ({what}); use another checkpoint.") from error
+
+    def _load(self, path: Path, saved: dict[str, Any]) -> tuple[RunState, Rng]:
         rank = self.accelerator.process_index
         if len(saved["rng"]) != self.accelerator.num_processes:
             raise CheckpointError(
                 f"{path} was saved by {len(saved['rng'])} processes, this run has {self.accelerator.num_processes}; "
                 "continue with as many."
             )
-        try:
-            state = RunState(**saved["state"])
-        except TypeError as error:
-            raise CheckpointError(f"{path / 'trainer.json'} is damaged ({error}); use another checkpoint.") from error
+        if wrong := set(saved["state"]) ^ {field.name for field in dataclasses.fields(RunState)}:
+            raise KeyError(f"{min(wrong)} is missing or unknown")
+        state = RunState(**saved["state"])
+        if min(state.step, state.epoch, state.batch, state.tokens, state.skipped, state.summed) < 0:
+            raise ValueError("a count is below 0")
         checkpoint.load_weights(self.model, path)
         if (controller := self.control.controller) is not None:
             controller.reset()
@@ -150,6 +159,8 @@ class RunFiles:
                     self.control.show("  The control layer's settings differ from the checkpoint's; today's apply.")
         self.control.load_state_dict(saved["control"])
         moments = checkpoint.read_tensors(path / "optimizer.safetensors")
+        if odd := set(moments) ^ set(saved["optimizer_tensors"]):
+            raise CheckpointError(f"{path / 'optimizer.safetensors'}: {min(odd)} is missing or unknown.")
         checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
         self.schedule.load_state_dict(saved["schedule"])
         apply_settings(self.optimizer, self.schedule, self.model, self.config)

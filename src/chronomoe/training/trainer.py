@@ -175,12 +175,13 @@ class ChronoMoETrainer:
             done = self.state.step >= self.total_steps
             if done and (not evaluation or self.state.step % self.config.eval_every_n_steps):
                 evaluation = self._evaluate_and_log()
-            self._report_usage(at_end=True, done=done)
+            if self._report_usage(at_end=True):
+                self._saved_step = 0  # a checkpoint of this step would count again what has been reported
             self.save_checkpoint()
             final = {"event": "final", "step": self.state.step, "steps": self.state.step, "trained": done}
             self.report.record({**final, "stopped": stopped, "skipped_steps": self.state.skipped})
             if self.state.skipped:
-                self.report.line(f"{self.state.skipped} of {self.state.step} steps were skipped: not finite.")
+                self.report.line(f"{self.state.skipped} of {self.state.step} steps were skipped.")
         return {
             "global_step": self.state.step,
             "epoch": self.state.epoch,
@@ -236,7 +237,10 @@ class ChronoMoETrainer:
                 # Recomputed layers cannot be looked into.
                 self.steering.measuring = due and last and not self.config.gradient_checkpointing
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
-                output = self.wrapped(**call, num_items_in_batch=predicted.clamp(min=1))
+                try:
+                    output = self.wrapped(**call, num_items_in_batch=predicted.clamp(min=1))
+                except IndexError as error:
+                    raise DataError(f"a token of the batch is not in the model's vocabulary ({error}).") from error
                 # Data parallelism averages gradients over processes; the counts above are sums over them.
                 accelerator.backward(output.loss * accelerator.num_processes)
             terms.append({"loss": output.loss.detach(), **self._last_terms()})
@@ -318,12 +322,14 @@ class ChronoMoETrainer:
                 self.save_checkpoint()
         return evaluation
 
-    def _report_usage(self, *, at_end: bool = False, done: bool = True) -> None:
-        """How each expert was used since the last such record; a run that is only interrupted goes on counting."""
-        if at_end or self.state.step % self.config.usage_every_n_steps == 0:
-            usage = self.control.usage.report(clear=done)
-            if usage:
-                self.report.record({"event": "expert_usage", "step": self.state.step, **usage})
+    def _report_usage(self, *, at_end: bool = False) -> bool:
+        """Record how each expert was used since the last such record, if it is time; was there anything to tell?"""
+        step = self.state.step
+        due = at_end or step % self.config.usage_every_n_steps == 0 or step == self.total_steps
+        usage = self.control.usage.report() if due else {}
+        if usage:
+            self.report.record({"event": "expert_usage", "step": step, **usage})
+        return bool(usage)
 
     def _metrics(self) -> dict[str, Any]:
         state = self.state

@@ -29,6 +29,31 @@ def test_a_damaged_brain_is_listed_with_its_problem(aios, root, brain):
     assert "damaged" in " ".join(aios("brains", "list", "--root", root).out.split())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits_per_byte": "a"}, {"published_step": "a"}, {"training": {"checkpoint_dir": 5}}, {"shape": {"foo": 1}},
+        {"shape": {"num_experts": [4]}}, {"settings": {"seq_len": "x"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_entry_of_the_wrong_kind_is_a_damage_of_that_brain_alone(aios, root, brain, change):
+    run = json.loads((brain / "run.json").read_text())
+    (brain / "run.json").write_text(json.dumps(run | change))
+    outcome = aios("brains", "list", "--root", root)
+    assert outcome.code == 0
+    assert "damaged" in " ".join(outcome.out.split())
+    outcome = aios("generate", "straight", "--root", root)
+    assert outcome.code == 1
+    assert "is damaged" in outcome.err
+
+
+def test_a_brain_that_is_not_there(aios, root):
+    outcome = aios("brains", "show", "nobody", "--root", root)
+    assert outcome.code == 2
+    assert "there is no brain nobody; brains here: mixtral/straight" in outcome.err
+
+
 def test_rename_and_delete(aios, root, brain):
     assert aios("brains", "rename", "straight", "better", "--root", root).code == 0
     assert not brain.exists()

@@ -1,6 +1,7 @@
 """aios hrm-hf train-actv1: the seed's commands, what they write, what is refused, stopping and going on."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -66,6 +67,7 @@ def test_the_commands_of_the_seed(aios, here, words):
     assert steps[-1]["step"] == words[1]
     assert {"step", "lr", "loss", "ce", "bce_halt", "used_segments", "tokens_per_second"} <= set(steps[-1])
     moe = "--no-moe" not in words
+    assert moe is ("load_by_depth" in steps[-1])
     assert moe is ({"lb_loss", "lb_coef", "moe_layers"} <= set(steps[-1]))
     (usage,) = records(log, "expert_usage") or [None]
     assert moe is (usage is not None)
@@ -230,6 +232,16 @@ def test_a_plan_is_printed_and_nothing_else_happens(hrm, aios, here):
     summary = aios("hrm-hf", "arch-summary", "--hidden-size", 512, "--vocab-size", 50257)
     assert summary.code == 0
     assert "operations" in summary.out
+
+
+def test_the_summary_is_of_the_model_that_is_trained(hrm, aios, here):
+    shape = ("--hidden-size", 32, "--num-heads", 4, "--pos-encodings", "learned", "--max-seq-len", 32)
+    plan = hrm("--steps", 5, "--dry-run", *shape, small=False).out
+    tokenizer = json.loads((here / "artifacts/hf_implant/base_model/tokenizer.json").read_text())
+    tokens = len(tokenizer["model"]["vocab"] | {added["content"]: 0 for added in tokenizer["added_tokens"]})
+    summary = aios("hrm-hf", "arch-summary", *shape, "--vocab-size", tokens).out
+    total = re.search(r"[\d,]{4,}", summary)[0]
+    assert total in plan
 
 
 @pytest.mark.parametrize("flag", REFUSED)

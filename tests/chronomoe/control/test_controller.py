@@ -322,8 +322,21 @@ def test_numbers_that_are_not_finite_do_not_get_in():
     with torch.no_grad():
         model.model.layers[1].mlp.experts.down_proj[0] = math.nan
     model(input_ids=x, labels=x).loss.backward()
+    controller.config = dataclasses.replace(controller.config, health=False)
     assert controller.tick() is None, "without being told that the step was not finite"
     assert all(torch.equal(value, controller.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_broken_expert_is_masked_without_anybody_asking():
+    model = build()
+    train(model, 5)
+    controller, x = model.controller, batches(1)[0]
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[0] = math.nan
+    model(input_ids=x, labels=x).loss.backward()
+    with pytest.warns(UserWarning, match="expert 0 of layer 1 is masked"):
+        assert controller.tick() is None
+    assert model(input_ids=x, labels=x).loss.isfinite()
 
 
 def test_a_mechanism_switched_off_leaves_nothing_behind():

@@ -42,6 +42,16 @@ def test_a_later_token_changes_no_earlier_state_of_any_segment(variant, training
     assert (before.logits[:, CUT:] - after.logits[:, CUT:]).abs().max() > 1e-2
 
 
+def test_a_window_ends_what_a_token_reaches():
+    model, x = build(window_size=4, halt_max_steps=1, H_cycles=1, L_cycles=1, h_layers=1, l_layers=1), tokens()
+    model.eval()
+    other = x.clone()
+    other[:, 0] = (other[:, 0] + 7) % VOCAB
+    moved = (model(x).logits != model(other).logits).any(dim=-1).any(dim=0)
+    # Two blocks, each passing on over three places.
+    assert moved.nonzero().flatten().tolist() == list(range(7))
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_gradient_of_an_earlier_logit_never_reaches_a_later_token(variant):
     model, x = build(**variant).train(), tokens()

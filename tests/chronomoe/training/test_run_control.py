@@ -9,7 +9,7 @@ import torch
 from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
 from chronomoe.training.checkpoint import list_checkpoints
-from tests.chronomoe.training.building import build_data, build_model, build_trainer, equal_weights, records
+from tests.chronomoe.training.building import build_data, build_model, build_trainer, equal_weights, kill_at, records
 
 LINE = re.compile(r"Step \d+ \| Loss: \d+\.\d{4} \| κ: -?\d\.\d{2} \([a-z_]+\) \| R: \d\.\d{2} \| Gate: \d\.\d{2}")
 LANDSCAPE = re.compile(r"  Landscape: var=\d+\.\d{4}, valleys=\[(\d+(, \d+)*)?\], ridges=\[(\d+(, \d+)*)?\]")
@@ -181,6 +181,51 @@ def test_an_agent_that_fails_is_named_once_and_the_run_goes_on(tmp_path):
     assert trainer.train()["finished"]
     assert sum("agent failed, kappa stays: ZeroDivisionError: oh" in line for line in lines) == 1
     assert trainer.controller.meta_knob.kappa == 0.5
+
+
+def test_an_intent_that_is_no_text_is_a_failure_of_the_agent(tmp_path):
+    class Odd:
+        kappa, intent, reasoning = 0.1, object(), ""
+
+    settings = {"max_steps": 4, "kappa_schedule": "adaptive", "kappa_warmup_steps": 1}
+    trainer = build_trainer(tmp_path, knob_agent=lambda state: Odd(), **settings)
+    lines = spoken(trainer)
+    assert trainer.train()["finished"]
+    assert any("it must be text" in line for line in lines)
+
+
+def test_usage_is_counted_once_whatever_happens_to_the_run(tmp_path):
+    settings = {"max_steps": 12, "usage_every_n_steps": 5, "save_every_n_steps": 4}
+    counted = {}
+    for name in ("whole", "stopped", "killed"):
+        trainer = build_trainer(tmp_path / name, **settings)
+        if name == "killed":
+            kill_at(trainer, 9)
+        else:
+            trainer.stop_after = 8 if name == "stopped" else None
+            trainer.train()
+        if name != "whole":
+            trainer = build_trainer(tmp_path / name, build_model(seed=4), **settings)
+            trainer.load_checkpoint("latest")
+            trainer.train()
+        counted[name] = {one["step"]: one["total_tokens"] for one in records(tmp_path / name, "expert_usage")}
+    tokens = 4 * 16
+    # 22 sequences: the sixth batch of an epoch has only two.
+    assert sum(counted["whole"].values()) == 12 * tokens - 2 * tokens // 2
+    assert list(counted["whole"]) == [5, 10, 12]
+    assert list(counted["stopped"]) == [5, 8, 10, 12]
+    assert sum(counted["stopped"].values()) == sum(counted["whole"].values())
+    assert counted["killed"] == counted["whole"]
+
+
+def test_masked_experts_are_not_dead_to_an_agent(tmp_path):
+    seen = []
+    settings = {"max_steps": 6, "kappa_schedule": "adaptive", "kappa_warmup_steps": 1}
+    trainer = build_trainer(tmp_path, knob_agent=seen.append, **settings)
+    trainer.controller._mask(0, 1, masked=True)
+    trainer.train()
+    assert trainer.window.summary()["dead_experts"] >= 1
+    assert seen[-1].dead_experts == trainer.window.summary()["dead_experts"] - 1
 
 
 @pytest.mark.parametrize("arm", ["none", "aux", "pi"])

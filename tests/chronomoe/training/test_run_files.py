@@ -1,7 +1,10 @@
 """Checkpoints: bit-exact resume, histories, what stays, what is damaged."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.errors import CheckpointError, ConfigError
@@ -115,6 +118,24 @@ def test_a_full_disk_loses_nothing_saved(tmp_path, monkeypatch):
     resumed.load_checkpoint("step_4")
 
 
+def edited(change):
+    def damage(path):
+        saved = json.loads(path.read_text())
+        change(saved)
+        path.write_text(json.dumps(saved))
+
+    return damage
+
+
+def moments(change):
+    def damage(path):
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
@@ -124,6 +145,18 @@ def test_a_full_disk_loses_nothing_saved(tmp_path, monkeypatch):
         ("trainer.json", lambda path: path.write_text("{"), "damaged"),
         ("trainer.json", lambda path: path.write_text("{}"), "not written by chronomoe"),
         ("trainer.json", lambda path: path.unlink(), "no trainer.json"),
+        ("trainer.json", edited(lambda saved: saved["state"].pop("tokens")), "tokens is missing or unknown"),
+        ("trainer.json", edited(lambda saved: saved["state"].update(step=-6)), "below 0"),
+        ("trainer.json", edited(lambda saved: saved["state"].update(step="6")), "damaged"),
+        ("trainer.json", edited(lambda saved: saved.pop("total_steps")), "total_steps is missing"),
+        ("trainer.json", edited(lambda saved: saved.update(more=1)), "more is missing or unknown"),
+        ("trainer.json", edited(lambda saved: saved.update(schedule=None)), "damaged"),
+        ("trainer.json", edited(lambda saved: saved.update(control=[])), "damaged"),
+        ("trainer.json", edited(lambda saved: saved.update(config={})), "damaged"),
+        ("trainer.json", edited(lambda saved: saved.update(optimizer_groups=None)), "damaged"),
+        ("optimizer.safetensors", moments(lambda x: x.update({"0.exp_avg": torch.zeros(3)})), "has the shape"),
+        ("optimizer.safetensors", moments(lambda x: x.pop("0.exp_avg")), "0.exp_avg is missing"),
+        ("chronovisor.json", edited(lambda saved: saved.update(intent=[])), "intent is not text"),
         ("chronovisor.safetensors", lambda path: path.write_bytes(b"x"), "damaged"),
     ],
 )
