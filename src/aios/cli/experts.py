@@ -3,22 +3,20 @@
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from aios.experts.registry import ExpertEntry, Registry
 from chronomoe.errors import ConfigError
 
+Expert = Annotated[str, Parameter(help="Id of the expert.")]
+Json = Annotated[bool, Parameter(help="Print JSON, for programs.")]
+Root = Annotated[Path, Parameter(help="Workspace folder.")]
 
-def list_command(*, json: bool = False, root: Path = Path()) -> None:
-    """List the experts of the workspace.
 
-    Parameters
-    ----------
-    json
-        Print one JSON array.
-    root
-        Workspace folder.
-    """
+def list_command(*, json: Json = False, root: Root = Path()) -> None:
+    """List the experts of the workspace."""
     experts = Registry(root).entries()
     if json:
         _print([one.to_json() for one in experts])
@@ -35,18 +33,8 @@ def list_command(*, json: bool = False, root: Path = Path()) -> None:
     _table(["expert", "category", "state", "activations", "weight", "goals", "parent", "attached to"], rows)
 
 
-def show_command(expert: str, /, *, json: bool = False, root: Path = Path()) -> None:
-    """Show all that is known of one expert.
-
-    Parameters
-    ----------
-    expert
-        Its id.
-    json
-        Print one JSON object.
-    root
-        Workspace folder.
-    """
+def show_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
+    """Show all that is known of one expert."""
     found = Registry(root).get(expert).to_json()
     if json:
         _print(found)
@@ -57,7 +45,7 @@ def show_command(expert: str, /, *, json: bool = False, root: Path = Path()) -> 
 
 
 def create_command(
-    expert: str,
+    expert: Expert,
     /,
     *,
     name: str = "",
@@ -65,15 +53,13 @@ def create_command(
     category: str = "",
     goal: list[str] | None = None,
     parent: str | None = None,
-    json: bool = False,
-    root: Path = Path(),
+    json: Json = False,
+    root: Root = Path(),
 ) -> None:
-    """Enter an expert that is to be trained later.
+    """Enter an expert that is to be trained later. Its id has up to 64 letters, digits, - and _.
 
     Parameters
     ----------
-    expert
-        Its id: up to 64 letters, digits, - and _.
     name
         A name for people.
     description
@@ -84,10 +70,6 @@ def create_command(
         Text of a goal; may be given again.
     parent
         Id of the expert it belongs below.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
     """
     entry = Registry(root).create(
         expert, name=name, description=description, category=category, goals=goal or (), parent=parent
@@ -95,141 +77,73 @@ def create_command(
     _tell(entry, f"Entered {expert}; it has no weights yet.", json)
 
 
-def freeze_command(expert: str, /, *, json: bool = False, root: Path = Path()) -> None:
-    """Keep the weights of an expert from training.
-
-    Parameters
-    ----------
-    expert
-        Its id.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
-    """
+def freeze_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
+    """Keep the weights of an expert from training."""
     _tell(Registry(root).freeze(expert), f"Froze {expert}.", json)
 
 
-def unfreeze_command(expert: str, /, *, json: bool = False, root: Path = Path()) -> None:
-    """Let an expert be trained.
-
-    Parameters
-    ----------
-    expert
-        Its id.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
-    """
+def unfreeze_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
+    """Let an expert be trained."""
     _tell(Registry(root).unfreeze(expert), f"{expert} may be trained.", json)
 
 
-def activate_command(expert: str, /, *, json: bool = False, root: Path = Path()) -> None:
-    """Let tokens be routed to an expert.
-
-    Parameters
-    ----------
-    expert
-        Its id.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
-    """
+def activate_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
+    """Let tokens be routed to an expert."""
     _tell(Registry(root).activate(expert), f"{expert} is active.", json)
 
 
-def deactivate_command(expert: str, /, *, json: bool = False, root: Path = Path()) -> None:
-    """Keep tokens from an expert.
-
-    Parameters
-    ----------
-    expert
-        Its id.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
-    """
+def deactivate_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
+    """Keep tokens from an expert."""
     _tell(Registry(root).deactivate(expert), f"{expert} is inactive.", json)
 
 
-def set_parent_command(expert: str, parent: str, /, *, json: bool = False, root: Path = Path()) -> None:
+def set_parent_command(expert: Expert, parent: str, /, *, json: Json = False, root: Root = Path()) -> None:
     """Put an expert below another.
 
     Parameters
     ----------
-    expert
-        Its id.
     parent
         Id of the other.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
     """
     _tell(Registry(root).set_parent(expert, parent), f"{expert} is below {parent}.", json)
 
 
-def clear_parent_command(expert: str, /, *, json: bool = False, root: Path = Path()) -> None:
-    """Take an expert from below its parent.
-
-    Parameters
-    ----------
-    expert
-        Its id.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
-    """
+def clear_parent_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
+    """Take an expert from below its parent."""
     _tell(Registry(root).clear_parent(expert), f"{expert} has no parent.", json)
 
 
-def rename_command(expert: str, new: str, /, *, json: bool = False, root: Path = Path()) -> None:
+def rename_command(expert: Expert, new: str, /, *, json: Json = False, root: Root = Path()) -> None:
     """Give an expert another id.
 
     Parameters
     ----------
-    expert
-        Its id.
     new
         Its new id.
-    json
-        Print it as one JSON object.
-    root
-        Workspace folder.
     """
     _tell(Registry(root).rename(expert, new), f"Renamed to {new}.", json)
 
 
 def delete_command(
-    expert: str,
+    expert: Expert,
     /,
     *,
     children: Literal["refuse", "orphan", "cascade"] = "refuse",
     force: bool = False,
     yes: bool = False,
-    json: bool = False,
-    root: Path = Path(),
+    json: Json = False,
+    root: Root = Path(),
 ) -> None:
     """Delete an expert with its weights.
 
     Parameters
     ----------
-    expert
-        Its id.
     children
         What becomes of experts below it: a reason to refuse, left without a parent, or deleted too.
     force
         Even when it is attached to a brain.
     yes
         Do not ask.
-    json
-        Print what was deleted as one JSON array.
-    root
-        Workspace folder.
     """
     if not yes:
         if not sys.stdin.isatty():
@@ -245,16 +159,8 @@ def delete_command(
         print(f"Deleted {', '.join(one.expert_id for one in gone)}.")
 
 
-def stats_command(*, json: bool = False, root: Path = Path()) -> None:
-    """Count the experts, and say who is used how much.
-
-    Parameters
-    ----------
-    json
-        Print one JSON object.
-    root
-        Workspace folder.
-    """
+def stats_command(*, json: Json = False, root: Root = Path()) -> None:
+    """Count the experts, and say who is used how much."""
     stats = Registry(root).stats()
     if json:
         _print(stats)

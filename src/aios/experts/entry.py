@@ -181,10 +181,11 @@ def read_book(file: Path) -> Book | None:
         schema = top.get("schema_version", 1)
         if type(schema) is not int or schema < 1:
             raise ValueError(f"its schema_version is {schema!r}")
-        if schema > SCHEMA or ("schema_version" not in top and not str(top.get("version", "1.0")).startswith("1.")):
+        version = top.get("version", "1.0")
+        if schema > SCHEMA or ("schema_version" not in top and not str(version).startswith("1.")):
             raise CheckpointError(
-                f"{file} was written by a newer version of aios (schema {top.get('schema_version', top['version'])}, "
-                f"known here up to {SCHEMA}); update aios. The file is as it was."
+                f"{file} was written by a newer version of aios (version {version}, schema {schema}; known here up to "
+                f"schema {SCHEMA}); update aios. The file is as it was."
             )
         tombstones = top.get("tombstones", [])
         if not isinstance(tombstones, list):
