@@ -134,7 +134,8 @@ class Book:
             if one.parent_expert_id is not None:
                 children[one.parent_expert_id].append(one.expert_id)
         for name, below in children.items():
-            self.experts[name] = replace(self.experts[name], child_expert_ids=tuple(below))
+            if self.experts[name].child_expert_ids != tuple(below):
+                self.experts[name] = replace(self.experts[name], child_expert_ids=tuple(below))
 
     def stats(self) -> dict[str, Any]:
         """Counts, and each expert's share of the use."""
