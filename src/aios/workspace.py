@@ -10,6 +10,15 @@ from chronomoe.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+def plain_name(name: str) -> str:
+    """The same name; :class:`ConfigError` for one that is not a plain word."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a name; use up to 64 letters, digits, - and _, beginning with a letter or digit."
+        )
+    return name
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths of a workspace. Nothing is created by asking for them."""
@@ -31,13 +40,14 @@ class Workspace:
         """The default prepared data set."""
         return self.training_data / "prepared"
 
+    @property
+    def experts(self) -> Path:
+        """Experts, each in a folder, and their registry."""
+        return self.root / "artifacts/experts"
+
     def brain(self, name: str, family: str = "mixtral") -> Path:
         """The bundle of one trained model; :class:`ConfigError` for a name that is not a plain word."""
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{name!r} is not a name; use up to 64 letters, digits, - and _, beginning with a letter or digit."
-            )
-        return self.root / "artifacts/brains" / family / name
+        return self.root / "artifacts/brains" / family / plain_name(name)
 
     def command(self, *words: str) -> str:
         """An ``aios`` command for this workspace, ready to paste."""

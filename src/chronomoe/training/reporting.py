@@ -1,7 +1,6 @@
 """What a run tells: one live line on a terminal, plain lines elsewhere, and metrics.jsonl for everything."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chronomoe.storage import disk_full_explained
+from chronomoe.storage import disk_full_explained, finite
 
 LANDSCAPE_EVERY = 10
 """Log lines per line about the landscape."""
@@ -81,7 +80,7 @@ class Reporter:
         if self.active:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with disk_full_explained(self.log_file), self.log_file.open("a+b") as file:
-                line = json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False) + "\n"
+                line = json.dumps(finite(entry), ensure_ascii=False, allow_nan=False) + "\n"
                 file.write((line if _ends_whole(file) else "\n" + line).encode())
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
@@ -124,15 +123,6 @@ class Reporter:
         """A text sampled from the model."""
         self.record({"event": "sample", "step": step, "text": text})
         self.line(f"Step {step} | Sample: {text!r}")
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ends_whole(file: IO[bytes]) -> bool:

@@ -11,7 +11,7 @@ import aios.data.prepare as prepare_module
 from aios.cli import main, run
 from chronomoe.errors import ConfigError
 
-COMMANDS = ("data", "demo", "doctor", "generate", "init", "train")
+COMMANDS = ("data", "demo", "doctor", "experts", "generate", "init", "train")
 
 
 def python(code: str, **options) -> subprocess.CompletedProcess[str]:
@@ -34,6 +34,7 @@ def test_help_and_typing_errors_import_nothing_heavy():
         "import sys; from aios.cli import run\n"
         f"for command in {COMMANDS}: assert run([command, '--help']) == 0, command\n"
         "assert run(['data', 'prepare', '--help']) == run(['--version']) == 0\n"
+        "assert run(['experts', 'list', '--help']) == run(['experts', 'list', '--root', '/nowhere']) == 0\n"
         "assert run(['trian']) == run(['train', '--hiden-dim', '3']) == run(['train', '--seq-len', '1']) == 2\n"
         "assert not {'torch', 'transformers', 'accelerate', 'numpy'} & set(sys.modules)"
     )

@@ -1,0 +1,1 @@
+"""Experts: trained apart, kept in a registry, attached to brains."""
