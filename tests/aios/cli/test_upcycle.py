@@ -70,9 +70,19 @@ def test_from_dense_to_experts_and_on(aios, hrm, dense, brains):
     further = ["--student-init", "artifacts/brains/actv1/wide", "--num-experts", 4, "--num-experts-per-tok", 1]
     outcome = hrm("further", *further)
     assert outcome.code == 0, outcome.err
-    (moved,) = (load_brain(brains / "further")[0].model.H_module.layers[0].mlp.experts.down_proj,)
-    assert not torch.equal(moved[0], moved[1])
-    assert hrm("further", "--resume", "--steps", 3).code == 0
+    experts = load_brain(brains / "further")[0].model.H_module.layers[0].mlp.experts.down_proj
+    assert not torch.equal(experts[0], experts[1])
+    outcome = aios("hrm-hf", "train-actv1", "--brain-name", "further", "--resume", "--steps", 3)
+    assert outcome.code == 0, outcome.err
+
+
+def test_the_latest_checkpoint_of_a_brain_in_training_will_do(aios, dense, brains):
+    for file in dense.glob("model*"):
+        file.unlink()
+    assert aios("brains", "upcycle", "dense", "wide").code == 0
+    made = json.loads(aios("brains", "show", "wide", "--json").out)
+    assert (made["finished"], made["bits_per_byte"]) == (True, None)
+    assert aios("generate", "wide", "--max-new-tokens", 2).code == 0
 
 
 def test_redrawn_experts_differ_and_it_says_so(aios, dense, brains):
