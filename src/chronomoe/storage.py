@@ -20,8 +20,8 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises :class:`CheckpointError` if ``path`` exists and may not be replaced, or if the disk is full.
     """
-    if path.exists() and not replace:
-        raise CheckpointError(f"{path} exists already; choose another name or remove it.")
+    if not replace:
+        _refuse_taken(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     work.chmod(0o755)
@@ -30,9 +30,16 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             yield work
             for file in work.rglob("*"):
                 _sync(file)
+            if not replace:
+                _refuse_taken(path)  # by somebody else, meanwhile
             _put_in_place(work, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _refuse_taken(path: Path) -> None:
+    if path.exists():
+        raise CheckpointError(f"{path} exists already; choose another name or remove it.")
 
 
 def _put_in_place(work: Path, path: Path) -> None:

@@ -13,7 +13,6 @@ _KINDS = {"mixtral": "A Mixtral-style decoder", "actv1": "A hierarchical reasoni
 
 def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: dict[str, Any]) -> None:
     """Write ``README.md`` into the bundle, from measured results only."""
-    total = sum(p.numel() for p in model.parameters())
     rows = [
         f"| {name} | {results['evaluation'].get(name, float('nan')):.4f} | {unigram:.4f} |"
         for name, unigram in results["unigram"].items()
@@ -24,10 +23,7 @@ def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: d
         for domain in store.info.domains
     ]
     lines = [
-        f"# {run.settings.name}",
-        "",
-        f"{_KINDS[run.family]}: {shape_of(model.config)}.",
-        f"{total:,} parameters, {model.num_active_params:,} active per token.",
+        *_opening(run.settings.name, run.family, model),
         f"Trained for {results['global_step']:,} steps with seed {run.training.seed}; settings in run.json.",
         "",
         "## Data",
@@ -43,3 +39,18 @@ def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: d
         "A small model trained on little text: it writes plausible words, not facts.",
     ]
     write_text(bundle / "README.md", "\n".join(lines) + "\n")
+
+
+def write_upcycled_card(bundle: Path, name: str, model: Any, origin: str) -> None:
+    """Write ``README.md`` for a brain that was made from another and not trained since."""
+    write_text(bundle / "README.md", "\n".join([*_opening(name, "actv1", model), origin]) + "\n")
+
+
+def _opening(name: str, family: str, model: Any) -> list[str]:
+    total = sum(p.numel() for p in model.parameters())
+    return [
+        f"# {name}",
+        "",
+        f"{_KINDS[family]}: {shape_of(model.config)}.",
+        f"{total:,} parameters, {model.num_active_params:,} active per token.",
+    ]

@@ -16,7 +16,7 @@ def list_brains(root: Path) -> list[dict[str, Any]]:
     """One entry a brain, by family and name; one that cannot be read says why under ``problem``."""
     found = []
     for family in SHAPES:
-        for file in sorted((root / "artifacts/brains" / family).glob("*/run.json")):
+        for file in sorted((root / "artifacts/brains" / family).glob("[!.]*/run.json")):  # not what is half written
             try:
                 found.append(describe(file.parent) | {"name": file.parent.name, "family": family})
             except CheckpointError as error:
@@ -49,10 +49,8 @@ def describe(bundle: Path) -> dict[str, Any]:
 
 def rename(root: Path, brain: str, new: str) -> Path:
     """Give a brain another name; :class:`ConfigError` when that is taken or no name."""
-    bundle = _existing(root, brain)
-    target = Workspace(root).brain(new, bundle.parent.name)
-    if target.exists():
-        raise ConfigError(f"there is a brain {new} already; choose another name or delete it first.")
+    bundle = existing_brain(root, brain)
+    target = free_place(root, new, bundle.parent.name)
     with exclusive(bundle):
         pass  # nobody is training it
     bundle.rename(target)
@@ -61,7 +59,7 @@ def rename(root: Path, brain: str, new: str) -> Path:
 
 def delete(root: Path, brain: str) -> Path:
     """Remove a brain and all its checkpoints."""
-    bundle = _existing(root, brain)
+    bundle = existing_brain(root, brain)
     with exclusive(bundle):
         pass
     # Out of sight in one step: a removal that is cut short leaves no half a brain under its name.
@@ -78,7 +76,7 @@ def export(root: Path, brain: str, out: Path) -> str:
 
     Raises :class:`ConfigError` when ``out`` is taken or transformers has no model like this brain's.
     """
-    bundle = _existing(root, brain)
+    bundle = existing_brain(root, brain)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another folder.")
     model, tokenizer = load_brain(bundle)
@@ -95,6 +93,14 @@ def export(root: Path, brain: str, out: Path) -> str:
     return str(json.loads((out / "config.json").read_text())["model_type"])
 
 
+def free_place(root: Path, name: str, family: str) -> Path:
+    """The folder of a brain to be; :class:`ConfigError` when the name is taken or no name."""
+    place = Workspace(root).brain(name, family)
+    if place.exists():
+        raise ConfigError(f"there is a brain {name} already; choose another name or delete it first.")
+    return place
+
+
 def show(root: Path, brain: str) -> dict[str, Any]:
     """:func:`describe` a brain by its name or path; :class:`ConfigError` when there is none."""
     return describe(_known(root, brain))
@@ -108,7 +114,8 @@ def _known(root: Path, brain: str) -> Path:
     return bundle
 
 
-def _existing(root: Path, brain: str) -> Path:
+def existing_brain(root: Path, brain: str) -> Path:
+    """The folder of a brain of this workspace; :class:`ConfigError` when there is none."""
     bundle = _known(root, brain)
     if not bundle.resolve().is_relative_to((root / "artifacts/brains").resolve()):
         raise ConfigError(f"{bundle} is not among the brains of this workspace; handle it with your own tools.")

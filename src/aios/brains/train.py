@@ -39,6 +39,7 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     bundle = run.bundle or workspace.brain(run.settings.name, run.family)
     if run.settings.resume:
         run, changes = run.continuing(saved := read_run(bundle))
+        check_place(bundle, run)  # before its data is missed, which a brain that was not trained has none of
     if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
         raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
     base = run.settings.model or workspace.base_model
@@ -128,10 +129,10 @@ def check_place(bundle: Path, run: Run) -> None:
     places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
     if run.settings.resume:
         if not list_checkpoints(bundle / run.training.checkpoint_dir):
-            raise CheckpointError(
-                f"{bundle} has no checkpoint to continue from; leave out --resume to begin it again, "
-                "or choose another name."
-            )
+            instead = "leave out --resume to begin it again, or choose another name"
+            if any(bundle.glob("model*.safetensors")):
+                instead = "--student-init starts a new brain from its weights"
+            raise CheckpointError(f"{bundle} has no checkpoint to continue from; {instead}.")
     elif any(map(list_checkpoints, places)) or any(bundle.glob("model*.safetensors")):
         raise ConfigError(f"the brain {bundle} exists already; add --resume to continue it or choose another name.")
     else:

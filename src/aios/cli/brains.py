@@ -1,4 +1,4 @@
-"""aios brains: list, show, rename, delete, export-hf."""
+"""aios brains: list, show, rename, delete, export-hf, upcycle."""
 
 import json as jsonlib
 import sys
@@ -132,3 +132,48 @@ def export_command(brain: str, out: Path, /, *, root: Path = Path()) -> None:
 
     quiet_libraries()
     print(f"Wrote {out}, a {export(root, brain, out)} model of transformers.")
+
+
+def upcycle_command(
+    brain: str,
+    new: str,
+    /,
+    *,
+    num_experts: int = 8,
+    num_experts_per_tok: int = 2,
+    redraw: float = 0.0,
+    seed: int = 0,
+    json: bool = False,
+    root: Path = Path(),
+) -> None:
+    """Make a brain with experts from a dense one (train-actv1 --no-moe); that one stays as it is.
+
+    Parameters
+    ----------
+    brain
+        Its name, family/name, or path.
+    new
+        Name of the new brain.
+    num_experts
+        Experts per layer, each a copy of the dense layer.
+    num_experts_per_tok
+        Experts each token uses (top-k).
+    redraw
+        Share of the units of every expert but the first to draw anew, so that experts differ from the start.
+    seed
+        Seed of the routers and of what is drawn anew.
+    json
+        Print one JSON object.
+    root
+        Workspace folder.
+    """
+    from aios.brains.upcycle import upcycle_brain
+    from aios.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    made = upcycle_brain(root, brain, new, num_experts, num_experts_per_tok, redraw=redraw, seed=seed)
+    if json:
+        print(jsonlib.dumps(made, indent=2))
+        return
+    print(f"Wrote {made['path']}: {made['parameters']:,} parameters, {made['active_parameters']:,} active per token.")
+    print(made["origin"])
