@@ -81,7 +81,9 @@ class ACTv1Flags(Given):
     bundle_dir: Path | None = None
     """Folder of brains. [artifacts/brains/actv1]"""
     expert_id: str | None = None
-    """Train one expert alone, under this id."""
+    """Train one expert alone, under this id, in the brain --brain-name (else in a fresh model)."""
+    anchor_file: Path | None = None
+    """With --expert-id: general text on which the expert shall change nothing."""
     iterate: bool = False
     """Train in cycles of --steps until stopped."""
     resume: bool = False
@@ -147,8 +149,6 @@ class ACTv1Flags(Given):
             raise ConfigError(f"lr is {self.lr}; it must be a number above 0.")
         if self.brain_name is not None and self.save_dir is not None:
             raise ConfigError("--brain-name and --save-dir both say where the brain goes; give one of them.")
-        if self.expert_id is not None:
-            raise ConfigError("training one expert alone (--expert-id) is not in this version yet.")
 
     @property
     def bundle(self) -> Path:
@@ -161,7 +161,14 @@ class ACTv1Flags(Given):
 
 
 def train_actv1(flags: ACTv1Flags, shape: HRMShape, show: Show = print) -> dict[str, Any]:
-    """Train (plan, resume) as the flags say; results as of :func:`aios.brains.train.train`."""
+    """Train (plan, resume) as the flags say; results as of :func:`aios.brains.train.train`.
+
+    With ``expert_id`` one expert is trained alone instead, in the brain named or in --student-init's, or else in the
+    weights of --model or a fresh model, from which it does not transfer: results as of
+    :func:`aios.experts.train.train_expert`.
+    """
+    if flags.expert_id is not None:
+        return _train_expert(flags, shape, show)
     if flags.dry_run and not flags.resume:
         with TemporaryDirectory() as nowhere:
             return _train(flags, shape, Path(nowhere), show)
@@ -203,6 +210,58 @@ def _train(flags: ACTv1Flags, shape: HRMShape, bundle: Path, show: Show) -> dict
         raise
 
 
+def _train_expert(flags: ACTv1Flags, shape: HRMShape, show: Show) -> dict[str, Any]:
+    from aios.experts.settings import ExpertTraining
+    from aios.experts.train import train_expert
+
+    odd = {"save_dir", "resume", "iterate", "use_moe", "dry_run", "eval_file", "use_chunked_training", "stop_file"}
+    if given := sorted(odd & (flags.given_names | (set() if shape.use_moe else {"use_moe"}))):
+        name = "no-moe" if given[0] == "use_moe" else given[0].replace("_", "-")
+        raise ConfigError(f"--{name} has no meaning when one expert is trained alone (--expert-id); leave it out.")
+    _check_flags(flags)
+    _check_machine(flags, show)
+    settings = ExpertTraining(
+        dataset_file=flags.dataset_file,
+        brain=None if flags.brain_name is None else str(flags.bundle),
+        anchor_file=flags.anchor_file,
+        steps=flags.steps,
+        batch_size=flags.batch_size,
+        max_seq_len=flags.max_seq_len,
+        lr=flags.lr if "lr" in flags.given_names else ExpertTraining.lr,
+        eval_tokens=flags.eval_batches * flags.batch_size * flags.max_seq_len,
+        default_goal=flags.default_goal,
+        log_file=flags.log_file,
+        seed=flags.seed,
+    )
+    assert flags.expert_id is not None
+    base = None if settings.brain is not None else _base_for_expert(flags, shape, show)
+    return train_expert(flags.root, flags.expert_id, settings, base, show)
+
+
+def _base_for_expert(flags: ACTv1Flags, shape: HRMShape, show: Show) -> tuple[Any, Path]:
+    """A model that is no brain of the workspace, and the folder of its tokenizer."""
+    import torch
+
+    from aios.brains.bundle import load_brain, load_tokenizer, load_weights, model_folder
+    from chronomoe.hrm import HRMACTv1ForCausalLM
+
+    folder = flags.model or Workspace(flags.root).base_model
+    if flags.student_init is not None:
+        return load_brain(flags.student_init)[0], model_folder(flags.student_init)
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(f"there is no base model {folder}; `{Workspace(flags.root).command('init')}` makes one.")
+    if any(folder.glob("model*.safetensors")):
+        return load_weights(folder).eval(), folder
+    torch.manual_seed(flags.seed)
+    tokenizer = load_tokenizer(folder)
+    show(
+        "The base is a fresh, untrained model: the expert learns, but will not transfer to a trained brain. "
+        "Name one with --brain-name."
+    )
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
+    return HRMACTv1ForCausalLM(hrm_config(shape, len(tokenizer), flags.max_seq_len, **ids)).eval(), folder
+
+
 def _is_prepared(flags: ACTv1Flags) -> bool:
     return flags.dataset_file is not None and (flags.dataset_file / "data.json").is_file()
 
@@ -210,6 +269,8 @@ def _is_prepared(flags: ACTv1Flags) -> bool:
 def _check_flags(flags: ACTv1Flags) -> None:
     """Refuse what is wanting, missing or contradictory, before anything is touched."""
     given, dataset = flags.given_names, flags.dataset_file
+    if flags.anchor_file is not None and flags.expert_id is None:
+        raise ConfigError("--anchor-file is for the training of one expert alone; give --expert-id too.")
     if dataset is None and not flags.resume:
         raise ConfigError("name the text to train on with --dataset-file.")
     if flags.resume and (fixed := sorted({"ascii_only", "eval_file", "student_init"} & given)):

@@ -48,6 +48,7 @@ def chat(
     quiet_libraries()
     from aios.brains.bundle import find_brain, load_brain
     from aios.brains.generate import ExpertCounts, set_halting, stream_text, thought
+    from aios.experts.attach import note_use
     from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -77,7 +78,8 @@ def chat(
         sys.stdout.write("\n")
         text += "\n"
         turn += 1
-        for line in [*(counts.lines() if experts else []), *thought(model)]:
+        heard = note_use(root, model)
+        for line in [*([*counts.lines(), *heard] if experts else []), *thought(model)]:
             print(f"  {line}")
 
 

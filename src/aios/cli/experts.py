@@ -1,4 +1,4 @@
-"""aios experts: what there is, and everything that is done to an expert apart from training it."""
+"""aios experts: what there is, and everything that is done to one."""
 
 import json as jsonlib
 import sys
@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from aios.experts.registry import ExpertEntry, Registry
+from aios.experts.settings import ExpertTraining
+from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
 
 Expert = Annotated[str, Parameter(help="Id of the expert.")]
+Brain = Annotated[str, Parameter(help="The brain: its name, family/name or path.")]
 Json = Annotated[bool, Parameter(help="Print JSON, for programs.")]
 Root = Annotated[Path, Parameter(help="Workspace folder.")]
 
@@ -77,24 +80,137 @@ def create_command(
     _tell(entry, f"Entered {expert}; it has no weights yet.", json)
 
 
+def train_command(
+    expert: Expert,
+    /,
+    *,
+    settings: Annotated[ExpertTraining, Parameter(name="*")] = ExpertTraining(),  # noqa: B008 (frozen)
+    json: Json = False,
+    root: Root = Path(),
+) -> int:
+    """Train an expert alone in a brain that stays as it is, and enter it in the registry.
+
+    Ctrl-C ends it; an earlier version of the expert stays until the new one is complete.
+    """
+    from aios.cli.quiet import quiet_libraries
+    from aios.experts.train import train_expert
+
+    quiet_libraries()
+    results = train_expert(root, expert, settings, show=(lambda line: print(line, file=sys.stderr)) if json else print)
+    if "entry" not in results:
+        return 130 if results["interrupted"] else 0
+    after = Workspace(root).command("experts", "attach", expert, "--brain", settings.brain or "BRAIN")
+    _tell(results["entry"], f"Next: {after}", json)
+    return 0
+
+
+def attach_command(
+    expert: Expert, /, *, brain: Brain, force: bool = False, json: Json = False, root: Root = Path()
+) -> None:
+    """Attach an expert to a brain, behind its domain gate. The brain's own files stay as they are.
+
+    Parameters
+    ----------
+    force
+        Even if it was trained in another base, when its shapes fit; this is recorded.
+    """
+    from aios.cli.quiet import quiet_libraries
+    from aios.experts.attach import attach
+
+    quiet_libraries()
+    _tell(attach(root, expert, brain, force=force), f"Attached {expert} to {brain}.", json)
+
+
+def detach_command(expert: Expert, /, *, brain: Brain, json: Json = False, root: Root = Path()) -> None:
+    """Take an expert off a brain, which is then what it was before, byte for byte."""
+    from aios.experts.attach import detach
+
+    uid = detach(root, expert, brain)
+    if json:
+        _print({"expert_uid": uid, "brain": brain})
+    else:
+        print(f"Detached {expert} from {brain}.")
+
+
+def gate_command(expert: Expert, /, *, brain: Brain, text: str, json: Json = False, root: Root = Path()) -> None:
+    """Show what the gate of an attached expert makes of a text: running log-odds, and where it opens.
+
+    Parameters
+    ----------
+    text
+        The text, or - to read it from standard input.
+    """
+    from aios.cli.quiet import quiet_libraries
+    from aios.experts.attach import gate_along
+
+    quiet_libraries()
+    found = gate_along(root, expert, brain, sys.stdin.read() if text == "-" else text)
+    if json:
+        _print(found)
+        return
+    rows = [
+        [repr(token), f"{odds:+.2f}", "open" if is_open else ""]
+        for token, odds, is_open in zip(found["tokens"], found["log_odds"], found["open"], strict=True)
+    ]
+    _table(["token", f"log-odds (opens above {found['threshold']:.2f})", ""], rows)
+
+
+def export_command(expert: Expert, out: Path, /, *, root: Root = Path()) -> None:
+    """Copy the file of an expert, to be imported elsewhere.
+
+    Parameters
+    ----------
+    out
+        New file, or a folder.
+    """
+    from aios.experts.attach import export
+
+    print(f"Wrote {export(root, expert, out)}")
+
+
+def import_command(
+    file: Path, /, *, expert_id: Annotated[str | None, Parameter(name="--id")] = None, json: Json = False,
+    root: Root = Path(),
+) -> None:  # fmt: skip
+    """Enter an expert file from elsewhere; damaged and foreign ones are refused.
+
+    Parameters
+    ----------
+    file
+        An expert.safetensors.
+    expert_id
+        Another id than its own.
+    """
+    from aios.experts.attach import bring_in
+
+    entry = bring_in(root, file, expert_id)
+    _tell(entry, f"Entered {entry.expert_id}.", json)
+
+
 def freeze_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
     """Keep the weights of an expert from training."""
-    _tell(Registry(root).freeze(expert), f"Froze {expert}.", json)
+    _tell(_changed(root, Registry(root).freeze, expert), f"Froze {expert}.", json)
 
 
 def unfreeze_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
     """Let an expert be trained."""
-    _tell(Registry(root).unfreeze(expert), f"{expert} may be trained.", json)
+    _tell(_changed(root, Registry(root).unfreeze, expert), f"{expert} may be trained.", json)
 
 
 def activate_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
     """Let tokens be routed to an expert."""
-    _tell(Registry(root).activate(expert), f"{expert} is active.", json)
+    _tell(_changed(root, Registry(root).activate, expert), f"{expert} is active.", json)
 
 
 def deactivate_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
     """Keep tokens from an expert."""
-    _tell(Registry(root).deactivate(expert), f"{expert} is inactive.", json)
+    _tell(_changed(root, Registry(root).deactivate, expert), f"{expert} is inactive.", json)
+
+
+def _changed(root: Path, action: Any, *arguments: Any) -> ExpertEntry:
+    from aios.experts.attach import change
+
+    return change(root, action, *arguments)
 
 
 def set_parent_command(expert: Expert, parent: str, /, *, json: Json = False, root: Root = Path()) -> None:
@@ -121,7 +237,7 @@ def rename_command(expert: Expert, new: str, /, *, json: Json = False, root: Roo
     new
         Its new id.
     """
-    _tell(Registry(root).rename(expert, new), f"Renamed to {new}.", json)
+    _tell(_changed(root, Registry(root).rename, expert, new), f"Renamed to {new}.", json)
 
 
 def delete_command(

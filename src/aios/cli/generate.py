@@ -51,6 +51,7 @@ def generate(
     quiet_libraries()
     from aios.brains.bundle import find_brain, load_brain
     from aios.brains.generate import set_halting, stream_text
+    from aios.experts.attach import note_use
     from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -65,3 +66,4 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+    note_use(root, model)

@@ -68,6 +68,8 @@ def train_actv1_command(
     results = train_actv1(flags, shape)
     if flags.dry_run:
         return 0
+    if flags.expert_id is not None:
+        return 130 if results["interrupted"] else 0
     workspace = Workspace(flags.root)
     name = f"actv1/{flags.brain_name}" if flags.brain_name and flags.bundle_dir is None else str(flags.bundle)
     if results["finished"]:

@@ -67,4 +67,5 @@ def load_attached(model: Any, folder: Any) -> None:
         expert, header = read_expert(Path(folder) / FOLDER / f"{entry['expert_uid']}.safetensors")
         expert.header, expert.active = header, bool(entry.get("active", True))
         expert.attachment = {name: entry[name] for name in entry if name not in ("expert_id", "expert_uid", "active")}
+        expert.freeze(bool(entry.get("frozen", False)))
         attach_expert(model, expert)

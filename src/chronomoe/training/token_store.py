@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -194,6 +194,11 @@ class TokenStore:
         if name not in self.domains:
             raise DataError(f"{self.path} has no domain {name!r}; it has {', '.join(self.domains)}.")
         return self.domains[name]
+
+    def only(self, name: str) -> TokenStore:
+        """The same data with one of its domains."""
+        one = replace(self.domain(name).info, weight=1.0)
+        return TokenStore(self.path, replace(self.info, domains=type(self.info.domains)([one])))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled memory map would carry the whole corpus to every loader process; the path is enough.

@@ -1,0 +1,195 @@
+"""Experts of the workspace in its brains: attach, detach, and keep brains in step with the registry.
+
+A brain's own files are never written: experts.json and experts/ beside them say who is attached.
+"""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
+from aios.brains.shelf import existing_brain
+from aios.experts.entry import now
+from aios.experts.registry import ExpertEntry, Registry, checkpoint_file, expert_folder
+from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
+from chronomoe.storage import whole_file
+
+WEIGHTS = "expert.safetensors"
+
+
+def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> ExpertEntry:
+    """Attach an expert to a brain on disk, behind its gate, after those attached already; all checks come first.
+
+    ``force`` lets an expert of another base or tokenizer pass if its shapes fit, and is recorded. Raises
+    :class:`ConfigError` for an unknown expert or brain or one attached already, :class:`CheckpointError` for an expert
+    that is damaged or does not fit, or a brain in use.
+    """
+    from aios.data.tokenizers import tokenizer_fingerprint
+    from chronomoe.experts.attachment import attach_expert
+    from chronomoe.experts.bundle import FOLDER, read_list, write_list
+    from chronomoe.experts.file import read_expert, refuse_misfit
+
+    registry = Registry(root)
+    entry, bundle = registry.get(expert_id), existing_brain(root, brain)
+    file = checkpoint_file(root, entry)
+    with exclusive(bundle):
+        folder = _finished(bundle)
+        expert, header = read_expert(file)
+        if expert.uid != entry.expert_uid:
+            raise CheckpointError(f"{file} holds another expert than the registry says; train or import it anew.")
+        listed = read_list(folder)
+        if any(one["expert_uid"] == expert.uid for one in listed):
+            raise ConfigError(f"expert {expert_id} is attached to {brain} already.")
+        model, _ = load_brain(bundle)
+        refuse_misfit(header, model, tokenizer_fingerprint(folder), force=force)
+        attach_expert(model, expert)
+        with whole_file(folder / FOLDER / f"{expert.uid}.safetensors") as copy:
+            copy.write(file.read_bytes())
+        record: dict[str, Any] = {"expert_id": expert_id, "expert_uid": expert.uid, "active": entry.is_active}
+        write_list(folder, [*listed, record | {"frozen": entry.is_frozen, "attached_at": now(), "forced": force}])
+        return registry.note_attached(expert_id, _name(bundle))
+
+
+def detach(root: Path, expert_id: str, brain: str) -> str:
+    """Take an expert off a brain on disk; returns its uid. :class:`ConfigError` when it is not attached."""
+    from chronomoe.experts.bundle import read_list, write_list
+
+    registry, bundle = Registry(root), existing_brain(root, brain)
+    with exclusive(bundle):
+        folder = model_folder(bundle)
+        listed = read_list(folder)
+        uids = [one["expert_uid"] for one in listed if expert_id in (one["expert_id"], one["expert_uid"])]
+        if not uids:
+            names = ", ".join(one["expert_id"] for one in listed) or "none"
+            raise ConfigError(f"expert {expert_id} is not attached to {brain}; attached are: {names}.")
+        write_list(folder, [one for one in listed if one["expert_uid"] != uids[0]])
+    for entry in registry.entries():
+        if entry.expert_uid == uids[0]:
+            registry.note_detached(entry.expert_id, _name(bundle))
+    return str(uids[0])
+
+
+def change(root: Path, action: Callable[..., ExpertEntry], *arguments: Any) -> ExpertEntry:
+    """Do something to an expert in the registry, and tell the brains it is attached to."""
+    from chronomoe.experts.bundle import read_list, write_list
+
+    entry = action(*arguments)
+    for brain in entry.attached_to:
+        bundle = find_brain(root, brain)
+        if not bundle.is_dir():
+            continue  # deleted since
+        with exclusive(bundle):
+            folder = model_folder(bundle)
+            now_so = {"expert_id": entry.expert_id, "active": entry.is_active, "frozen": entry.is_frozen}
+            write_list(
+                folder,
+                [one | now_so if one["expert_uid"] == entry.expert_uid else one for one in read_list(folder)],
+            )
+    return entry
+
+
+def export(root: Path, expert_id: str, out: Path) -> Path:
+    """Copy an expert's file to ``out``, checked; :class:`ConfigError` when that exists."""
+    from chronomoe.experts.file import read_expert
+
+    file = checkpoint_file(root, Registry(root).get(expert_id))
+    if out.is_dir():
+        out = out / f"{expert_id}.safetensors"
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose another name.")
+    read_expert(file)
+    with whole_file(out) as copy:
+        copy.write(file.read_bytes())
+    return out
+
+
+def bring_in(root: Path, file: Path, expert_id: str | None = None) -> ExpertEntry:
+    """Enter an expert file that comes from elsewhere, under its own id or another; it is checked first.
+
+    Raises :class:`ConfigError` when the id is taken by another expert, :class:`CheckpointError` for a damaged file.
+    """
+    from chronomoe.experts.file import read_expert
+
+    expert, header = read_expert(file)
+    expert_id = expert_id or expert.expert_id
+    registry, folder = Registry(root), expert_folder(root, expert_id)
+    for one in registry.entries():
+        if one.expert_uid == expert.uid or one.expert_id == expert_id:
+            raise ConfigError(f"there is an expert {one.expert_id} already ({one.expert_uid}); delete it first.")
+    target = folder / WEIGHTS
+    with whole_file(target) as copy:
+        copy.write(file.read_bytes())
+    try:
+        return registry.upsert(
+            ExpertEntry(
+                expert_id=expert_id,
+                expert_uid=expert.uid,
+                description=f"Imported from {file.name}",
+                goals=tuple(str(goal) for goal in header["goals"]),
+                performance_metrics=header["metrics"],
+                checkpoint_path=str(target),
+                base_fingerprint=str(header["base"].get("fingerprint", "")),
+                tokenizer_fingerprint=header["tokenizer_fingerprint"],
+                training_config=header["training"],
+            )
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def note_use(root: Path, model: Any) -> list[str]:
+    """Add to the registry how much each attached expert was heard since the last call; returns a line for each.
+
+    Best effort: what was generated is not lost because the registry cannot be written.
+    """
+    lines = []
+    for expert in getattr(model, "subbrains", {}).values():
+        lines.append(f"{expert.expert_id}: heard at {expert.heard} of {expert.asked} tokens")
+        if expert.heard:
+            with suppress(ChronoMoEError, OSError):
+                registry = Registry(root)
+                for entry in registry.entries():
+                    if entry.expert_uid == expert.uid:
+                        registry.record_use(entry.expert_id, expert.heard, expert.weight_heard / expert.heard)
+        expert.heard, expert.weight_heard, expert.asked = 0, 0.0, 0
+    return lines
+
+
+def gate_along(root: Path, expert_id: str, brain: str, text: str) -> dict[str, Any]:
+    """What an attached expert's gate makes of a text: its running log-odds at each token, and where it opens."""
+    import torch
+
+    from chronomoe.experts.training import gate_inputs
+
+    model, tokenizer = load_brain(existing_brain(root, brain))
+    if getattr(model, "subbrains", None) is None:
+        raise ConfigError(
+            f"no expert is attached to {brain}; `aios experts attach {expert_id} --brain {brain}` does it."
+        )
+    gate = model.subbrains.by_id(expert_id).gate
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError("the text is empty; give some.")
+    room = model.config.max_position_embeddings - 1
+    tokens = torch.tensor([[tokenizer.eos_token_id, *ids[:room]]], device=model.device)
+    with torch.no_grad():
+        odds, _ = gate.log_odds(gate.evidence(gate_inputs(model, gate.layer, tokens)))
+    return {
+        "tokens": [tokenizer.decode([token]) for token in tokens[0].tolist()],
+        "log_odds": [round(value, 4) for value in odds[0].tolist()],
+        "threshold": float(gate.threshold),
+        "open": (odds[0] > gate.threshold).tolist(),
+    }
+
+
+def _finished(bundle: Path) -> Path:
+    if not any(bundle.glob("model*.safetensors")) or trained_further(bundle):
+        raise CheckpointError(f"{bundle.name} is still in training; finish it (--resume) before you attach an expert.")
+    return bundle
+
+
+def _name(bundle: Path) -> str:
+    return f"{bundle.parent.name}/{bundle.name}"

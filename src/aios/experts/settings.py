@@ -1,0 +1,53 @@
+"""Settings of expert-only training. Imports nothing heavy: the command line shows it at once."""
+
+import dataclasses
+from pathlib import Path
+
+from aios.brains.settings import Given
+from chronomoe.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertTraining(Given):
+    """How one expert is trained."""
+
+    dataset_file: Path | None = None
+    """Text of the domain: a file, a folder, or prepared data."""
+    brain: str | None = None
+    """The brain it is trained in: its name, family/name or path."""
+    anchor_file: Path | None = None
+    """General text on which the expert shall change nothing. [the brain's own training data, if it is there]"""
+    steps: int = 400
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Sequences per step."""
+    max_seq_len: int = 128
+    """Tokens per sequence."""
+    lr: float = 2e-3
+    """Learning rate."""
+    redraw: float = 0.5
+    """Share of the hidden units drawn anew; the rest is a copy of the base's most used expert."""
+    anchor_weight: float = 1.0
+    """Weight of the anchor: KL between the base and the base with the expert, on general text."""
+    false_alarm: float = 0.02
+    """Share of general tokens at which the domain gate may open, at most, in each domain of the base."""
+    harm_kl: float = 0.003
+    """What those may do to the base's output, nats per token of KL, at most."""
+    eval_tokens: int = 32768
+    """Held-out tokens per domain used to evaluate before and after."""
+    calibration_windows: int = 300
+    """Sequences per general domain the gate is fitted and calibrated on."""
+    default_goal: str | None = None
+    """Goal the expert is for."""
+    log_file: Path | None = None
+    """Metrics, one JSON object a line, appended. [metrics.jsonl beside the expert]"""
+    seed: int = 0
+    """Seed of initialisation and data order."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "max_seq_len", "calibration_windows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, high in (("redraw", 1.0), ("false_alarm", 1.0), ("harm_kl", 1e9), ("anchor_weight", 1e9)):
+            if not 0 <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and {high:g}.")
