@@ -1,0 +1,74 @@
+"""The domain gate: its formula, its state, what it is fitted and calibrated to."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chronomoe.experts.gate import DomainGate, false_alarm_threshold
+
+
+def gate(leak=0.9, prior=0.0):
+    made = DomainGate(8)
+    made.leak.fill_(leak)
+    made.prior.fill_(prior)
+    return made
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 1.0), st.floats(-3, 3), st.booleans())
+def test_log_odds_are_the_recurrence_of_the_formula(seed, leak, prior, padded):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 11, generator=generator)
+    counted = torch.rand(2, 11, generator=generator) < 0.7 if padded else torch.ones(2, 11, dtype=torch.bool)
+    found, state = gate(leak, prior).log_odds(x, counted)
+    for row in range(2):
+        s = n = 0.0
+        for place in range(11):
+            if counted[row, place]:
+                s, n = leak * s + x[row, place].item(), leak * n + 1
+            assert found[row, place].item() == pytest.approx((s + prior) / math.sqrt(n + 4), rel=1e-4, abs=1e-4)
+        assert state[row].tolist() == pytest.approx([s, n], rel=1e-4, abs=1e-4)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 10))
+def test_in_two_parts_as_in_one(seed, cut):
+    x = torch.randn(3, 11, generator=torch.Generator().manual_seed(seed))
+    whole, last = gate().log_odds(x)
+    first, state = gate().log_odds(x[:, :cut])
+    second, end = gate().log_odds(x[:, cut:], state_B2=state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(end, last, rtol=1e-4, atol=1e-4)
+
+
+def test_the_discriminant_tells_what_it_was_fitted_to():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(8, 8, generator=generator)
+    shifts = torch.randn(3, 8, generator=generator)
+    draw = lambda k, n: (torch.randn(n, 8, generator=generator) + shifts[k]) @ mixing  # noqa: E731
+    made = gate()
+    made.fit(draw(0, 2000), [draw(1, 2000), draw(2, 500)])
+    evidence = [made.evidence(draw(k, 1000)).mean().item() for k in range(3)]
+    assert evidence[0] > 0 > max(evidence[1:])
+    # A shift of everything is no evidence of anything.
+    moved = gate()
+    moved.fit(draw(0, 2000) + 5, [draw(1, 2000) + 5, draw(2, 500) + 5])
+    assert moved.evidence(draw(0, 1000) + 5).mean() > 0 > moved.evidence(draw(1, 1000) + 5).mean()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.01, 0.02, 0.3]))
+def test_no_domain_has_more_false_alarms_than_allowed(seed, share):
+    generator = torch.Generator().manual_seed(seed)
+    odds = [torch.randn(300, generator=generator), 2 + torch.randn(200, generator=generator)]
+    threshold = false_alarm_threshold(odds, share)
+    assert max(float((values > threshold).float().mean()) for values in odds) <= share + 1e-6
+    assert share == 0 or float((odds[1] > threshold).float().mean()) >= share - 2 / 200
+
+
+def test_a_goal_is_a_head_start_in_nats_that_evidence_can_take_back():
+    x = torch.full((1, 30), -0.5)
+    without, _ = gate().log_odds(x)
+    hopeful, _ = gate(prior=3.0).log_odds(x)
+    assert without[0, 0] < 0 < hopeful[0, 0]
+    assert hopeful[0, -1] < 0
