@@ -269,7 +269,6 @@ def test_flags_that_cannot_be_honoured_are_refused_by_name(hrm, here, flag):
         (["--device", "cuda"], 2, "no cuda device"),
         (["--device", "toaster"], 2, "no device 'toaster'"),
         (["--use-8bit-optimizer"], 2, "bitsandbytes"),
-        (["--expert-id", "x"], 2, "--expert-id"),
         (["--brain-name", "../x"], 2, "is not a name"),
         (["--student-init", "nowhere.safetensors"], 1, "nowhere.safetensors"),
     ],
@@ -420,3 +419,37 @@ def test_help_is_short_to_wait_for_and_names_the_flags(aios):
     assert outcome.code == 0
     for flag in ("--no-moe", "--num-experts-per-tok", "--moe-capacity-factor", "--expert-id", "--default-goal"):
         assert flag in outcome.out
+
+
+def test_the_quick_expert_of_the_seed(aios, here):
+    """As written, but for a width that takes seconds."""
+    tiny = ("--hidden-size", 32, "--num-heads", 4)
+    log = "artifacts/experts/test-expert-004/metrics.jsonl"
+    options = ("--steps", 3, "--batch-size", 2, "--expert-id", "test-expert-004")
+    goal = ("--default-goal", "Improve summarization quality", "--log-file", log)
+    outcome = aios(*SEED_RUN, *options, *goal, *tiny)
+    assert outcome.code == 0, outcome.err
+    assert "will not transfer" in outcome.out
+    assert (here / "artifacts/experts/test-expert-004/expert.safetensors").is_file()
+    (entry,) = json.loads((here / "artifacts/experts/registry.json").read_text())["experts"]
+    assert entry["expert_id"] == "test-expert-004"
+    assert entry["goals"] == ["Improve summarization quality"]
+    assert entry["is_active"]
+    assert not entry["is_frozen"]
+    assert entry["training_config"]["steps"] == 3
+    assert [record["step"] for record in records(here / log, "train")] == [1, 2, 3]
+    assert not (here / "artifacts/brains/actv1").exists()
+    assert aios(*SEED_RUN, *options, "--resume").code == 2
+    assert aios(*SEED_RUN, "--anchor-file", TEXT).code == 2
+
+
+def test_an_expert_of_a_brain_that_halts(hrm, aios, here):
+    assert hrm("--steps", 3, "--brain-name", "thinker").code == 0
+    outcome = hrm("--steps", 3, "--brain-name", "thinker", "--expert-id", "one", "--anchor-file", TEXT, small=False)
+    assert outcome.code == 0, outcome.err
+    assert aios("experts", "attach", "one", "--brain", "thinker").code == 0
+    assert aios("generate", "thinker", "--max-new-tokens", 3).code == 0
+    weights = here / "artifacts/brains/actv1/thinker/model.safetensors"
+    before = weights.read_bytes()
+    assert aios("experts", "detach", "one", "--brain", "thinker").code == 0
+    assert weights.read_bytes() == before

@@ -1,0 +1,169 @@
+"""An expert's life in a workspace: trained, attached, used, changed, detached, sent elsewhere; and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from aios.brains.bundle import exclusive, load_brain
+from aios.experts.registry import Registry
+
+TRAIN = ("--steps", 4, "--batch-size", 2, "--max-seq-len", 32, "--eval-tokens", 300, "--calibration-windows", 12)
+
+
+@pytest.fixture
+def root(brain):
+    return brain.parents[3]
+
+
+@pytest.fixture
+def expert(aios, root, brain):
+    """A workspace with a trained expert that is attached to nothing."""
+    text = root / "training_data/licences"
+    outcome = aios(
+        "experts", "train", "laws", "--brain", "straight", "--dataset-file", text, "--root", root, *TRAIN,
+        "--default-goal", "Read laws",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert f"Next: aios experts attach laws --brain straight --root {root}" in outcome.out
+    return root / "artifacts/experts/laws/expert.safetensors"
+
+
+def files(bundle):
+    return {path.relative_to(bundle): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+def logits(bundle):
+    model, _ = load_brain(bundle)
+    with torch.no_grad():
+        return model(torch.arange(20).unsqueeze(0)).logits
+
+
+def test_training_writes_the_expert_and_the_registry(aios, root, brain, expert):
+    entry = Registry(root).get("laws")
+    assert entry.version == 1
+    assert entry.goals == ("Read laws",)
+    assert entry.checkpoint_path == "artifacts/experts/laws/expert.safetensors"
+    assert entry.training_config["steps"] == 4
+    assert set(entry.performance_metrics["before"]) == {"domain", "oratory", "python", "licences"}
+    assert entry.performance_metrics["always_open"]["domain"] != entry.performance_metrics["before"]["domain"]
+    records = [json.loads(line) for line in expert.with_name("metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["event"] == "train"] == [1, 2, 3, 4]
+    assert all("anchor_kl" in record for record in records if record["event"] == "train")
+    assert sorted(path.name for path in expert.parent.iterdir()) == ["expert.safetensors", "metrics.jsonl"]
+
+
+def test_attached_and_detached_a_brain_is_what_it_was_byte_for_byte(aios, root, brain, expert):
+    before, said = files(brain), logits(brain)
+    outcome = aios("experts", "attach", "laws", "--brain", "straight", "--root", root)
+    assert outcome.code == 0, outcome.err
+    assert Registry(root).get("laws").attached_to == ("mixtral/straight",)
+    assert {name: content for name, content in files(brain).items() if name in before} == before
+    model, _ = load_brain(brain)
+    model.subbrains.by_id("laws").forced = True
+    with torch.no_grad():
+        assert not torch.equal(model(torch.arange(20).unsqueeze(0)).logits, said)
+    assert aios("experts", "deactivate", "laws", "--root", root).code == 0
+    assert torch.equal(logits(brain), said)
+    assert aios("experts", "freeze", "laws", "--root", root).code == 0
+    model, _ = load_brain(brain)
+    assert not any(p.requires_grad for p in model.subbrains.by_id("laws").parameters())
+    outcome = aios("experts", "attach", "laws", "--brain", "straight", "--root", root)
+    assert (outcome.code, "attached to straight already" in outcome.err) == (2, True)
+    assert aios("experts", "detach", "laws", "--brain", "straight", "--root", root).code == 0
+    assert files(brain) == before
+    assert torch.equal(logits(brain), said)
+    assert Registry(root).get("laws").attached_to == ()
+    outcome = aios("experts", "detach", "laws", "--brain", "straight", "--root", root)
+    assert (outcome.code, "is not attached to straight" in outcome.err) == (2, True)
+
+
+def test_generating_counts_what_was_heard(aios, root, brain, expert):
+    assert aios("experts", "attach", "laws", "--brain", "straight", "--root", root).code == 0
+    found = json.loads(
+        aios("experts", "gate", "laws", "--brain", "straight", "--text", "Licence", "--json", "--root", root).out
+    )
+    assert len(found["tokens"]) == len(found["log_odds"]) == len(found["open"]) > 1
+    listed = json.loads((brain / "experts.json").read_text())["attached"][0]
+    weights = brain / f"experts/{listed['expert_uid']}.safetensors"
+    from chronomoe.experts.file import read_expert, save_expert
+
+    one, header = read_expert(weights)
+    one.gate.threshold.fill_(-1e9)
+    save_expert(one, header, weights)
+    assert aios("generate", "straight", "--max-new-tokens", 5, "--root", root).code == 0
+    stats = json.loads(aios("experts", "stats", "--json", "--root", root).out)
+    assert stats["usage"][0]["total_activations"] == 5, "the separator, and four of the five new tokens"
+    assert 0 < Registry(root).get("laws").avg_routing_weight < 1
+
+
+def test_a_new_version_keeps_what_training_does_not_change(aios, root, brain, expert):
+    uid, old = Registry(root).get("laws").expert_uid, expert.read_bytes()
+    again = ("experts", "train", "laws", "--brain", "straight", "--root", root, *TRAIN)
+    assert aios("experts", "freeze", "laws", "--root", root).code == 0
+    outcome = aios(*again, "--dataset-file", root / "training_data/licences")
+    assert (outcome.code, "is frozen" in outcome.err) == (2, True)
+    assert aios("experts", "unfreeze", "laws", "--root", root).code == 0
+    outcome = aios(*again, "--dataset-file", root / "nothing.txt")
+    assert outcome.code != 0
+    assert expert.read_bytes() == old
+    assert aios(*again, "--dataset-file", root / "training_data/python", "--seed", 1).code == 0
+    entry = Registry(root).get("laws")
+    assert (entry.version, entry.expert_uid, entry.goals) == (2, uid, ("Read laws",))
+    assert len(entry.training_datasets) == 2
+    assert expert.read_bytes() != old
+
+
+def test_an_expert_travels_as_a_file(aios, root, brain, expert, tmp_path):
+    out = tmp_path / "laws.safetensors"
+    assert aios("experts", "export", "laws", out, "--root", root).code == 0
+    assert out.read_bytes() == expert.read_bytes()
+    assert aios("experts", "export", "laws", out, "--root", root).code == 2
+    outcome = aios("experts", "import", out, "--id", "copy", "--root", root)
+    assert (outcome.code, "there is an expert laws already" in outcome.err) == (2, True)
+    assert aios("experts", "delete", "laws", "--yes", "--root", root).code == 0
+    assert aios("experts", "import", out, "--id", "copy", "--root", root).code == 0
+    assert aios("experts", "attach", "copy", "--brain", "straight", "--root", root).code == 0
+    assert aios("experts", "rename", "copy", "moved", "--root", root).code == 0
+    assert json.loads((brain / "experts.json").read_text())["attached"][0]["expert_id"] == "moved"
+    out.write_bytes(out.read_bytes()[:-7])
+    outcome = aios("experts", "import", out, "--id", "broken", "--root", root)
+    assert (outcome.code, "damaged" in outcome.err) == (1, True)
+    assert not (root / "artifacts/experts/broken").exists()
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_touched(aios, root, brain, expert, train):
+    attach = ("experts", "attach", "laws", "--root", root, "--brain")
+    assert train(root, "other", "--seed", 5).code == 0
+    before = files(brain.parent)
+    outcome = aios(*attach, "other")
+    assert (outcome.code, "trained in another base" in outcome.err) == (1, True)
+    assert aios(*attach, "nobody").code == 2
+    assert aios("experts", "attach", "nothing", "--brain", "straight", "--root", root).code == 2
+    with exclusive(brain):
+        outcome = aios(*attach, "straight")
+    assert (outcome.code, "another process" in outcome.err) == (1, True)
+    good = expert.read_bytes()
+    expert.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    outcome = aios(*attach, "straight")
+    assert (outcome.code, "changed after it was written" in outcome.err) == (1, True)
+    expert.write_bytes(good)
+    assert {name: content for name, content in files(brain.parent).items() if name in before} == before
+    assert not (brain / "experts.json").exists()
+    assert aios(*attach, "other", "--force").code == 0
+    assert json.loads((brain.parent / "other/experts.json").read_text())["attached"][0]["forced"] is True
+
+
+def test_an_expert_of_no_general_text_hears_only_a_goal(aios, root, brain, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(brain, alone)
+    shutil.rmtree(root / "training_data/prepared")
+    outcome = aios(
+        "experts", "train", "laws", "--brain", alone, "--dataset-file", root / "training_data/licences",
+        "--root", root, *TRAIN,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "No general text" in outcome.out
+    metrics = Registry(root).get("laws").performance_metrics
+    assert metrics["after"] == metrics["before"]
