@@ -3,11 +3,11 @@
     python -m experiments.sudoku            under 10 minutes on two cores; writes experiments/results/
     python -m experiments.sudoku --quick    few steps: does the script run?
 
-A text is a puzzle of 16 cells (0 for empty), a separator, and the puzzle again, where every cell is to be answered at
-once; loss and score are of those answers alone. Attention is causal, so an answer sees the whole puzzle and the answers
-in the making before it, not those after. Of the 12 grids that remain when digits are renamed (288 in all) a third is
-held out with all their renamings. Six givens, one solution. With so few grids this checks wiring and claims nothing
-about generalisation.
+A text is a puzzle of 16 cells (0 for empty), a separator, and the puzzle twice more; there every cell is to be answered
+at once. Loss is of both, the score of the last. Attention is causal, so an answer sees the puzzle, all answers in the
+making of the copy before, and those before it in its own. Eight givens, one solution. Of the 12 grids that remain when
+digits are renamed (288 in all) a third is held out with all their renamings. With so few grids this checks wiring and
+claims nothing about generalisation.
 """
 
 import argparse
@@ -24,12 +24,19 @@ from torch import Tensor
 from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
 
 RESULTS = Path(__file__).parent / "results"
-GIVENS, CELLS, SEPARATOR, VOCAB = 6, 16, 5, 6
+GIVENS, CELLS, SEPARATOR, VOCAB = 8, 16, 5, 6
+COPIES = 2
+"""Of the puzzle, to be answered."""
+SHAPE: dict[str, Any] = {
+    "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "h_layers": 2, "l_layers": 2,
+    "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 3, "use_moe": False, "num_experts": 4, "num_experts_per_tok": 1,
+    "pos_encodings": "learned", "grad_mode": "all", "max_position_embeddings": 64,
+}  # fmt: skip
+BATCH, RATE = 16, 1.5e-3
 ARMS: dict[str, dict[str, Any]] = {
-    "recursion, 3 segments": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3},
-    "single pass": {"H_cycles": 1, "L_cycles": 1, "halt_max_steps": 1},
-    "recursion, 1 segment": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 1},
-    "recursion, 3 segments, 4 experts": {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3, "use_moe": True},
+    "recursion, 3 segments": {},
+    "single pass": {"halt_max_steps": 1},
+    "recursion, 3 segments, 4 experts": {"use_moe": True},
 }
 
 
@@ -63,11 +70,11 @@ def puzzles(solved: Tensor, everything: Tensor, count: int, generator: torch.Gen
 
 
 def text_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids and labels (not to be shifted) of puzzles, both (count, 33)."""
+    """Token ids and labels (not to be shifted) of puzzles, both (count, 49)."""
     puzzle, answer = rows.split(CELLS, dim=1)
     separator = torch.full_like(puzzle[:, :1], SEPARATOR)
-    nothing = torch.full_like(puzzle, -100)
-    return torch.cat([puzzle, separator, puzzle], dim=1), torch.cat([nothing, nothing[:, :1], answer], dim=1)
+    nothing = torch.full((len(rows), CELLS + 1), -100)
+    return torch.cat([puzzle, separator, *[puzzle] * COPIES], dim=1), torch.cat([nothing, *[answer] * COPIES], dim=1)
 
 
 @torch.no_grad()
@@ -82,19 +89,15 @@ def solve(model: Any, rows: Tensor) -> tuple[float, float]:
 def run(name: str, steps: int, seed: int, solved: Tensor, classes: Tensor) -> dict[str, Any]:
     """Train and score one arm."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "h_layers": 1, "l_layers": 1}
-    options = {"use_moe": False, "num_experts": 4, "num_experts_per_tok": 1, **ARMS[name]}
-    config = HRMACTv1Config(
-        vocab_size=VOCAB, max_position_embeddings=64, pos_encodings="learned", grad_mode="all", **shape, **options
-    )
+    config = HRMACTv1Config(vocab_size=VOCAB, **{**SHAPE, **ARMS[name]})
     model = HRMACTv1ForCausalLM(config).train()
     held_out = classes % 3 == 0
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.05)
     began = time.perf_counter()
     for _ in range(steps):
-        tokens, labels = text_of(puzzles(solved[~held_out], solved, 64, generator))
+        tokens, labels = text_of(puzzles(solved[~held_out], solved, BATCH, generator))
         loss = model(tokens, shift_labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -118,9 +121,9 @@ def run(name: str, steps: int, seed: int, solved: Tensor, classes: Tensor) -> di
 def main() -> None:
     """Run every arm and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS)[:2])
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     solved, classes = grids()

@@ -58,9 +58,9 @@ SEED_RUN = [
     ids=["moe", "dense", "quickly"],
 )  # fmt: skip
 def test_the_commands_of_the_seed(aios, here, words):
-    """As written, but for a width that takes seconds."""
+    """As written, but for a width and a length that take seconds."""
     log = here / "artifacts/brains/actv1/metrics.jsonl"
-    tiny = ["--hidden-size", 32, "--num-heads", 4]
+    tiny = ["--hidden-size", 32, "--num-heads", 4, "--max-seq-len", 32]
     outcome = aios(*SEED_RUN, *words, "--log-file", "artifacts/brains/actv1/metrics.jsonl", *tiny)
     assert outcome.code == 0, outcome.err
     steps = records(log, "train")
