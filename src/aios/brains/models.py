@@ -52,7 +52,8 @@ def load_student(model: Any, source: Path) -> None:
             state = load_file(source)
         except Exception as error:
             raise CheckpointError(f"{source} holds no weights that can be read ({error}).") from error
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(("steering.", "controller."))}
+    others = ("steering.", "controller.", "subbrains.")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(others)}
     mine = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("steering.", "controller."))
     }

@@ -54,6 +54,7 @@ def rename(root: Path, brain: str, new: str) -> Path:
     with exclusive(bundle):
         pass  # nobody is training it
     bundle.rename(target)
+    _tell_experts(root, bundle, target)
     return target
 
 
@@ -68,7 +69,25 @@ def delete(root: Path, brain: str) -> Path:
         shutil.rmtree(grave)
     bundle.rename(grave)
     shutil.rmtree(grave)
+    _tell_experts(root, bundle, None)
     return bundle
+
+
+def _tell_experts(root: Path, bundle: Path, now: Path | None) -> None:
+    """The registry names brains that experts are attached to; this one has another name now, or is gone."""
+    from aios.experts.registry import Registry
+
+    registry, name = Registry(root), brain_name(bundle)
+    for entry in registry.entries():
+        if name in entry.attached_to:
+            registry.note_detached(entry.expert_id, name)
+            if now is not None:
+                registry.note_attached(entry.expert_id, brain_name(now))
+
+
+def brain_name(bundle: Path) -> str:
+    """family/name of a brain of the workspace."""
+    return f"{bundle.parent.name}/{bundle.name}"
 
 
 def export(root: Path, brain: str, out: Path) -> str:
@@ -80,6 +99,10 @@ def export(root: Path, brain: str, out: Path) -> str:
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another folder.")
     model, tokenizer = load_brain(bundle)
+    if getattr(model, "subbrains", None) is not None:
+        raise ConfigError(
+            "transformers has no experts behind a gate: detach them from this brain before you export it."
+        )
     if model.config.model_type == "hrm_actv1":
         plain = model.config.halt_max_steps == 1 and not model.config.use_moe
         equal = model.config.h_layers == model.config.l_layers and model.config.pos_encodings == "rope"

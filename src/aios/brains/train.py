@@ -21,6 +21,7 @@ from aios.brains.settings import SHAPES, Run
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.experts.bundle import read_list
 from chronomoe.storage import disk_full_explained
 from chronomoe.training.checkpoint import list_checkpoints
 from chronomoe.training.loading import PackedDataset, heldout_windows
@@ -128,6 +129,10 @@ def check_place(bundle: Path, run: Run) -> None:
     """Nothing trained may be in the way of a new run, and something must be there to resume."""
     places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
     if run.settings.resume:
+        if attached := read_list(bundle):
+            raise ConfigError(
+                f"expert {attached[0]['expert_id']} is attached to these weights; detach it before you train them on."
+            )
         if not list_checkpoints(bundle / run.training.checkpoint_dir):
             instead = "leave out --resume to begin it again, or choose another name"
             if any(bundle.glob("model*.safetensors")):

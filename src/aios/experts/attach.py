@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
-from aios.brains.shelf import existing_brain
+from aios.brains.shelf import brain_name, existing_brain
 from aios.experts.entry import now
 from aios.experts.registry import ExpertEntry, Registry, checkpoint_file, expert_folder
 from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
@@ -29,7 +29,7 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
     from aios.data.tokenizers import tokenizer_fingerprint
     from chronomoe.experts.attachment import attach_expert
     from chronomoe.experts.bundle import FOLDER, read_list, write_list
-    from chronomoe.experts.file import read_expert, refuse_misfit
+    from chronomoe.experts.file import base_fingerprint, read_expert, refuse_misfit
 
     registry = Registry(root)
     entry, bundle = registry.get(expert_id), existing_brain(root, brain)
@@ -44,12 +44,14 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
             raise ConfigError(f"expert {expert_id} is attached to {brain} already.")
         model, _ = load_brain(bundle)
         refuse_misfit(header, model, tokenizer_fingerprint(folder), force=force)
+        fingerprint = base_fingerprint(model)
         attach_expert(model, expert)
         with whole_file(folder / FOLDER / f"{expert.uid}.safetensors") as copy:
             copy.write(file.read_bytes())
         record: dict[str, Any] = {"expert_id": expert_id, "expert_uid": expert.uid, "active": entry.is_active}
-        write_list(folder, [*listed, record | {"frozen": entry.is_frozen, "attached_at": now(), "forced": force}])
-        return registry.note_attached(expert_id, _name(bundle))
+        record |= {"frozen": entry.is_frozen, "base_fingerprint": fingerprint, "attached_at": now(), "forced": force}
+        write_list(folder, [*listed, record])
+        return registry.note_attached(expert_id, brain_name(bundle))
 
 
 def detach(root: Path, expert_id: str, brain: str) -> str:
@@ -67,7 +69,7 @@ def detach(root: Path, expert_id: str, brain: str) -> str:
         write_list(folder, [one for one in listed if one["expert_uid"] != uids[0]])
     for entry in registry.entries():
         if entry.expert_uid == uids[0]:
-            registry.note_detached(entry.expert_id, _name(bundle))
+            registry.note_detached(entry.expert_id, brain_name(bundle))
     return str(uids[0])
 
 
@@ -189,7 +191,3 @@ def _finished(bundle: Path) -> Path:
     if not any(bundle.glob("model*.safetensors")) or trained_further(bundle):
         raise CheckpointError(f"{bundle.name} is still in training; finish it (--resume) before you attach an expert.")
     return bundle
-
-
-def _name(bundle: Path) -> str:
-    return f"{bundle.parent.name}/{bundle.name}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.attachment import attach_expert
-from chronomoe.experts.file import read_expert, save_expert
+from chronomoe.experts.file import base_fingerprint, read_expert, save_expert
 from chronomoe.storage import write_json
 
 LIST = "experts.json"
@@ -52,20 +52,29 @@ def save_attached(model: Any, folder: Any) -> None:
     subbrains = getattr(model, "subbrains", None)
     if subbrains is None:
         return
-    entries = []
+    entries, fingerprint = [], base_fingerprint(model)
     for expert in subbrains.attached:
         save_expert(expert, expert.header, Path(folder) / FOLDER / f"{expert.uid}.safetensors")
-        entries.append(
-            {"expert_id": expert.expert_id, "expert_uid": expert.uid, "active": expert.active} | expert.attachment
-        )
+        known = {"expert_id": expert.expert_id, "expert_uid": expert.uid, "active": expert.active}
+        entries.append(expert.attachment | known | {"base_fingerprint": fingerprint})
     write_list(Path(folder), entries)
 
 
 def load_attached(model: Any, folder: Any) -> None:
-    """Attach to ``model`` the experts saved beside it, in their order."""
-    for entry in read_list(Path(folder)):
+    """Attach to ``model`` the experts saved beside it, in their order.
+
+    Raises :class:`CheckpointError` when the list or an expert is damaged, or the model's weights are others than those
+    the experts were attached to.
+    """
+    entries = read_list(Path(folder))
+    fingerprint = base_fingerprint(model) if entries else ""
+    for entry in entries:
         expert, header = read_expert(Path(folder) / FOLDER / f"{entry['expert_uid']}.safetensors")
-        expert.header, expert.active = header, bool(entry.get("active", True))
-        expert.attachment = {name: entry[name] for name in entry if name not in ("expert_id", "expert_uid", "active")}
+        if entry.get("base_fingerprint") != fingerprint:
+            raise CheckpointError(
+                f"the weights in {folder} are not those expert {entry['expert_id']} was attached to; detach it."
+            )
+        expert.expert_id, expert.header, expert.attachment = entry["expert_id"], header, entry
+        expert.active = bool(entry.get("active", True))
         expert.freeze(bool(entry.get("frozen", False)))
         attach_expert(model, expert)

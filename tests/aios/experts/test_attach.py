@@ -79,6 +79,29 @@ def test_attached_and_detached_a_brain_is_what_it_was_byte_for_byte(aios, root, 
     assert (outcome.code, "is not attached to straight" in outcome.err) == (2, True)
 
 
+def test_a_brain_with_experts_is_not_trained_on_nor_exported_and_may_be_renamed(aios, root, brain, expert, tmp_path):
+    assert aios("experts", "attach", "laws", "--brain", "straight", "--root", root).code == 0
+    outcome = aios("train", "--root", root, "--name", "straight", "--resume", "--max-steps", 30)
+    assert (outcome.code, "detach it before" in outcome.err) == (2, True)
+    outcome = aios("brains", "export-hf", "straight", tmp_path / "out", "--root", root)
+    assert (outcome.code, "detach them" in outcome.err) == (2, True)
+    assert aios("brains", "rename", "straight", "better", "--root", root).code == 0
+    assert Registry(root).get("laws").attached_to == ("mixtral/better",)
+    better = brain.with_name("better")
+    weights = better / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    good = weights.read_bytes()
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    outcome = aios("generate", "better", "--root", root)
+    assert (outcome.code, "are not those expert laws was attached to" in outcome.err) == (1, True)
+    weights.write_bytes(good)
+    assert aios("brains", "delete", "better", "--yes", "--root", root).code == 0
+    assert Registry(root).get("laws").attached_to == ()
+
+
 def test_generating_counts_what_was_heard(aios, root, brain, expert):
     assert aios("experts", "attach", "laws", "--brain", "straight", "--root", root).code == 0
     found = json.loads(
