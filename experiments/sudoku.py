@@ -121,7 +121,7 @@ def run(name: str, steps: int, seed: int, solved: Tensor, classes: Tensor) -> di
 def main() -> None:
     """Run every arm and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="*", default=list(ARMS)[:2])
     parser.add_argument("--quick", action="store_true")
