@@ -93,7 +93,7 @@ def test_a_brain_with_experts_is_not_trained_on_nor_exported_and_may_be_renamed(
 
     tensors = load_file(weights)
     good = weights.read_bytes()
-    tensors["lm_head.weight"][0, 0] += 1
+    tensors["model.embed_tokens.weight"][0, 0] += 1
     save_file(tensors, weights, {"format": "pt"})
     outcome = aios("generate", "better", "--root", root)
     assert (outcome.code, "are not those expert laws was attached to" in outcome.err) == (1, True)
