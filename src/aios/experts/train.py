@@ -66,13 +66,16 @@ def _train(
     blocks = moe_layers(model)
     if not blocks:
         raise ConfigError("this brain has no experts to train another one beside; `aios brains upcycle` gives it some.")
+    gate_layer = min(1, len(blocks) - 1)
+    # Before the gate has heard anything nobody is open; a recurrent model comes by its first layers again.
+    recurrent = getattr(model.model, "routing_depths", 1) > 1
     expert = DomainExpert(
         expert_id,
         hidden_size=model.config.hidden_size,
         width=blocks[0].experts.intermediate_dim,
-        layers=range(len(blocks)),
+        layers=range(0 if recurrent else gate_layer, len(blocks)),
         act=model.config.hidden_act,
-        gate_layer=min(1, len(blocks) - 1),
+        gate_layer=gate_layer,
         uid=None if known is None else known.expert_uid,
     )
     base = base_of(model)
@@ -202,6 +205,7 @@ def _run(
 def _base(root: Path, settings: ExpertTraining, base: tuple[Any, Path] | None) -> tuple[Any, Path, Path | None]:
     """Model, folder of its tokenizer, and the prepared data it was trained on if that is still there."""
     from aios.brains.bundle import find_brain, load_brain, model_folder, read_run
+    from chronomoe.experts.attachment import detach_expert
 
     if base is not None:
         return *base, None
@@ -209,8 +213,8 @@ def _base(root: Path, settings: ExpertTraining, base: tuple[Any, Path] | None) -
         raise ConfigError("name the brain the expert is trained in with --brain.")
     bundle = find_brain(root, settings.brain)
     model, _ = load_brain(bundle)
-    for attached in list(getattr(model, "subbrains", {}).values()):
-        attached.active = False  # the base alone is what it learns in
+    for uid in list(getattr(model, "subbrains", {})):
+        detach_expert(model, uid)  # the base alone is what it learns in
     folder, data = model_folder(bundle), None
     if (bundle / "run.json").is_file():
         run = read_run(bundle)

@@ -65,7 +65,7 @@ class ExpertTrainee(nn.Module):
     ) -> Any:
         """A training loss: mean over predicted tokens, plus the anchor's KL."""
         base: Any = vars(self)["base"]
-        expert = self.expert
+        expert, before = self.expert, self.expert.forced
         expert.forced = True
         try:
             output = base(input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, use_cache=False)
@@ -80,7 +80,7 @@ class ExpertTrainee(nn.Module):
                 output.loss = output.loss + self.anchor_weight * share * divergence
                 self.terms["anchor_kl"] = divergence.detach() * share
         finally:
-            expert.forced = None
+            expert.forced = before
         return output
 
     @property

@@ -131,6 +131,7 @@ def test_a_new_version_keeps_what_training_does_not_change(aios, root, brain, ex
     outcome = aios(*again, "--dataset-file", root / "nothing.txt")
     assert outcome.code != 0
     assert expert.read_bytes() == old
+    assert aios("experts", "attach", "laws", "--brain", "straight", "--root", root).code == 0
     assert aios(*again, "--dataset-file", root / "training_data/python", "--seed", 1).code == 0
     entry = Registry(root).get("laws")
     assert (entry.version, entry.expert_uid, entry.goals) == (2, uid, ("Read laws",))
