@@ -6,6 +6,7 @@ wrapper for tuning a whole model live here because they are baselines, not featu
 """
 
 import copy
+import json
 import math
 import tempfile
 import time
@@ -24,8 +25,9 @@ from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.experts.expert import DomainExpert, LayerExpert
 from chronomoe.experts.gate import false_alarm_threshold
 from chronomoe.experts.training import ANCHOR_PART, WithAnchor, begin, gate_inputs, kl, trainee
-from chronomoe.storage import whole_directory, whole_file
+from chronomoe.storage import whole_directory
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from chronomoe.training.checkpoint import read_tensors, save_tensors
 from chronomoe.training.loading import PackedDataset
 from chronomoe.training.token_store import TokenStore
 
@@ -183,19 +185,20 @@ class School:
 
     def _kept(self, name: str, empty: Callable[[], Any], run: Callable[[int], tuple[Any, float, int]]) -> Any:
         """The arm's module, trained for the expert's time (the expert: for its steps)."""
-        file = self.folder / f"{name}.pt"
-        if file.is_file():
-            found = torch.load(file, weights_only=True)
+        place = self.folder / name
+        if place.is_dir():
+            found = json.loads((place / "cost.json").read_text())
             module = empty()
-            module.load_state_dict(found.pop("state"))
+            module.load_state_dict(read_tensors(place / "state.safetensors"))
         else:
             steps = self.expert_steps
             if name != "expert":
                 steps = max(2, round(self.costs["expert"]["seconds"] / run(self.probe)[1]))
             module, each, size = run(steps)
             found = {"steps": steps, "seconds": each * steps, "parameters": size}
-            with whole_file(file) as opened:
-                torch.save({**found, "state": module.state_dict()}, opened)
+            with whole_directory(place) as stage:
+                save_tensors(stage / "state.safetensors", module.state_dict())
+                (stage / "cost.json").write_text(json.dumps(found))
         self.costs[name] = found
         print(f"  seed {self.seed}: {name}, {found}", flush=True)
         return module.eval()

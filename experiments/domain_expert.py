@@ -3,7 +3,7 @@
     python -m experiments.domain_expert --folder F    see --help; half an hour to an hour a seed; writes results/
     python -m experiments.domain_expert --quick       a minute: does every arm run? Its figures mean nothing.
 
-With --folder all that is prepared and trained stays there (F/base, F/lic, F/seed0/base, F/seed0/*.pt,
+With --folder all that is prepared and trained stays there (F/base, F/lic, F/seed0/base, F/seed0/<arm>,
 F/seed0/result.json), and a run that was interrupted goes on where it was.
 
 Text. Held-out documents are evaluated as sequences of their own, cut at 128 tokens, the first token predicted from the

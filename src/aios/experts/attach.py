@@ -12,11 +12,9 @@ from typing import Any
 from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
 from aios.brains.shelf import brain_name, existing_brain
 from aios.experts.entry import now
-from aios.experts.registry import ExpertEntry, Registry, checkpoint_file, expert_folder
+from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder
 from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
 from chronomoe.storage import whole_file
-
-WEIGHTS = "expert.safetensors"
 
 
 def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> ExpertEntry:
@@ -155,8 +153,8 @@ def note_use(root: Path, model: Any) -> list[str]:
                 registry = Registry(root)
                 for entry in registry.entries():
                     if entry.expert_uid == expert.uid:
-                        registry.record_use(entry.expert_id, expert.heard, expert.weight_heard / expert.heard)
-        expert.heard, expert.weight_heard, expert.asked = 0, 0.0, 0
+                        registry.record_use(entry.expert_id, expert.heard, expert.mean_mixing)
+        expert.heard, expert.asked = 0, 0
     return lines
 
 

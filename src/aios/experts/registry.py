@@ -22,6 +22,8 @@ from aios.workspace import Workspace, plain_name
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.storage import write_json
 
+WEIGHTS = "expert.safetensors"
+"""An expert's file in its folder."""
 PATIENCE = 60.0
 """Seconds to wait for other processes."""
 _ASIDE = ".aside-"

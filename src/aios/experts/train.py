@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aios.experts.entry import now
-from aios.experts.registry import ExpertEntry, Registry, expert_folder
+from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder
 from aios.experts.settings import ExpertTraining
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError, DataError
@@ -16,7 +16,6 @@ from chronomoe.training.token_store import TokenStore
 
 Show = Callable[[str], None]
 DOMAIN, GENERAL = "domain", "general"
-WEIGHTS = "expert.safetensors"
 
 
 def train_expert(

@@ -84,6 +84,8 @@ def detach_expert(model: Any, expert_id: str) -> DomainExpert:
     if not len(model.subbrains):
         for handle in vars(model).pop("_subbrain_hooks"):
             handle.remove()
+        for module in (getattr(model, "model", model), *moe_layers(model)):
+            vars(module).pop("_subbrains")
         del model.subbrains
     return expert
 
@@ -161,7 +163,6 @@ def _listen(expert: DomainExpert, hearing: Hearing, h_BSD: Tensor, counted_T: Te
     if expert.forced is None:
         expert.asked += open_BS.numel() if counted_T is None else int(counted_T.sum())
         expert.heard += len(index_T)
-        expert.weight_heard += len(index_T) * expert.mean_mixing
 
 
 class _WithGateStates:

@@ -62,8 +62,8 @@ class DomainExpert(nn.Module):
         self.active = True
         self.forced: Tensor | bool | None = None
         """Where to be heard whatever the gate says, (batch, sequence) or everywhere; None asks the gate."""
-        self.heard, self.weight_heard, self.asked = 0, 0.0, 0
-        """Tokens the gate was open at, sum of the mean mixing weight there, tokens the gate was asked about."""
+        self.heard, self.asked = 0, 0
+        """Tokens the gate was open at, and tokens it was asked about."""
 
     @property
     def layer_numbers(self) -> list[int]:
@@ -73,10 +73,8 @@ class DomainExpert(nn.Module):
     @property
     def mean_mixing(self) -> float:
         """Mean mixing weight over its layers."""
-        return torch.stack([layer.mixing.detach().sigmoid() for layer in self._networks()]).mean().item()
-
-    def _networks(self) -> list[Any]:
-        return list(self.layers.values())
+        networks: list[Any] = list(self.layers.values())
+        return torch.stack([network.mixing.detach().sigmoid() for network in networks]).mean().item()
 
     def freeze(self, frozen: bool = True) -> None:
         """Frozen weights get no gradient and no update."""
@@ -87,20 +85,26 @@ class DomainExpert(nn.Module):
     def begin_from(self, sources: dict[int, tuple[Tensor, Tensor]], redraw: float, generator: torch.Generator) -> None:
         """Copy an expert of the base into each layer, and draw a share ``redraw`` of its hidden units anew.
 
-        ``sources``: layer -> (gate_up (2 F, D), down (D, F)) as transformers keeps them. New values come from a normal
-        distribution with the mean and deviation of the old (drop-upcycling, Nakamura et al. 2025, section 3.2).
+        ``sources``: layer -> (gate_up (2 F, D), down (D, F)) as transformers keeps them; see :func:`redraw_units`
+        (drop-upcycling, Nakamura et al. 2025).
         """
         for number, (gate_up, down) in sources.items():
             network: Any = self.layers[str(number)]
-            w1, w3 = gate_up.float().chunk(2)
-            weights = [w1.clone(), w3.clone(), down.float().clone()]
-            units = torch.randperm(self.width, generator=generator)[: round(redraw * self.width)]
-            for matrix, units_first in zip(weights, (True, True, False), strict=True):
-                part = matrix[units] if units_first else matrix[:, units]
-                fresh = torch.randn(part.shape, generator=generator).to(part) * matrix.std() + matrix.mean()
-                if units_first:
-                    matrix[units] = fresh
-                else:
-                    matrix[:, units] = fresh
-            for linear, matrix in zip((network.w1, network.w3, network.w2), weights, strict=True):
+            linears = (network.w1, network.w3, network.w2)
+            for linear, matrix in zip(linears, (*gate_up.chunk(2), down), strict=True):
                 linear.weight.copy_(matrix)
+            units = (network.w1.weight, network.w3.weight, network.w2.weight.T)
+            redraw_units(units, round(redraw * self.width), generator)
+
+
+@torch.no_grad()
+def redraw_units(matrices: Sequence[Tensor], count: int, generator: torch.Generator) -> None:
+    """Draw ``count`` hidden units of a feed-forward network anew, in place, the same rows in all of ``matrices``.
+
+    Each has a row a unit; new values come from a normal distribution with the mean and deviation of its old ones.
+    """
+    chosen = torch.randperm(len(matrices[0]), generator=generator)[:count]
+    for matrix in matrices if count else ():
+        mean, deviation = float(matrix.float().mean()), float(matrix.float().std(correction=0))
+        fresh = torch.normal(mean, deviation, (count, matrix.shape[1]), generator=generator)
+        matrix[chosen] = fresh.to(matrix)

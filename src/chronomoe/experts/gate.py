@@ -41,10 +41,9 @@ class DomainGate(nn.Module):
     def log_odds(
         self, x_BS: Tensor, counted_BS: Tensor | None = None, state_B2: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Normalised running log-odds (B, S) without the prior's part, and the state (B, 2) after the last token.
+        """Normalised running log-odds (B, S), prior included, and the state (B, 2) after the last token.
 
-        ``state_B2`` is what an earlier call left: s and n. Add nothing to the result but compare it with
-        :attr:`threshold`; the prior is in it.
+        ``state_B2`` is what an earlier call left: s and n, which know nothing of the prior.
         """
         counted_BS = torch.ones_like(x_BS) if counted_BS is None else counted_BS.to(x_BS.dtype)
         length = x_BS.shape[1]

@@ -9,9 +9,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chronomoe.errors import ConfigError
+from chronomoe.experts.expert import redraw_units
 from chronomoe.hrm.config import HRMACTv1Config
 from chronomoe.hrm.model import HRMACTv1ForCausalLM
 
@@ -68,12 +69,4 @@ def _fill(moe: Any, dense: Any, units: int, generator: torch.Generator) -> None:
     for copies, weight in zip((gate, up, down), weights, strict=True):
         copies.copy_(weight)
     for expert in range(1, len(down)) if units else ():
-        chosen = torch.randperm(width, generator=generator)[:units]
-        # The same units in all three: rows of gate and up, columns of down.
-        for rows, weight in zip((gate[expert], up[expert], down[expert].T), weights, strict=True):
-            rows[chosen] = _like(weight, (units, rows.shape[1]), generator)
-
-
-def _like(weight: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    weight = weight.float()
-    return torch.normal(float(weight.mean()), float(weight.std(correction=0)), shape, generator=generator)
+        redraw_units((gate[expert], up[expert], down[expert].T), units, generator)

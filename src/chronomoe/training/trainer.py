@@ -240,6 +240,8 @@ class ChronoMoETrainer:
                 try:
                     output = self.wrapped(**call, num_items_in_batch=predicted.clamp(min=1))
                 except IndexError as error:
+                    if int(call["input_ids"].max()) < self.model.config.vocab_size:
+                        raise
                     raise DataError(f"a token of the batch is not in the model's vocabulary ({error}).") from error
                 # Data parallelism averages gradients over processes; the counts above are sums over them.
                 accelerator.backward(output.loss * accelerator.num_processes)

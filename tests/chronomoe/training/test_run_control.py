@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from chronomoe.errors import DataError
 from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
 from chronomoe.training.checkpoint import list_checkpoints
@@ -216,6 +217,12 @@ def test_usage_is_counted_once_whatever_happens_to_the_run(tmp_path):
     assert list(counted["stopped"]) == [5, 8, 10, 12]
     assert sum(counted["stopped"].values()) == sum(counted["whole"].values())
     assert counted["killed"] == counted["whole"]
+
+
+def test_a_token_outside_the_vocabulary_is_named(tmp_path):
+    rows = [{"input_ids": torch.full((16,), 99)} for _ in range(8)]
+    with pytest.raises(DataError, match="not in the model's vocabulary"):
+        build_trainer(tmp_path, data=rows).train()
 
 
 def test_masked_experts_are_not_dead_to_an_agent(tmp_path):
