@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.experts.expert import DomainExpert, LayerExpert
-from chronomoe.experts.gate import false_alarm_threshold
+from chronomoe.experts.gate import DomainGate, false_alarm_threshold
 from chronomoe.experts.training import ANCHOR_PART, WithAnchor, begin, gate_inputs, kl, trainee
 from chronomoe.storage import whole_directory
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
@@ -181,7 +181,9 @@ class School:
 
     def _make(self, kind: type[DomainExpert], name: str) -> Any:
         torch.manual_seed(self.seed)
-        return kind(name, hidden_size=self.model.config.hidden_size, width=WIDTH, layers=range(LAYERS), gate_layer=0)
+        return kind(
+            name, hidden_size=self.model.config.hidden_size, width=WIDTH, layers=range(1, LAYERS), gate_layers=(0, 1)
+        )
 
     def _kept(self, name: str, empty: Callable[[], Any], run: Callable[[int], tuple[Any, float, int]]) -> Any:
         """The arm's module, trained for the expert's time (the expert: for its steps)."""
@@ -262,7 +264,7 @@ def _size(module: nn.Module) -> int:
 class Gate:
     """How one arm decides where to speak."""
 
-    layer: int
+    layers: tuple[int, ...]
     leak: float
     false_alarm: float
     threshold: float
@@ -271,11 +273,9 @@ class Gate:
 
     def put_into(self, expert: DomainExpert) -> None:
         """Make the expert's own gate this one."""
-        gate = expert.gate
-        gate.layer = self.layer
+        gate = expert.gate = DomainGate(expert.hidden_size, self.layers)
         for name in ("leak", "threshold", "offset", "direction"):
-            buffer = getattr(gate, name)
-            buffer.copy_(torch.as_tensor(getattr(self, name)))
+            getattr(gate, name).copy_(torch.as_tensor(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class Arm:
         if self.gate is not None:
             self.gate.put_into(expert)
         else:
-            expert.gate.layer = 0
+            expert.gate = DomainGate(expert.hidden_size, (0, 1))
             expert.forced = in_domain or not self.oracle
         expert.active = True
         try:
@@ -312,12 +312,10 @@ class Arm:
 
 def thresholded(gate: Gate, odds: list[Tensor], false_alarm: float) -> Gate:
     """The gate with the threshold that so many tokens of each general text exceed at most."""
-    return Gate(
-        gate.layer, gate.leak, false_alarm, false_alarm_threshold(odds, false_alarm), gate.direction, gate.offset
-    )
+    return replace(gate, false_alarm=false_alarm, threshold=false_alarm_threshold(odds, false_alarm))
 
 
 def log_odds(model: Any, expert: DomainExpert, gate: Gate, windows: Tensor) -> Tensor:
     """Running log-odds (n, S) of windows from their beginning."""
     gate.put_into(expert)
-    return expert.gate.log_odds(expert.gate.evidence(gate_inputs(model, gate.layer, windows)))[0]
+    return expert.gate.log_odds(expert.gate.evidence(gate_inputs(model, gate.layers, windows)))[0]

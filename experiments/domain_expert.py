@@ -11,9 +11,9 @@ separator, at most 16 windows a document, spread over it; so every window knows 
 since the window began (a gate starts anew in each). Of each domain's held-out documents every second one is for
 choosing, the others are reported; reported documents that nearly repeat a training or choosing document are left out.
 
-Choosing. Where a row says "chosen", layer and false-alarm budget are those of the largest gain on the choosing
+Choosing. Where a row says "chosen", layers and false-alarm budget are those of the largest gain on the choosing
 documents among settings whose harm there, and on training windows of each base domain, is at most 0.4 % (0.1 % in
-hand); with none such, the least harm. The per-token threshold and the adapter take the expert's layer. Thresholds come
+hand); with none such, the least harm. The per-token threshold and the adapter take the expert's layers. Thresholds come
 from choosing documents and training windows, the strictest.
 
 Time. Processor time of training: the expert takes --expert-steps, other arms as many steps as cost the same.
@@ -41,6 +41,7 @@ from aios.experts.train import _windows
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.expert import DomainExpert
+from chronomoe.experts.gate import DomainGate
 from chronomoe.experts.training import calibrate, fit_gate, kl
 from chronomoe.storage import write_json
 from chronomoe.training.loading import IGNORED
@@ -52,6 +53,8 @@ BUDGETS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
 HARM, IN_HAND = 0.5, 0.4
 POSITIONS = (8, 16, 32, 64, 128)
 DRAWS = 2000
+LISTENED = ((0,), (1,), (0, 1), (0, 1, 2))
+LEAK = 0.99
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -95,12 +98,12 @@ class Chooser:
     def __init__(self, model: Any, texts: dict[str, Text]) -> None:
         self.model, self.texts = model, texts
         self.base = {name: nats(model, text) for name, text in texts.items()}
-        self.odds: dict[tuple[int, float], dict[str, Tensor]] = {}
+        self.odds: dict[tuple[tuple[int, ...], float], dict[str, Tensor]] = {}
         self.tried: dict[str, list[dict[str, Any]]] = {}
 
     def odds_of(self, gate: Gate, expert: DomainExpert) -> dict[str, Tensor]:
         """Log-odds of each text; they depend on the base and the gate alone."""
-        key = gate.layer, gate.leak
+        key = gate.layers, gate.leak
         if key not in self.odds:
             self.odds[key] = {name: log_odds(self.model, expert, gate, t.inputs) for name, t in self.texts.items()}
         return self.odds[key]
@@ -132,7 +135,7 @@ class Chooser:
                 found = self.changes(gate, expert)
                 harm, gain = max(value for name, value in found.items() if name != DOMAIN), -found[DOMAIN]
                 tried.append((harm, gain, gate))
-                self.tried.setdefault(label, []).append({"layer": gate.layer, "false_alarm": budget, **found})
+                self.tried.setdefault(label, []).append({"layers": gate.layers, "false_alarm": budget, **found})
         allowed = [one for one in tried if one[0] <= IN_HAND]
         return max(allowed, key=lambda one: one[1])[2] if allowed else min(tried, key=lambda one: one[0])[2]
 
@@ -142,7 +145,7 @@ def run_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, 
     torch.set_num_threads(1)
     place = folder / f"seed{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    settings = {name: getattr(options, name) for name in ("base_steps", "expert_steps", "gate_layers")}
+    settings = {name: getattr(options, name) for name in ("base_steps", "expert_steps")}
     if (place / "settings.json").is_file() and json.loads((place / "settings.json").read_text()) != settings:
         raise SystemExit(f"{place} was begun with other settings; give another --folder, or remove it.")
     write_json(place / "settings.json", settings)
@@ -155,7 +158,7 @@ def run_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, 
     model: Any = ChronovisorMixtralForCausalLM.from_pretrained(place / "base").eval()
     model.requires_grad_(True)
     windows = _windows(domain, SEQUENCE, options.windows, seed + 1)[DOMAIN]
-    general = _windows(base, SEQUENCE, options.windows, seed + 1)
+    general = _windows(base, SEQUENCE, 2 * options.windows, seed + 1)
     school = School(model, base, domain, place, seed, options.expert_steps, windows, options.probe, {})
     expert, adapter = school.beside("expert", DomainExpert), school.beside("adapter", Adapter)
     placebo = school.placebo(expert)
@@ -170,12 +173,14 @@ def run_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, 
         attach_expert(model, one)
         one.active = False
 
-    gates = []
-    for layer in options.gate_layers:
-        expert.gate.layer = layer
-        fit_gate(expert, model, windows, list(general.values()))
-        gate = expert.gate
-        gates.append(Gate(layer, 0.98, 1.0, math.inf, gate.direction.clone(), gate.offset.clone()))
+    def fitted(layers: tuple[int, ...], leak: float) -> Gate:
+        expert.gate = DomainGate(expert.hidden_size, layers)
+        expert.gate.leak.fill_(leak)
+        fit_gate(expert, model, windows, [text[: len(windows)] for text in general.values()])
+        return Gate(layers, leak, 1.0, math.inf, expert.gate.direction, expert.gate.offset)
+
+    gates = [fitted(layers, LEAK) for layers in options.listened]
+    general = {name: text[len(windows) :] for name, text in general.items()}
     stores = {DOMAIN: domain, **dict.fromkeys(GENERAL, base)}
     held = {
         kind: {name: documents(stores[name], name, split[name][kind], options.most) for name in (DOMAIN, *GENERAL)}
@@ -183,27 +188,27 @@ def run_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, 
     }
     chooser = Chooser(model, {**held["choosing"], **{f"{n}, training": anywhere(w) for n, w in general.items()}})
     chosen = chooser.choose("expert", expert, gates)
-    alone = dataclasses.replace(chosen, leak=0.0)
+    alone = fitted(chosen.layers, 0.0)
     token = chooser.choose("per-token", expert, [alone])
     same_token = chooser.at(alone, expert, chosen.false_alarm)
     for_adapter = chooser.choose("adapter", adapter, [chosen])
-    middle = next((gate for gate in gates if gate.layer == 1), gates[0])
+    usual = next((gate for gate in gates if gate.layers == (0, 1)), gates[0])
     shipped = []
     for harm_kl in (math.inf, 0.003):
-        middle.put_into(expert)
+        usual.put_into(expert)
         expert.active = True
         found = calibrate(model, expert, general, 0.02, harm_kl)
         expert.active = False
         alarms = max(found["measured_false_alarm"].values())
-        shipped.append(dataclasses.replace(middle, threshold=found["threshold"], false_alarm=alarms))
+        shipped.append(dataclasses.replace(usual, threshold=found["threshold"], false_alarm=alarms))
     arms = [
         Arm("expert, gate chosen", model, "expert", expert, chosen),
-        Arm("expert, gate as shipped at 2 % (layer 1)", model, "expert", expert, shipped[0]),
-        Arm("expert, gate as shipped at 2 %, KL .003 (layer 1)", model, "expert", expert, shipped[1]),
+        Arm("expert, gate as shipped at 2 %", model, "expert", expert, shipped[0]),
+        Arm("expert, gate as shipped at 2 %, KL .003", model, "expert", expert, shipped[1]),
         Arm("expert, oracle gate", model, "expert", expert, oracle=True),
         Arm("expert, always on", model, "expert", expert),
         Arm("placebo, the chosen gate", model, "", placebo, chosen),
-        Arm("expert, per token, the chosen gate's layer and false alarms", model, "expert", expert, same_token),
+        Arm("expert, per token, the chosen gate's layers and false alarms", model, "expert", expert, same_token),
         Arm("expert, per token, chosen", model, "expert", expert, token),
         Arm("adapter, gate chosen", model, "adapter", adapter, for_adapter),
         Arm("adapter, the expert's chosen gate", model, "adapter", adapter, chosen),
@@ -223,7 +228,7 @@ def run_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, 
     for arm in arms:
         if arm.gate is not None and arm.expert is not None:
             gate = arm.gate
-            result["gates"][arm.name] = {"layer": gate.layer, "leak": gate.leak, "false_alarm": gate.false_alarm}
+            result["gates"][arm.name] = {"layers": gate.layers, "leak": gate.leak, "false_alarm": gate.false_alarm}
             for name, text in held["reported"].items():
                 is_open = log_odds(model, arm.expert, gate, text.inputs) > gate.threshold
                 counts = text.targets != IGNORED
@@ -310,7 +315,7 @@ def table(runs: list[dict[str, Any]], split: dict[str, dict[str, Any]], options:
         *(f"| {arm} | {run['seed']} | {spoken([run], arm)} | {cost(run, arm)} |" for arm in arms for run in runs), "",
         "## Gates", "",
         f"Share open after {', '.join(map(str, POSITIONS))} tokens of a window, and of all tokens; reported text.", "",
-        "| arm | seed | layer | leak | calibrated false alarms | recall, licences | false alarms, oratory | "
+        "| arm | seed | layers | leak | calibrated false alarms | recall, licences | false alarms, oratory | "
         "false alarms, Python |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -321,16 +326,17 @@ def table(runs: list[dict[str, Any]], split: dict[str, dict[str, Any]], options:
                 f"{', '.join(f'{gate[name][str(p)]:.3f}' for p in POSITIONS)} ({gate[name]['all']:.4f})"
                 for name in names
             ]
-            numbers = f"{gate['layer']} | {gate['leak']:g} | {gate['false_alarm']:.4f}"
+            numbers = f"{' '.join(map(str, gate['layers']))} | {gate['leak']:g} | {gate['false_alarm']:.4f}"
             lines.append(f"| {arm} | {run['seed']} | {numbers} | {' | '.join(curves)} |")
     lines += ["", "## Tried in choosing: change of perplexity %", ""]
-    texts = [key for key in runs[0]["tried"]["expert"][0] if key not in ("layer", "false_alarm")]
-    lines += [f"| gate | seed | layer | false alarms | {' | '.join(texts)} |", "|---" * (4 + len(texts)) + "|"]
+    texts = [key for key in runs[0]["tried"]["expert"][0] if key not in ("layers", "false_alarm")]
+    lines += [f"| gate | seed | layers | false alarms | {' | '.join(texts)} |", "|---" * (4 + len(texts)) + "|"]
     for label in runs[0]["tried"]:
         for run in runs:
             for one in run["tried"][label]:
                 values = " | ".join(f"{one[name]:+.2f}" for name in texts)
-                lines.append(f"| {label} | {run['seed']} | {one['layer']} | {one['false_alarm']} | {values} |")
+                heard = " ".join(map(str, one["layers"]))
+                lines.append(f"| {label} | {run['seed']} | {heard} | {one['false_alarm']} | {values} |")
     gain, *harm = (interval(runs, name, "expert, gate chosen")[0] for name in names)
     held = -gain >= 30 and max(harm) <= HARM
     lines += [
@@ -347,14 +353,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--base-steps", type=int, default=1500)
     parser.add_argument("--expert-steps", type=int, default=400)
-    parser.add_argument("--gate-layers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, one thread each")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--folder", type=Path, default=None, help="where to keep text and what was trained")
     options = parser.parse_args()
     options.windows, options.most, options.probe, options.size = 400, 16, 20, 6_000_000
+    options.listened = LISTENED
     if options.quick:
-        options.seeds, options.base_steps, options.expert_steps, options.gate_layers = 1, 12, 8, [1]
+        options.seeds, options.base_steps, options.expert_steps, options.listened = 1, 12, 8, ((0, 1),)
         options.windows, options.most, options.probe, options.size = 32, 1, 4, 500_000
     run: Callable[[int, Path, argparse.Namespace], dict[str, Any]] = run_seed
     with contextlib.ExitStack() as stack:

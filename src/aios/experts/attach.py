@@ -176,7 +176,7 @@ def gate_along(root: Path, expert_id: str, brain: str, text: str) -> dict[str, A
     room = model.config.max_position_embeddings - 1
     tokens = torch.tensor([[tokenizer.eos_token_id, *ids[:room]]], device=model.device)
     with torch.no_grad():
-        odds, _ = gate.log_odds(gate.evidence(gate_inputs(model, gate.layer, tokens)))
+        odds, _ = gate.log_odds(gate.evidence(gate_inputs(model, gate.layers, tokens)))
     return {
         "tokens": [tokenizer.decode([token]) for token in tokens[0].tolist()],
         "log_odds": [round(value, 4) for value in odds[0].tolist()],

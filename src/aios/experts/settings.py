@@ -35,8 +35,8 @@ class ExpertTraining(Given):
     """What those may do to the base's output, nats per token of KL, at most."""
     eval_tokens: int = 32768
     """Held-out tokens per domain used to evaluate before and after."""
-    calibration_windows: int = 300
-    """Sequences per general domain the gate is fitted and calibrated on."""
+    calibration_windows: int = 400
+    """Sequences of each domain the gate is fitted to; as many more of general text to calibrate it on."""
     default_goal: str | None = None
     """Goal the expert is for."""
     log_file: Path | None = None

@@ -65,21 +65,21 @@ def _train(
     blocks = moe_layers(model)
     if not blocks:
         raise ConfigError("this brain has no experts to train another one beside; `aios brains upcycle` gives it some.")
-    gate_layer = min(1, len(blocks) - 1)
+    gate_layers = range(min(2, len(blocks)))
     # Before the gate has heard anything nobody is open; a recurrent model comes by its first layers again.
     recurrent = getattr(model.model, "routing_depths", 1) > 1
     expert = DomainExpert(
         expert_id,
         hidden_size=model.config.hidden_size,
         width=blocks[0].experts.intermediate_dim,
-        layers=range(0 if recurrent else gate_layer, len(blocks)),
+        layers=range(0 if recurrent else gate_layers[-1], len(blocks)),
         act=model.config.hidden_act,
-        gate_layer=gate_layer,
+        gate_layers=gate_layers,
         uid=None if known is None else known.expert_uid,
     )
     base = base_of(model)
     windows = _windows(domain, length, settings.calibration_windows, settings.seed + 1)[domain.info.domains[0].name]
-    others = {} if general is None else _windows(general, length, settings.calibration_windows, settings.seed + 1)
+    others = {} if general is None else _windows(general, length, 2 * settings.calibration_windows, settings.seed + 1)
     model.eval()
     training.begin(expert, model, windows[:32], settings.redraw, settings.seed)
     measured = _Measured(model, domain, general, length, settings)
@@ -92,7 +92,9 @@ def _train(
         show(f"Stopped at step {results['global_step']}; nothing was written, an earlier version stays as it is.")
         return results
     if others:
-        training.fit_gate(expert, model, windows, list(others.values()))
+        # Half of the windows for the fit, half for the threshold: it is as strict as on text the fit has not seen.
+        training.fit_gate(expert, model, windows, [text[: len(windows)] for text in others.values()])
+        others = {name: text[len(windows) :] for name, text in others.items()}
     attach_expert(model, expert)
     try:
         if others:

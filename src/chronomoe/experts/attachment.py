@@ -1,9 +1,9 @@
 """Attach experts to a steered model and take them off again; nothing of the model itself is changed.
 
-Each MoE layer of the base gets a hook beside it, once. In a forward the layer an expert's gate listens to decides, for
-every token, whether that expert is open; that layer and all later ones then mix it in. The decision belongs to the
-forward (it travels in the RoutingContext, so recomputed layers see it too), the running evidence to the sequence: it is
-kept with the key-value cache.
+Each MoE layer of the base gets a hook beside it, once. In a forward the last layer an expert's gate listens to
+decides, for every token, whether that expert is open; that layer and all later ones then mix it in. The decision
+belongs to the forward (it travels in the RoutingContext, so recomputed layers see it too), the running evidence to the
+sequence: it is kept with the key-value cache.
 
 Shape suffixes: B batch, S sequence, D hidden size, T tokens.
 """
@@ -44,6 +44,8 @@ class Hearing:
     earlier: dict[str, Tensor] = field(default_factory=dict)
     """uid -> state (B, 2) from the cache."""
     later: dict[str, Tensor] = field(default_factory=dict)
+    evidence: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    """uid -> layer -> its part (B, S), until the gate has heard all its layers."""
     open: dict[str, Tensor | None] = field(default_factory=dict)
     """uid -> indices of the open tokens (flat), None when there are none."""
 
@@ -65,7 +67,7 @@ def attach_expert(model: Any, expert: DomainExpert) -> None:
     hidden = model.config.hidden_size
     if expert.hidden_size != hidden:
         raise ConfigError(f"expert {expert.expert_id} is {expert.hidden_size} wide, the model {hidden}.")
-    highest = max([*expert.layer_numbers, expert.gate.layer])
+    highest = max([*expert.layer_numbers, *expert.gate.layers])
     if highest >= len(blocks):
         raise ConfigError(f"expert {expert.expert_id} has a layer {highest}; the model has {len(blocks)} MoE layers.")
     if attached is None:
@@ -133,8 +135,8 @@ def _mix(block: Any, args: Any, y_BSD: Tensor) -> Tensor:
     for expert in block._subbrains.attached:
         if not expert.active:
             continue
-        if expert.uid not in hearing.open and number == expert.gate.layer:
-            _listen(expert, hearing, h_BSD, counted_T)
+        if expert.uid not in hearing.open and number in expert.gate.layers:
+            _listen(expert, number, hearing, h_BSD, counted_T)
         index_T = hearing.open.get(expert.uid)
         if index_T is None or str(number) not in expert.layers:
             continue
@@ -147,12 +149,16 @@ def _mix(block: Any, args: Any, y_BSD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _listen(expert: DomainExpert, hearing: Hearing, h_BSD: Tensor, counted_T: Tensor | None) -> None:
+def _listen(expert: DomainExpert, number: int, hearing: Hearing, h_BSD: Tensor, counted_T: Tensor | None) -> None:
+    gate, parts = expert.gate, hearing.evidence.setdefault(expert.uid, {})
+    if number not in parts:  # a recurrent model is heard at its first call
+        parts[number] = gate.part(number, h_BSD.view(*hearing.batch, -1))
+    if len(parts) < len(gate.layers):
+        return
+    x_BS = gate.offset + torch.stack([parts[layer] for layer in gate.layers]).sum(dim=0)
     counted_BS = None if counted_T is None else counted_T.view(hearing.batch)
-    odds_BS, hearing.later[expert.uid] = expert.gate.log_odds(
-        expert.gate.evidence(h_BSD.view(*hearing.batch, -1)), counted_BS, hearing.earlier.get(expert.uid)
-    )
-    open_BS = odds_BS > expert.gate.threshold
+    odds_BS, hearing.later[expert.uid] = gate.log_odds(x_BS, counted_BS, hearing.earlier.get(expert.uid))
+    open_BS = odds_BS > gate.threshold
     if expert.forced is not None:
         open_BS = torch.as_tensor(expert.forced, device=open_BS.device).expand_as(open_BS)
     if counted_BS is not None:

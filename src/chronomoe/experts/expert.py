@@ -45,16 +45,18 @@ class DomainExpert(nn.Module):
         width: int,
         layers: Sequence[int],
         act: str = "silu",
-        gate_layer: int | None = None,
+        gate_layers: Sequence[int] | None = None,
         uid: str | None = None,
     ) -> None:
         super().__init__()
-        if not layers or sorted(set(layers)) != list(layers) or layers[0] < 0:
-            raise ConfigError(f"layers are {list(layers)}; name at least one, ascending and each once.")
+        gate_layers = layers[:1] if gate_layers is None else gate_layers
+        for name, some in (("layers", layers), ("gate_layers", gate_layers)):
+            if not some or sorted(set(some)) != list(some) or some[0] < 0:
+                raise ConfigError(f"{name} are {list(some)}; name at least one, ascending and each once.")
         self.expert_id, self.uid = expert_id, uid or uuid4().hex
         self.hidden_size, self.width, self.act = hidden_size, width, act
         self.layers = nn.ModuleDict({str(layer): LayerExpert(hidden_size, width, act) for layer in layers})
-        self.gate = DomainGate(hidden_size, min(layers) if gate_layer is None else gate_layer)
+        self.gate = DomainGate(hidden_size, gate_layers)
         self.header: dict[str, Any] = {}
         """What its file says of it besides; see chronomoe.experts.file."""
         self.attachment: dict[str, Any] = {}

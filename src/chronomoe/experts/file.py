@@ -26,7 +26,7 @@ _OURS = ("steering.", "controller.", "subbrains.")
 _MOST_HEADER = 1 << 20
 REQUIRED = {
     "expert_uid": str, "expert_id": str, "created": str, "base": dict, "tokenizer_fingerprint": str, "layers": list,
-    "width": int, "gate_layer": int, "training": dict, "calibration": dict, "metrics": dict, "goals": list,
+    "width": int, "gate_layers": list, "training": dict, "calibration": dict, "metrics": dict, "goals": list,
 }  # fmt: skip
 """What every header says, and as what."""
 
@@ -58,7 +58,7 @@ def save_expert(expert: DomainExpert, header: dict[str, Any], path: Path) -> Non
         "expert_id": expert.expert_id,
         "layers": expert.layer_numbers,
         "width": expert.width,
-        "gate_layer": expert.gate.layer,
+        "gate_layers": list(expert.gate.layers),
     }
     _check_fields(header, path)
     tensors = {name: t.detach().cpu().contiguous() for name, t in expert.state_dict().items()}
@@ -95,7 +95,7 @@ def read_expert(path: Path) -> tuple[DomainExpert, dict[str, Any]]:
             width=header["width"],
             layers=header["layers"],
             act=header["base"]["act"],
-            gate_layer=header["gate_layer"],
+            gate_layers=header["gate_layers"],
             uid=header["expert_uid"],
         )
         expert.load_state_dict(tensors)

@@ -1,25 +1,35 @@
 """The domain gate: may an attached expert be heard at this token? Evidence is gathered along the sequence.
 
-    x_t = <v, h_t> + c                     evidence of one token, nats: log p(h_t | domain) / p(h_t | the rest)
+    x_t = c + sum over layers of <v_l, h_(l,t)>    evidence of one token
     s_t = leak s_(t-1) + x_t,  n_t = leak n_(t-1) + 1
     open where  (s_t + prior) / sqrt(n_t + 4) > threshold
 
-h is the input of the experts in one layer of the frozen trunk, v and c are its shrunk linear discriminant. Tokens of
-one text are anything but independent, so a sum of their evidence is compared with its own growth: the square root makes
-the threshold right at every position. Only the past counts, so causality holds; padding counts for nothing.
+h_l is the input of the experts in layer l of the frozen trunk. Tokens of one text are anything but independent, so a
+sum of their evidence is compared with its own growth: the square root makes the threshold right at every position. v
+and c are those for which that running value, in nats, predicts best whether the text is the domain's: logistic
+regression on the sums themselves, which recalls far more than summing the best evidence of single tokens. Only the
+past counts, so causality holds; padding counts for nothing.
 
-Shape suffixes: B batch, S sequence, D hidden size, T tokens.
+Shape suffixes: B batch, S sequence, D hidden size, K layers listened to, N texts.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _HEAD_START = 4.0
-_SHRINKAGE = 0.1
+_DECAY = 1e-4
+_STRIDE = 8
+_ITERATIONS = 100
 
 
 class DomainGate(nn.Module):
-    """Evidence on the inputs of the experts in MoE layer ``layer``; buffers are fp32 and never trained."""
+    """Evidence on the inputs of the experts in the MoE ``layers``; buffers are fp32 and never trained.
+
+    It decides once the last of them has been heard, so networks in earlier layers stay silent.
+    """
 
     direction: Tensor
     offset: Tensor
@@ -27,16 +37,20 @@ class DomainGate(nn.Module):
     threshold: Tensor
     prior: Tensor
 
-    def __init__(self, hidden_size: int, layer: int = 0) -> None:
+    def __init__(self, hidden_size: int, layers: Sequence[int] = (0,)) -> None:
         super().__init__()
-        self.layer = layer
-        self.register_buffer("direction", torch.zeros(hidden_size, dtype=torch.float32))
-        for name, value in (("offset", 0.0), ("leak", 0.98), ("threshold", torch.inf), ("prior", 0.0)):
+        self.layers = tuple(layers)
+        self.register_buffer("direction", torch.zeros(len(self.layers), hidden_size, dtype=torch.float32))
+        for name, value in (("offset", 0.0), ("leak", 0.99), ("threshold", torch.inf), ("prior", 0.0)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
-    def evidence(self, h_BSD: Tensor) -> Tensor:
-        """x_t in nats, (B, S)."""
-        return h_BSD.float() @ self.direction + self.offset
+    def part(self, layer: int, h_BSD: Tensor) -> Tensor:
+        """What one layer adds to the evidence, (B, S)."""
+        return h_BSD.float() @ self.direction[self.layers.index(layer)]
+
+    def evidence(self, h: dict[int, Tensor]) -> Tensor:
+        """x_t in nats, (B, S), from the inputs (B, S, D) of each layer listened to."""
+        return self.offset + torch.stack([self.part(layer, h[layer]) for layer in self.layers]).sum(dim=0)
 
     def log_odds(
         self, x_BS: Tensor, counted_BS: Tensor | None = None, state_B2: Tensor | None = None
@@ -46,12 +60,7 @@ class DomainGate(nn.Module):
         ``state_B2`` is what an earlier call left: s and n, which know nothing of the prior.
         """
         counted_BS = torch.ones_like(x_BS) if counted_BS is None else counted_BS.to(x_BS.dtype)
-        length = x_BS.shape[1]
-        steps = torch.arange(length, device=x_BS.device)
-        # leak^(t - i) for i <= t; a padded token neither adds nor ages.
-        age_BS = counted_BS.cumsum(dim=1)
-        gap_BSS = (age_BS.unsqueeze(2) - age_BS.unsqueeze(1)).clamp(min=0)
-        weight_BSS = self.leak**gap_BSS * (steps.unsqueeze(1) >= steps) * counted_BS.unsqueeze(1)
+        weight_BSS, age_BS = self._memory(counted_BS)
         s_BS = (weight_BSS @ x_BS.unsqueeze(2)).squeeze(2)
         n_BS = weight_BSS.sum(dim=2)
         if state_B2 is not None:
@@ -59,21 +68,51 @@ class DomainGate(nn.Module):
             s_BS, n_BS = s_BS + kept_BS * state_B2[:, :1], n_BS + kept_BS * state_B2[:, 1:]
         return (s_BS + self.prior) / (n_BS + _HEAD_START).sqrt(), torch.stack([s_BS[:, -1], n_BS[:, -1]], dim=1)
 
+    def _memory(self, counted_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of each token i is left at t, leak^(t - i) for i <= t, and how many were counted until t."""
+        steps = torch.arange(counted_BS.shape[1], device=counted_BS.device)
+        age_BS = counted_BS.cumsum(dim=1)  # a padded token neither adds nor ages
+        gap_BSS = (age_BS.unsqueeze(2) - age_BS.unsqueeze(1)).clamp(min=0)
+        return self.leak**gap_BSS * (steps.unsqueeze(1) >= steps) * counted_BS.unsqueeze(1), age_BS
+
     @torch.no_grad()
-    def fit(self, domain_TD: Tensor, others: list[Tensor]) -> None:
-        """Shrunk linear discriminant of hidden states: of the domain (T, D), and of each other domain (T, D), alike."""
-        rest = [other.float() for other in others]
-        means = [h.mean(dim=0) for h in (domain_TD.float(), *rest)]
-        scatters = [torch.cov(h.T, correction=0) for h in (domain_TD.float(), *rest)]
-        mean_rest = torch.stack(means[1:]).mean(dim=0)
-        # The rest is a mixture: what its domains differ in is spread as well.
-        between = torch.stack([torch.outer(m - mean_rest, m - mean_rest) for m in means[1:]]).mean(dim=0)
-        scatter = (scatters[0] + torch.stack(scatters[1:]).mean(dim=0) + between) / 2
-        size = scatter.diagonal().mean()
-        shrunk = (1 - _SHRINKAGE) * scatter + _SHRINKAGE * size * torch.eye(len(scatter), device=scatter.device)
-        direction = torch.linalg.solve(shrunk, means[0] - mean_rest)
-        self.direction.copy_(direction)
-        self.offset.copy_(-(means[0] + mean_rest) @ direction / 2)
+    def fit(self, domain: dict[int, Tensor], others: Sequence[dict[int, Tensor]]) -> None:
+        """Find v and c by windows of the domain and of each other domain, (n, S, D) for each layer.
+
+        The domain weighs as much as all others together, which weigh alike. Every eighth position is looked at.
+        """
+        texts = [torch.cat([text[layer].float() for layer in self.layers], dim=-1) for text in (domain, *others)]
+        mean_C = torch.stack([text.mean(dim=(0, 1)) for text in texts]).mean(dim=0)
+        memory_SS = self._memory(torch.ones_like(texts[0][:1, :, 0]))[0][0, _STRIDE // 2 :: _STRIDE]
+        growth_S1 = (memory_SS.sum(dim=1, keepdim=True) + _HEAD_START).sqrt()
+        sums = [
+            ((memory_SS @ F.pad(text - mean_C, (0, 1), value=1.0)) / growth_S1).flatten(0, 1) for text in texts
+        ]  # the last column is that of c
+        x_NC = torch.cat(sums)
+        scale_C = x_NC.std(dim=0) + 1e-6
+        x_NC /= scale_C
+        label_N, weight_N = (
+            torch.cat([torch.full_like(part[:, 0], value) for part, value in zip(sums, values, strict=True)])
+            for values in (
+                [1.0] + [0.0] * len(others),
+                [1 / len(sums[0])] + [1 / len(part) / len(others) for part in sums[1:]],
+            )
+        )
+        w_C = torch.zeros_like(scale_C, requires_grad=True)
+        optimizer = torch.optim.LBFGS([w_C], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+        @torch.enable_grad()
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            missed = F.binary_cross_entropy_with_logits(x_NC @ w_C, label_N, weight_N, reduction="sum")
+            total = missed + _DECAY * w_C.square().sum()
+            total.backward()
+            return total
+
+        optimizer.step(loss)
+        v_C, c = (w_C / scale_C).split([len(w_C) - 1, 1])
+        self.direction.copy_(v_C.view_as(self.direction))
+        self.offset.copy_(c.squeeze() - v_C @ mean_C)
 
 
 def false_alarm_threshold(log_odds: list[Tensor], false_alarm: float) -> float:

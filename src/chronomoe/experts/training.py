@@ -162,32 +162,38 @@ def expert_use(base: Any, windows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gate_inputs(base: Any, layer: int, windows: Tensor) -> Tensor:
-    """What a gate in MoE ``layer`` sees in ``windows`` (n, S), fp32 (n, S, D): the block's inputs at its first call."""
-    found: list[Tensor] = []
+def gate_inputs(base: Any, layers: Sequence[int], windows: Tensor) -> dict[int, Tensor]:
+    """What a gate in the MoE ``layers`` sees in ``windows`` (n, S): inputs at the first call, fp32 (n, S, D)."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
-    def keep(block: Any, args: Any) -> None:
-        if not taken:
-            taken.append(True)
-            found.append(args[0].float())
+    def keep(layer: int) -> Any:
+        def hook(block: Any, args: Any) -> None:
+            if layer not in heard:
+                heard.add(layer)
+                found[layer].append(args[0].float())
 
-    handle = moe_layers(base)[layer].register_forward_pre_hook(keep)
+        return hook
+
+    blocks = moe_layers(base)
+    handles = [blocks[layer].register_forward_pre_hook(keep(layer)) for layer in layers]
     try:
         for part in windows.split(8):
-            taken: list[bool] = []
+            heard: set[int] = set()
             base(input_ids=part, use_cache=False)
     finally:
-        handle.remove()
-    return torch.cat([h.view(-1, windows.shape[1], h.shape[-1]) for h in found])
+        for handle in handles:
+            handle.remove()
+    return {
+        layer: torch.cat([h.view(-1, windows.shape[1], h.shape[-1]) for h in parts]) for layer, parts in found.items()
+    }
 
 
 def fit_gate(expert: DomainExpert, base: Any, domain: Tensor, general: Sequence[Tensor]) -> None:
-    """Fit the gate's discriminant to windows of the domain (n, S) and of each general domain."""
+    """Fit the gate to windows of the domain (n, S) and of each general domain."""
     if not general:
         raise DataError("a gate needs general text to tell the domain from; give an anchor.")
-    layer = expert.gate.layer
-    states = [gate_inputs(base, layer, windows).flatten(0, 1) for windows in (domain, *general)]
-    expert.gate.fit(states[0], states[1:])
+    inputs = [gate_inputs(base, expert.gate.layers, windows) for windows in (domain, *general)]
+    expert.gate.fit(inputs[0], inputs[1:])
 
 
 @torch.no_grad()
@@ -199,8 +205,11 @@ def calibrate(
     The share of tokens at which the gate opens is at most ``false_alarm`` in each domain, and what that does to the
     output at most ``harm_kl`` nats per token: while it is more, the share is halved. ``expert`` must be attached.
     """
-    states = {name: gate_inputs(base, expert.gate.layer, windows) for name, windows in general.items()}
-    odds = {name: expert.gate.log_odds(expert.gate.evidence(h))[0] for name, h in states.items()}
+    gate = expert.gate
+    odds = {
+        name: gate.log_odds(gate.evidence(gate_inputs(base, gate.layers, windows)))[0]
+        for name, windows in general.items()
+    }
     share, harm = false_alarm, dict.fromkeys(general, 0.0)
     for _ in range(tried):
         threshold = false_alarm_threshold(list(odds.values()), share)

@@ -36,7 +36,7 @@ def build_expert(name: str = "licences", *, seed: int = 1, threshold: float = 0.
     """An expert in the layers 1 and 2 whose gate opens about half of the time."""
     torch.manual_seed(seed)
     expert = DomainExpert(
-        name, uid=f"{seed:032x}", **{"hidden_size": 32, "width": 40, "layers": [1, 2], "gate_layer": 1, **changes}
+        name, uid=f"{seed:032x}", **{"hidden_size": 32, "width": 40, "layers": [1, 2], "gate_layers": [0, 1], **changes}
     )
     with torch.no_grad():
         for parameter in expert.parameters():

@@ -8,6 +8,7 @@ import torch
 import chronomoe
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.experts.attachment import attach_expert, detach_expert
+from chronomoe.experts.training import gate_inputs
 from chronomoe.routing.attach import moe_layers
 from tests.chronomoe.conftest import build_host
 from tests.chronomoe.experts.conftest import BASES, build_base, build_expert
@@ -39,13 +40,16 @@ def test_a_closed_gate_and_an_inactive_expert_change_no_bit_and_detaching_leaves
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in moe_layers(model))
 
 
+@pytest.mark.parametrize("gate_layers", [[1], [0, 1]])
 @pytest.mark.parametrize("family", BASES)
-def test_the_output_is_the_mixture_that_the_gate_says(family, tokens):
+def test_the_output_is_the_mixture_that_the_gate_says(family, gate_layers, tokens):
     model = build_base(family)
-    expert = build_expert(layers=[1], gate_layer=1)
+    expert = build_expert(layers=[1], gate_layers=gate_layers)
     seen = []
     block = moe_layers(model)[1]
     block.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    heard = gate_inputs(model, gate_layers, tokens)
+    seen.clear()
     attach_expert(model, expert)
     logits(model, tokens)
     h, plain = seen[0]
@@ -53,7 +57,7 @@ def test_the_output_is_the_mixture_that_the_gate_says(family, tokens):
     block.register_forward_hook(lambda module, args, output: after.append(output))
     logits(model, tokens)
     h = h.view(*tokens.shape, -1)
-    odds, _ = expert.gate.log_odds(expert.gate.evidence(h))
+    odds, _ = expert.gate.log_odds(expert.gate.evidence(heard))
     is_open = odds > expert.gate.threshold
     assert 0 < is_open.sum() < is_open.numel()
     mixed = plain.view_as(h) + 0.5 * (expert.layers["1"](h) - plain.view_as(h))
@@ -154,10 +158,10 @@ def test_a_frozen_expert_gets_no_gradient_and_no_decay(tokens):
 def test_other_hosts_take_experts_too(family, tokens):
     model = build_host(family).eval()
     with pytest.raises(UnsupportedModelError, match=r"attach\(\) it first"):
-        attach_expert(model, build_expert(layers=[0, 1], gate_layer=0))
+        attach_expert(model, build_expert(layers=[0, 1], gate_layers=[0]))
     chronomoe.attach(model)
     before = logits(model, tokens)
-    attach_expert(model, build_expert(layers=[0, 1], gate_layer=0))
+    attach_expert(model, build_expert(layers=[0, 1], gate_layers=[0]))
     assert not torch.equal(logits(model, tokens), before)
     detach_expert(model, "licences")
     assert torch.equal(logits(model, tokens), before)

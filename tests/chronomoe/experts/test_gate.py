@@ -42,19 +42,37 @@ def test_in_two_parts_as_in_one(seed, cut):
     torch.testing.assert_close(end, last, rtol=1e-4, atol=1e-4)
 
 
-def test_the_discriminant_tells_what_it_was_fitted_to():
+def test_what_was_fitted_is_told_from_the_rest_and_a_shift_of_everything_is_no_evidence():
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(8, 8, generator=generator)
-    shifts = torch.randn(3, 8, generator=generator)
-    draw = lambda k, n: (torch.randn(n, 8, generator=generator) + shifts[k]) @ mixing  # noqa: E731
-    made = gate()
-    made.fit(draw(0, 2000), [draw(1, 2000), draw(2, 500)])
-    evidence = [made.evidence(draw(k, 1000)).mean().item() for k in range(3)]
-    assert evidence[0] > 0 > max(evidence[1:])
-    # A shift of everything is no evidence of anything.
-    moved = gate()
-    moved.fit(draw(0, 2000) + 5, [draw(1, 2000) + 5, draw(2, 500) + 5])
-    assert moved.evidence(draw(0, 1000) + 5).mean() > 0 > moved.evidence(draw(1, 1000) + 5).mean()
+    shifts = 0.3 * torch.randn(3, 8, generator=generator)
+
+    def draw(kind, texts, shift=0.0):
+        h = (torch.randn(texts, 40, 8, generator=generator) + shifts[kind]) @ mixing + shift
+        return {0: h, 2: 0.1 * torch.randn(texts, 40, 8, generator=generator)}
+
+    for shift in (0.0, 5.0):
+        made = DomainGate(8, (0, 2))
+        made.fit(draw(0, 200, shift), [draw(1, 200, shift), draw(2, 50, shift)])
+        odds = [made.log_odds(made.evidence(draw(kind, 100, shift)))[0] for kind in range(3)]
+        assert odds[0][:, -1].mean() > 1
+        assert max(other[:, -1].mean() for other in odds[1:]) < -1
+        assert odds[0][:, -1].mean() > odds[0][:, 3].mean()
+
+
+def test_the_fit_looks_at_sums_of_evidence_not_at_tokens():
+    """One loud coordinate tells single tokens apart, a quiet one whole texts: only the second can be relied upon."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(inside, texts=300):
+        h = torch.randn(texts, 64, 2, generator=generator)
+        h[..., 0] += 2 * torch.randn(texts, 1, generator=generator) + (1.0 if inside else -1.0)  # a topic of each text
+        h[..., 1] += 0.25 if inside else -0.25
+        return {0: h}
+
+    made = DomainGate(2)
+    made.fit(draw(True), [draw(False)])
+    assert made.direction[0, 1] > 3 * made.direction[0, 0] > 0
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.01, 0.02, 0.3]))

@@ -111,7 +111,7 @@ def test_the_gate_opens_on_its_domain_and_keeps_its_budgets_elsewhere(family):
     attach_expert(model, expert)
     found = calibrate(model, expert, general, 0.02, 1.0)
     assert max(found["measured_false_alarm"].values()) <= 0.02
-    odds, _ = expert.gate.log_odds(expert.gate.evidence(gate_inputs(model, expert.gate.layer, windows(40, 0, 12, 6))))
+    odds, _ = expert.gate.log_odds(expert.gate.evidence(gate_inputs(model, expert.gate.layers, windows(40, 0, 12, 6))))
     assert (odds[:, 10:] > expert.gate.threshold).float().mean() > 0.8
     strict = calibrate(model, expert, general, 0.5, 1e-4)
     assert max(strict["measured_kl"].values()) <= 1e-4
