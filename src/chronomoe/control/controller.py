@@ -174,7 +174,7 @@ class ChronovisorMixtralController(Fp32Module):
         target_LN = health_of.equal_target(available_LN)
         if config.health_target:
             target_LN = health_of.health_target(self.health, available_LN, config.health_floor)
-        error_LN = pressure.load_error(window.load, target_LN)
+        error_LN = pressure.load_error(window.load_without_goals, target_LN)  # pressure must not fight a goal
         self._move_pressure(window, error_LN, target_LN)
         self._move_coherence(window)
         self._move_health(window)
@@ -190,10 +190,11 @@ class ChronovisorMixtralController(Fp32Module):
         spread_L = window.logit_std / window.tokens
         self.spread.copy_(spread_L if first else temperature.moved(self.spread, spread_L, 0.1))
         self.mean_load.copy_(temperature.moved(self.mean_load, window.load, max(0.02, 1 / self._now)))
+        load_LN = window.load_without_goals
         self.smooth_load.copy_(
-            window.load if first else temperature.moved(self.smooth_load, window.load, config.load_smoothing)
+            load_LN if first else temperature.moved(self.smooth_load, load_LN, config.load_smoothing)
         )
-        self.slow_load.copy_(window.load if first else temperature.moved(self.slow_load, window.load, 0.2))
+        self.slow_load.copy_(load_LN if first else temperature.moved(self.slow_load, load_LN, 0.2))
         if config.pressure == "sign":
             self.live_pressure.copy_(
                 pressure.sign_update(

@@ -41,8 +41,10 @@ class DomainGate(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.register_buffer("direction", torch.zeros(len(self.layers), hidden_size, dtype=torch.float32))
-        for name, value in (("offset", 0.0), ("leak", 0.99), ("threshold", torch.inf), ("prior", 0.0)):
+        for name, value in (("offset", 0.0), ("leak", 0.99), ("threshold", torch.inf)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
+        # What goals are on is no part of an expert, and of no file of it.
+        self.register_buffer("prior", torch.zeros((), dtype=torch.float32), persistent=False)
 
     def part(self, layer: int, h_BSD: Tensor) -> Tensor:
         """What one layer adds to the evidence, (B, S)."""

@@ -114,11 +114,11 @@ class SteeredRouter(nn.Module):
         with without_autocast(h_TD):
             z_TN = F.linear(h_TD.float(), self.weight.float())
             p_TN = self._probabilities(z_TN, context)
-            chosen_TK = self._choose(z_TN.detach(), p_TN.detach(), context)
+            chosen_TK, unasked_TK = self._choose(z_TN.detach(), p_TN.detach(), context)
             flips = self._flips(p_TN.detach(), chosen_TK, context)
             w_TK, kept_TK = self._combine_weights(z_TN, p_TN, chosen_TK, context)
         if self.training:
-            self._observe(context, h_TD.detach(), z_TN, p_TN, chosen_TK, w_TK, kept_TK, flips)
+            self._observe(context, h_TD.detach(), z_TN, p_TN, chosen_TK, unasked_TK, w_TK, kept_TK, flips)
         return z_TN, w_TK.to(hidden_states.dtype) if self.keep_dtype else w_TK, chosen_TK
 
     def _probabilities(self, z_TN: Tensor, context: RoutingContext) -> Tensor:
@@ -132,8 +132,10 @@ class SteeredRouter(nn.Module):
         return open_probabilities(z_TN, self.steering.available[self.layer], context.open_TN, context.gated)
 
     @torch.no_grad()
-    def _choose(self, z_TN: Tensor, p_TN: Tensor, context: RoutingContext) -> Tensor:
+    def _choose(self, z_TN: Tensor, p_TN: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor | None]:
+        """The experts of each token (T, K), and in training what they would be without goals, if there are any."""
         steering = self.steering
+        without_TN: Tensor | None = None
         scores_TN = p_TN
         if not steering.neutral:
             # Closed experts leave before the deficit is taken: nobody's distance is measured from them.
@@ -142,11 +144,19 @@ class SteeredRouter(nn.Module):
             if context.open_TN is not None:
                 z_TN = z_TN.masked_fill(~context.open_TN, -math.inf)
             scores_TN = steering.scores(self.layer, z_TN)
+            if steering.has_goals and self.training:
+                without_TN = steering.scores(self.layer, z_TN, goals=False)
         if steering.exploring and self.training:
             scores_TN = p_TN.log() if steering.neutral else scores_TN
-            scores_TN = scores_TN + gumbel_like(scores_TN, steering.exploration)
-        if not steering.all_available:
-            scores_TN = scores_TN.masked_fill(~steering.available[self.layer], -math.inf)
+            noise_TN = gumbel_like(scores_TN, steering.exploration)
+            scores_TN = scores_TN + noise_TN
+            without_TN = None if without_TN is None else without_TN + noise_TN
+        chosen_TK = self._highest(scores_TN, context)
+        return chosen_TK, None if without_TN is None else self._highest(without_TN, context)
+
+    def _highest(self, scores_TN: Tensor, context: RoutingContext) -> Tensor:
+        if not self.steering.all_available:
+            scores_TN = scores_TN.masked_fill(~self.steering.available[self.layer], -math.inf)
         if context.open_TN is not None:
             scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
         return scores_TN.topk(self.top_k, dim=-1).indices
@@ -203,6 +213,7 @@ class SteeredRouter(nn.Module):
         z_TN: Tensor,
         p_TN: Tensor,
         chosen_TK: Tensor,
+        unasked_TK: Tensor | None,
         w_TK: Tensor,
         kept_TK: Tensor | None,
         flips: Tensor | None,
@@ -222,6 +233,8 @@ class SteeredRouter(nn.Module):
         assigned = self.steering.statistics.record(
             self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T, flips, depth
         )
+        if unasked_TK is not None:  # neither pressure nor the balance loss is to fight what a goal asks for
+            assigned = assigned - steering.statistics.record_goals(self.layer, chosen_TK, unasked_TK, counted_T)
         sums = context.sums.setdefault(self.layer, LayerSums())
         sums.assigned = sums.assigned + assigned
         if carries_gradient:

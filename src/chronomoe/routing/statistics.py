@@ -30,6 +30,8 @@ class RoutingWindow:
     """(L, N) sum over the tokens sent to an expert of dL/dz: negative where more routing to it would lower the loss."""
     absolute_gradient: Tensor
     """(L, N) sum of |dL/dz| over the same tokens, the scale of ``gradient``."""
+    goal_shift: Tensor
+    """(L, N) assignments that goals brought to an expert, less those they took from it."""
     coactivation: Tensor
     """(L, N, N) how often two experts served the same token; the diagonal is ``assignments``."""
     inputs: Tensor
@@ -51,6 +53,12 @@ class RoutingWindow:
     def load(self) -> Tensor:
         """(L, N) share of the assignments; rows sum to 1 (0 for an empty window)."""
         return self.assignments / self.assignments.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    @property
+    def load_without_goals(self) -> Tensor:
+        """(L, N) the share there would be if no goal biased the choice: what balancing is to act on."""
+        unasked = self.assignments - self.goal_shift
+        return unasked / unasked.sum(dim=-1, keepdim=True).clamp(min=1)
 
     @property
     def depth_load(self) -> Tensor:
@@ -143,10 +151,11 @@ class RoutingStatistics(nn.Module):
             "scalars": (3,),
             "gradient": (n,),
             "absolute_gradient": (n,),
+            "goal_shift": (n,),
         }
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
         self.inputs_start, self.pairs_start = self.sizes[0], sum(self.sizes[:2])
-        self.gradient_start = sum(self.sizes[:-2])
+        self.gradient_start = sum(self.sizes[:-3])
         self.num_experts, self.top_k = n, top_k
         self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes), dtype=torch.float32), persistent=False)
 
@@ -208,7 +217,17 @@ class RoutingStatistics(nn.Module):
         index = chosen_TK.reshape(-1)
         start, n = self.gradient_start, self.num_experts
         self.sums[layer, start : start + n].index_add_(0, index, grad_z_TK.reshape(-1))
-        self.sums[layer, start + n :].index_add_(0, index, grad_z_TK.abs().reshape(-1))
+        self.sums[layer, start + n : start + 2 * n].index_add_(0, index, grad_z_TK.abs().reshape(-1))
+
+    @torch.no_grad()
+    def record_goals(self, layer: int, chosen_TK: Tensor, unasked_TK: Tensor, counted_T: Tensor | None) -> Tensor:
+        """Add what goals moved: the chosen experts against those there would be without; returns the shift (N,)."""
+        one_TK = torch.ones_like(chosen_TK, dtype=torch.float32)
+        one_TK = one_TK if counted_T is None else one_TK * counted_T.unsqueeze(-1)
+        shift_N = self.sums.new_zeros(self.num_experts).index_add_(0, chosen_TK.flatten(), one_TK.flatten())
+        shift_N.index_add_(0, unasked_TK.flatten(), one_TK.flatten(), alpha=-1)
+        self.sums[layer, -self.num_experts :] += shift_N
+        return shift_N
 
     def window(self) -> RoutingWindow:
         """The sums so far, copied, split by name."""

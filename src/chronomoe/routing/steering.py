@@ -77,8 +77,8 @@ class Steering(Fp32Module):
 
     ``pressure`` b, ``goal_bias`` g and ``log_temperature`` tau are (L, N), ``available`` is a bool (L, N),
     ``base_temperature`` T0 and ``exploration`` (the scale of the Gumbel noise) are scalars. Write them in place.
-    ``load`` (L, N) is the share of assignments in the last complete step, over all ranks. For the losses:
-    ``direction`` (L, N, D), unit vectors or 0, ``input_mean`` (L, D) and ``valley_weight`` (L, N).
+    ``load`` (L, N) is the share of assignments in the last complete step, over all ranks, less what goals moved.
+    For the losses: ``direction`` (L, N, D), unit vectors or 0, ``input_mean`` (L, D) and ``valley_weight`` (L, N).
     """
 
     pressure: Tensor
@@ -120,6 +120,8 @@ class Steering(Fp32Module):
         self._usual = self._along_mean = self.direction
         self.neutral = True
         """Pressure, goals and temperature leave every choice as it is."""
+        self.has_goals = False
+        """A goal biases the choice."""
         self.all_available = True
         """Every expert may be used."""
         self.exploring = False
@@ -181,16 +183,22 @@ class Steering(Fp32Module):
         if self.coherent:
             self._usual = torch.cat([self.direction, self.input_mean.unsqueeze(1)], dim=1)
             self._along_mean = (self._usual @ self.input_mean.unsqueeze(-1)).squeeze(-1)
+        self.has_goals = self.config.enabled and bool(self.goal_bias.any())
         self._bias = self.pressure + self.goal_bias
         tau = 0 * self.log_temperature if self.config.temperature_form == "scalar" else self.log_temperature
         self._temperature = temperature(tau, self.base_temperature, self.config.rho)
         self._temperate = (self._temperature == 1).all(dim=-1).tolist()
         self._looked_at, self._looked_with = versions, self.config
 
-    def scores(self, layer: int, z_TN: Tensor) -> Tensor:
-        """Selection scores (T, N) of one layer from its logits."""
-        t_N = None if self._temperate[layer] else self._temperature[layer]
-        return selection_scores(z_TN, self._bias[layer], t_N, self.config.temperature_form)
+    def scores(self, layer: int, z_TN: Tensor, *, goals: bool = True) -> Tensor:
+        """Selection scores (T, N) of one layer from its logits, with or without what goals ask for."""
+        t_N = self.temperature_of(layer)
+        bias_LN = self._bias if goals else self.pressure
+        return selection_scores(z_TN, bias_LN[layer], t_N, self.config.temperature_form)
+
+    def temperature_of(self, layer: int) -> Tensor | None:
+        """T (N,) of one layer as last looked at; None where it is 1 everywhere."""
+        return None if self._temperate[layer] else self._temperature[layer]
 
     def usual(self, layer: int) -> tuple[Tensor, Tensor]:
         """What :func:`direction_agreement` compares the inputs of a layer with."""
@@ -269,7 +277,7 @@ class Steering(Fp32Module):
         self.discard_step()
         if not usable:
             return None
-        self.load.copy_(window.load)
+        self.load.copy_(window.load_without_goals)
         return window
 
     @torch.no_grad()

@@ -1,0 +1,234 @@
+"""Turn goals on and off in a steered model.
+
+    an attached expert     its goals are the prior of its domain gate, in nats of log-odds: strength times worth
+    a model's own experts  g = beta s from links and likeness of text, beta by a budget of output KL
+
+Several goals average by their weights and never add up: the worth of a set of goals for an expert is
+sum_g w_g (w_g linked_g) / sum_g w_g. Off is bit-identical to a model that never heard of goals.
+
+Shape suffixes: L MoE layers, N experts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chronomoe.errors import ConfigError
+from chronomoe.experts.training import gate_inputs
+from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl, routed
+from chronomoe.routing.losses import direction_agreement
+
+STRONGEST = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """One goal that is on."""
+
+    text: str
+    weight: float = 1.0
+    """In (0, 1]."""
+    experts: tuple[str, ...] = ()
+    """Ids or uids of attached experts."""
+    slots: tuple[tuple[int | None, int], ...] = ()
+    """(MoE layer, expert) of the model's own; None for that expert of every layer."""
+    tokens: tuple[int, ...] = ()
+    """The text as the model reads it, for likeness."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalSettings:
+    """How much goals may do."""
+
+    strength: float = 3.0
+    """Nats of log-odds that a goal of weight 1 gives the gate of its attached expert, 0 to 5."""
+    kl: float = 0.01
+    """Nats per token that the output may change on calibration text, for a model's own experts."""
+    beta: float | None = None
+    """The size of that bias by hand, in logits, instead of by the budget."""
+    layers: tuple[int, ...] | None = None
+    """MoE layers it acts in; all when not given."""
+    likeness: float = 0.0
+    """Share, 0 to 1, of what the experts usually receive being like the goal's text, beside explicit links."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= STRONGEST:
+            raise ConfigError(f"goal strength is {self.strength}; it lies between 0 and {STRONGEST:g} nats.")
+        if not 0 < self.kl < math.inf:
+            raise ConfigError(f"goal KL is {self.kl}; it is a budget in nats per token, above 0.")
+        if self.beta is not None and not 0 <= self.beta <= CAP:
+            raise ConfigError(f"goal beta is {self.beta}; it lies between 0 and {CAP:g} logits.")
+        if not 0 <= self.likeness <= 1:
+            raise ConfigError(f"goal likeness is {self.likeness}; it lies between 0 and 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalEffect:
+    """What turning goals on did."""
+
+    goals: list[str]
+    priors: dict[str, float] = field(default_factory=dict)
+    """Attached expert -> nats."""
+    missing: list[str] = field(default_factory=list)
+    """Linked experts that are not in the model, or not active: skipped."""
+    beta: float = 0.0
+    kl: float | None = None
+    """Measured on the calibration text; None where there was none."""
+    budget: float | None = None
+    linked: list[list[int]] = field(default_factory=list)
+    """[layer, expert] of the model's own that goals ask for."""
+    share_before: list[list[float]] = field(default_factory=list)
+    share_after: list[list[float]] = field(default_factory=list)
+    """By layer, the share of the assignments each expert has on the calibration text."""
+    protected: list[float] = field(default_factory=list)
+    """By layer, the share of tokens whose experts the field cannot change, their inputs being equal."""
+
+    @property
+    def within_budget(self) -> bool:
+        """False where even the largest bias stays below the budget by more than a twentieth."""
+        return self.budget is None or self.kl is None or self.kl >= 0.95 * self.budget
+
+    def to_json(self) -> dict[str, Any]:
+        """For the log: the event ``goal_bias``."""
+        return {
+            "event": "goal_bias",
+            "goals": self.goals,
+            "experts": [*self.priors, *(f"{layer}.{expert}" for layer, expert in self.linked)],
+            "missing": self.missing,
+            "priors": self.priors,
+            "beta": round(self.beta, 6),
+            "kl": self.kl,
+            "kl_budget": self.budget,
+            "share_before": [[round(value, 5) for value in row] for row in self.share_before],
+            "share_after": [[round(value, 5) for value in row] for row in self.share_after],
+            "protected_fraction": [round(value, 5) for value in self.protected],
+        }
+
+
+@torch.no_grad()
+def turn_off(model: Any) -> None:
+    """No goal: the field is zero and no gate has a prior."""
+    if getattr(model, "steering", None) is not None:
+        model.steering.goal_bias.zero_()
+    for expert in getattr(model, "subbrains", {}).values():
+        expert.gate.prior.zero_()
+
+
+@torch.no_grad()
+def turn_on(
+    model: Any, goals: Sequence[Goal], settings: GoalSettings = GoalSettings(), windows: Tensor | None = None
+) -> GoalEffect:
+    """Let ``goals``, and no others, steer ``model``; ``windows`` (n, S) are text to find beta on and to measure with.
+
+    Raises :class:`ConfigError` for goals that ask for experts or layers there are none of, or a budget without text.
+    """
+    if getattr(model, "steering", None) is None:
+        raise ConfigError("this model has no experts of its own and none attached: goals have nothing to act on.")
+    turn_off(model)
+    if not goals:
+        return GoalEffect(goals=[])
+    was_training = model.training
+    model.eval()
+    try:
+        priors, missing = _priors(model, goals, settings.strength)
+        s_LN = _preferences(model, goals, settings)
+        found: dict[str, Any] = {"goals": [goal.text for goal in goals], "priors": priors, "missing": missing}
+        if not bool(s_LN.any()):
+            return GoalEffect(**found)
+        return _bias(model, s_LN, settings, windows, found)
+    finally:
+        model.train(was_training)
+
+
+def _priors(model: Any, goals: Sequence[Goal], strength: float) -> tuple[dict[str, float], list[str]]:
+    total = sum(goal.weight for goal in goals)
+    attached = [expert for expert in getattr(model, "subbrains", {}).values() if expert.active]
+    known = {name for expert in attached for name in (expert.expert_id, expert.uid)}
+    priors = {}
+    for expert in attached:
+        worth = sum(goal.weight**2 for goal in goals if {expert.expert_id, expert.uid} & set(goal.experts)) / total
+        if worth:
+            priors[expert.expert_id] = strength * worth
+            expert.gate.prior.fill_(strength * worth)
+    missing = dict.fromkeys(name for goal in goals for name in goal.experts if name not in known)
+    return priors, list(missing)
+
+
+def _preferences(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> Tensor:
+    """s (L, N)."""
+    available_LN = model.steering.available
+    layers, experts = available_LN.shape
+    for layer in settings.layers or ():
+        if not 0 <= layer < layers:
+            raise ConfigError(f"goals are to act in MoE layer {layer}; there are layers 0 to {layers - 1}.")
+    affinity_LN = torch.zeros(layers, experts, device=available_LN.device)
+    for goal in goals:
+        links_LN = torch.zeros_like(affinity_LN)
+        for place, expert in goal.slots:
+            if not (0 <= expert < experts and (place is None or 0 <= place < layers)):
+                raise ConfigError(
+                    f"goal {goal.text!r} is linked to expert {expert} of layer {'*' if place is None else place}; "
+                    f"the model has {layers} MoE layers of {experts} experts."
+                )
+            links_LN[slice(None) if place is None else place, expert] = 1
+        like_LN = _likeness(model, goal) if settings.likeness else torch.zeros_like(links_LN)
+        affinity_LN += goal.weight * ((1 - settings.likeness) * links_LN + settings.likeness * like_LN)
+    return centred(affinity_LN, available_LN, settings.layers)
+
+
+def _likeness(model: Any, goal: Goal) -> Tensor:
+    """cos of the goal's text and what each expert usually receives, mean over its tokens, (L, N)."""
+    steering = model.steering
+    if not bool(steering.direction.any()):
+        raise ConfigError(
+            "it is not known what the experts of this model usually receive, so nothing can be like a goal's text; "
+            "link the goal to experts, or train the model with its control layer."
+        )
+    if not goal.tokens:
+        raise ConfigError(f"goal {goal.text!r} has no tokens to compare with.")
+    layers = range(len(steering.direction))
+    inputs = gate_inputs(model, layers, torch.tensor([goal.tokens], device=steering.direction.device))
+    usual_LMD = torch.cat([steering.direction, steering.input_mean.unsqueeze(1)], dim=1)
+    along_LM = (usual_LMD @ steering.input_mean.unsqueeze(-1)).squeeze(-1)
+    return torch.stack(
+        [direction_agreement(inputs[layer][0], usual_LMD[layer], along_LM[layer]).mean(dim=0) for layer in layers]
+    )
+
+
+def _bias(
+    model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | None, found: dict[str, Any]
+) -> GoalEffect:
+    steering = model.steering
+    if windows is None:
+        if settings.beta is None:
+            raise ConfigError("a budget of KL needs text to measure it on; give some, or the size of the bias (beta).")
+        steering.goal_bias.copy_(settings.beta * s_LN)
+        return GoalEffect(**found, beta=settings.beta, linked=_asked(s_LN))
+    if settings.beta is None:
+        beta, measured = find_beta(lambda size: output_kl(model, windows, size * s_LN), settings.kl)
+    else:
+        beta, measured = settings.beta, output_kl(model, windows, settings.beta * s_LN)
+    reach_L = beta * (s_LN.amax(dim=-1) - s_LN.amin(dim=-1))
+    with biased(steering, torch.zeros_like(s_LN)):
+        before = routed(model, windows, reach_L)
+    steering.goal_bias.copy_(beta * s_LN)
+    after = routed(model, windows)
+    return GoalEffect(
+        **found,
+        beta=beta,
+        kl=measured,
+        budget=None if settings.beta is not None else settings.kl,
+        linked=_asked(s_LN),
+        share_before=before.share.tolist(),
+        share_after=after.share.tolist(),
+        protected=before.protected.tolist(),
+    )
+
+
+def _asked(s_LN: Tensor) -> list[list[int]]:
+    rows: list[list[int]] = (s_LN > 0).nonzero().tolist()
+    return rows
