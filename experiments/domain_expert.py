@@ -37,14 +37,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aios.experts.train import _windows
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import DomainGate
 from chronomoe.experts.training import calibrate, fit_gate, kl
 from chronomoe.storage import write_json
-from chronomoe.training.loading import IGNORED
+from chronomoe.training.loading import IGNORED, training_windows
 from experiments.domain_arms import SEQUENCE, Adapter, Arm, Gate, School, log_odds, thresholded, train_base
 from experiments.domain_text import DOMAIN, GENERAL, Text, anywhere, documents, prepare_text, split_documents
 
@@ -157,8 +156,8 @@ def run_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, 
         train_base(base, seed, options.base_steps, place / "base")
     model: Any = ChronovisorMixtralForCausalLM.from_pretrained(place / "base").eval()
     model.requires_grad_(True)
-    windows = _windows(domain, SEQUENCE, options.windows, seed + 1)[DOMAIN]
-    general = _windows(base, SEQUENCE, 2 * options.windows, seed + 1)
+    windows = training_windows(domain, SEQUENCE, options.windows, seed + 1)[DOMAIN]
+    general = training_windows(base, SEQUENCE, 2 * options.windows, seed + 1)
     school = School(model, base, domain, place, seed, options.expert_steps, windows, options.probe, {})
     expert, adapter = school.beside("expert", DomainExpert), school.beside("adapter", Adapter)
     placebo = school.placebo(expert)

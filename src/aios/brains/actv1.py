@@ -11,6 +11,7 @@ from typing import Any, Literal
 from aios.brains.bundle import exclusive, read_run
 from aios.brains.models import hrm_config
 from aios.brains.settings import BrainTraining, Given, HRMShape, Run, RunSettings
+from aios.goals.flags import TrainingGoals
 from aios.workspace import Workspace
 from chronomoe.control.config import Ablation
 from chronomoe.errors import ConfigError
@@ -160,7 +161,12 @@ class ACTv1Flags(Given):
         return named if self.bundle_dir is None else self.bundle_dir / named.name
 
 
-def train_actv1(flags: ACTv1Flags, shape: HRMShape, show: Show = print) -> dict[str, Any]:
+def train_actv1(
+    flags: ACTv1Flags,
+    shape: HRMShape,
+    goals: TrainingGoals = TrainingGoals(),  # noqa: B008 (frozen)
+    show: Show = print,
+) -> dict[str, Any]:
     """Train (plan, resume) as the flags say; results as of :func:`aios.brains.train.train`.
 
     With ``expert_id`` one expert is trained alone instead, in the brain named or in --student-init's, or else in the
@@ -168,14 +174,16 @@ def train_actv1(flags: ACTv1Flags, shape: HRMShape, show: Show = print) -> dict[
     :func:`aios.experts.train.train_expert`.
     """
     if flags.expert_id is not None:
+        if goals.any:
+            raise ConfigError("an expert that is trained alone is heard everywhere; --default-goal names its goal.")
         return _train_expert(flags, shape, show)
     if flags.dry_run and not flags.resume:
         with TemporaryDirectory() as nowhere:
-            return _train(flags, shape, Path(nowhere), show)
-    return _train(flags, shape, flags.bundle, show)
+            return _train(flags, shape, goals, Path(nowhere), show)
+    return _train(flags, shape, goals, flags.bundle, show)
 
 
-def _train(flags: ACTv1Flags, shape: HRMShape, bundle: Path, show: Show) -> dict[str, Any]:
+def _train(flags: ACTv1Flags, shape: HRMShape, goals: TrainingGoals, bundle: Path, show: Show) -> dict[str, Any]:
     from aios.brains.train import check_place, train
 
     _check_flags(flags)
@@ -186,7 +194,7 @@ def _train(flags: ACTv1Flags, shape: HRMShape, bundle: Path, show: Show) -> dict
         flags, use_moe = _as_begun(flags, saved), saved["shape"].get("use_moe", True)
     else:
         hrm_config(shape, 1, max(1, flags.max_seq_len))  # a shape that cannot be is refused before anything is touched
-    run = to_run(flags, shape, bundle, use_moe)
+    run = dataclasses.replace(to_run(flags, shape, bundle, use_moe), goals=goals)
     lr, _ = adjusted_rates(flags.lr, use_moe, flags.auto_adjust_lr)
     if lr < flags.lr and (not flags.resume or "lr" in flags.given_names):
         show(

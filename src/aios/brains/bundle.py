@@ -127,6 +127,15 @@ def trained_further(bundle: Path) -> bool:
     return published is None or int(checkpoints[-1].name.removeprefix("step_")) > published
 
 
+def data_of(root: Path, bundle: Path) -> Path | None:
+    """The prepared data a brain was trained on, if it is still there."""
+    if not (bundle / "run.json").is_file():
+        return None
+    named = read_run(bundle)["settings"].get("data")
+    candidates = [Path(named)] if named else [bundle / "data", Workspace(root).prepared]
+    return next((place for place in candidates if (place / "data.json").is_file()), None)
+
+
 def check_config(folder: Path) -> str:
     """Refuse a folder without the configuration of a brain, which transformers would take for one of 47 billion."""
     try:
@@ -171,6 +180,8 @@ def load_brain(path: Path) -> tuple[Any, Any]:
 
 def load_weights(folder: Path, **settings: Any) -> Any:
     """The model in a folder of weights; :class:`CheckpointError` when they are damaged or not those of its config."""
+    from chronomoe.goals.steer import turn_off
+
     kind = model_class(check_config(folder))
     try:
         model, info = kind.from_pretrained(folder, output_loading_info=True, **settings)
@@ -179,6 +190,7 @@ def load_weights(folder: Path, **settings: Any) -> Any:
     missing = [name for name in info["missing_keys"] if not name.startswith(("steering.", "controller."))]
     if missing:
         raise CheckpointError(f"the weights in {folder} are not those of its config.json: {missing[0]} is missing.")
+    turn_off(model)  # which goals are on is said by who runs a model, not by a file
     return model
 
 

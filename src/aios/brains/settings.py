@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 
+from aios.goals.flags import TrainingGoals
 from chronomoe.errors import ConfigError
 from chronomoe.training.config import TrainingConfig
 
@@ -158,6 +159,8 @@ class Run:
     shape: ModelShape | HRMShape = field(default_factory=ModelShape)
     training: BrainTraining = field(default_factory=BrainTraining)
     family: str = "mixtral"
+    goals: TrainingGoals = field(default_factory=TrainingGoals)
+    """Goals to train under; on --resume those the brain remembers, unless others are given."""
     bundle: Path | None = None
     """Where the brain is, if not where its name says."""
 

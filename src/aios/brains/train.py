@@ -19,6 +19,7 @@ from aios.brains.models import build_model, changed_shape
 from aios.brains.plan import describe_plan
 from aios.brains.settings import SHAPES, Run
 from aios.data.tokenizers import tokenizer_fingerprint
+from aios.goals.use import goals_for_training, remembered_flags
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.bundle import read_list
@@ -40,6 +41,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     bundle = run.bundle or workspace.brain(run.settings.name, run.family)
     if run.settings.resume:
         run, changes = run.continuing(saved := read_run(bundle))
+        if not run.goals.any:
+            run = dataclasses.replace(run, goals=remembered_flags(bundle))
         check_place(bundle, run)  # before its data is missed, which a brain that was not trained has none of
     if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
         raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
@@ -48,6 +51,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         raise ConfigError(f"there is no base model {base}; `{workspace.command('init')}` makes one.")
     own = bundle / "data" if run.family == "actv1" else workspace.prepared
     store = TokenStore.open(run.settings.data or own)
+    if run.goals.goal_domain:
+        store = store.favouring(run.goals.goal_domain, run.goals.goal_domain_weight)
     fingerprints = {
         "tokenizer_fingerprint": _matching_tokenizer(base, store),
         "data_fingerprint": store.info.fingerprint,
@@ -155,6 +160,9 @@ def _make_trainer(
 
     settings, training = run.settings, run.training
     tokenizer = load_tokenizer(base)
+    goals = None
+    if run.goals.any:
+        goals = goals_for_training(settings.root, bundle, model, tokenizer, run.goals)
     trainer = ChronoMoETrainer(
         model,
         dataclasses.replace(
@@ -175,6 +183,7 @@ def _make_trainer(
         save_extra=tokenizer.save_pretrained,
         show=show,
         stop_after=settings.stop_after,
+        goals=goals,
     )
     return trainer, tokenizer
 

@@ -40,6 +40,7 @@ brains.command("aios.cli.brains:upcycle_command", name="upcycle", help="Make one
 app.command("aios.cli.chat:chat", help="Talk to a trained brain.")
 app.command("aios.cli.demo:demo", help="Run the whole job on sample text: prepare, train, resume, evaluate, sample.")
 app.command("aios.cli.doctor:doctor", help="Print the environment, for a bug report.")
+app.command("aios.cli.evaluate:evaluate", help="Measure a brain on held-out text, with its experts and goals.")
 experts = cyclopts.App(name="experts", help="See to the experts of a workspace.")
 app.command(experts)
 experts.command("aios.cli.experts:list_command", name="list", help="List them.")

@@ -1,8 +1,13 @@
 """aios chat."""
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from aios.goals.flags import GoalFlags
 
 
 def chat(
@@ -16,9 +21,12 @@ def chat(
     experts: bool = False,
     halt: Literal["exact", "max"] = "exact",
     segments: int | None = None,
+    goals: Annotated[GoalFlags, Parameter(name="*")] = GoalFlags(),  # noqa: B008 (frozen)
     root: Path = Path(),
 ) -> None:
     """Talk to a brain: it continues the text so far, yours included. An empty line ends, /new begins a new text.
+
+    /goal 3 (or its text) turns a goal on in the middle of a talk, /goal off all of them off.
 
     Parameters
     ----------
@@ -49,26 +57,41 @@ def chat(
     from aios.brains.bundle import find_brain, load_brain
     from aios.brains.generate import ExpertCounts, set_halting, stream_text, thought
     from aios.experts.attach import note_use
+    from aios.goals.use import turn_on_goals, words
     from chronomoe.allocator import keep_freed_memory
+    from chronomoe.errors import ConfigError
 
     keep_freed_memory()
-    model, tokenizer = load_brain(find_brain(root, name or brain))
+    bundle = find_brain(root, name or brain)
+    model, tokenizer = load_brain(bundle)
     set_halting(model, halt, segments)
+    if goals.any:
+        print("\n".join(words(turn_on_goals(root, bundle, model, tokenizer, goals))))
     # Half of what the model reads is left for what was said.
     max_new_tokens = min(max_new_tokens, model.config.max_position_embeddings // 2)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     text, turn = "", 0
     while True:
         try:
-            words = input("> ")
+            said = input("> ")
         except EOFError:
             break
-        if not words.strip():
+        if not said.strip():
             break
-        if words.strip() == "/new":
+        if said.strip() == "/new":
             text = ""
             continue
-        text = f"{text}{words}\n"
+        if said.split()[0] == "/goal":
+            wanted = said.strip().removeprefix("/goal").strip()
+            now = (wanted,) if wanted not in ("", "off") else ()
+            changed = dataclasses.replace(goals, goal=now, goals_active=False, goals_remembered=False)
+            try:
+                effect = turn_on_goals(root, bundle, model, tokenizer, changed)
+                print("\n".join(words(effect)) if now else "Goals: off")
+            except ConfigError as error:
+                print(error)
+            continue
+        text = f"{text}{said}\n"
         text = _within(tokenizer, text, model.config.max_position_embeddings - max_new_tokens - 1)
         with ExpertCounts(model) as counts:
             for piece in stream_text(model, tokenizer, text, seed=seed + turn, **settings):

@@ -2,7 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from aios.goals.flags import GoalFlags
 
 
 def generate(
@@ -16,6 +20,7 @@ def generate(
     seed: int = 0,
     halt: Literal["exact", "max"] = "exact",
     segments: int | None = None,
+    goals: Annotated[GoalFlags, Parameter(name="*")] = GoalFlags(),  # noqa: B008 (frozen)
     stream: bool = True,
     root: Path = Path(),
 ) -> None:
@@ -56,8 +61,14 @@ def generate(
 
     keep_freed_memory()
     prompt = prompt.encode("utf-8", "replace").decode()  # a shell may hand over bytes that are no text
-    model, tokenizer = load_brain(find_brain(root, name or brain))
+    bundle = find_brain(root, name or brain)
+    model, tokenizer = load_brain(bundle)
     set_halting(model, halt, segments)
+    if goals.any:
+        from aios.goals.use import turn_on_goals, words
+
+        for line in words(turn_on_goals(root, bundle, model, tokenizer, goals)):
+            print(line, file=sys.stderr)
     pieces = stream_text(
         model, tokenizer, prompt, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
     )

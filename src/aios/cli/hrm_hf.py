@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from aios.brains.actv1 import ACTv1Flags, train_actv1
 from aios.brains.settings import HRMShape
+from aios.goals.flags import TrainingGoals
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
 
@@ -57,6 +58,7 @@ def train_actv1_command(
     *,
     flags: Annotated[ACTv1Flags, Flat] = ACTv1Flags(),  # noqa: B008 (frozen)
     shape: Annotated[HRMShape, Flat] = HRMShape(),  # noqa: B008
+    goals: Annotated[TrainingGoals, Flat] = TrainingGoals(),  # noqa: B008
 ) -> int:
     """Train a hierarchical reasoning model with experts on a text, or continue one with --resume.
 
@@ -65,7 +67,7 @@ def train_actv1_command(
     from aios.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    results = train_actv1(flags, shape)
+    results = train_actv1(flags, shape, goals)
     if flags.dry_run:
         return 0
     if flags.expert_id is not None:

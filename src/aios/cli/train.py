@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from aios.brains.settings import BrainTraining, ModelShape, Run, RunSettings
+from aios.goals.flags import TrainingGoals
 from aios.workspace import Workspace
 
 Flat = Parameter(name="*")
@@ -17,6 +18,7 @@ def train(
     settings: Annotated[RunSettings, Flat] = RunSettings(),  # noqa: B008 (frozen)
     shape: Annotated[ModelShape, Flat] = ModelShape(),  # noqa: B008
     training: Annotated[BrainTraining, Flat] = BrainTraining(),  # noqa: B008
+    goals: Annotated[TrainingGoals, Flat] = TrainingGoals(),  # noqa: B008
 ) -> int:
     """Train a Mixtral-style brain on prepared data, or continue one with --resume.
 
@@ -31,7 +33,7 @@ def train(
     from aios.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    results = train_brain(Run(settings=settings, shape=shape, training=training))
+    results = train_brain(Run(settings=settings, shape=shape, training=training, goals=goals))
     if settings.dry_run:
         return 0
     workspace = Workspace(settings.root)

@@ -9,9 +9,8 @@ from typing import Any
 from aios.experts.entry import now
 from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder
 from aios.experts.settings import ExpertTraining
-from aios.workspace import Workspace
 from chronomoe.errors import ConfigError, DataError
-from chronomoe.training.loading import PackedDataset, heldout_windows
+from chronomoe.training.loading import PackedDataset, heldout_windows, training_windows
 from chronomoe.training.token_store import TokenStore
 
 Show = Callable[[str], None]
@@ -78,8 +77,14 @@ def _train(
         uid=None if known is None else known.expert_uid,
     )
     base = base_of(model)
-    windows = _windows(domain, length, settings.calibration_windows, settings.seed + 1)[domain.info.domains[0].name]
-    others = {} if general is None else _windows(general, length, 2 * settings.calibration_windows, settings.seed + 1)
+    windows = training_windows(domain, length, settings.calibration_windows, settings.seed + 1)[
+        domain.info.domains[0].name
+    ]
+    others = (
+        {}
+        if general is None
+        else training_windows(general, length, 2 * settings.calibration_windows, settings.seed + 1)
+    )
     model.eval()
     training.begin(expert, model, windows[:32], settings.redraw, settings.seed)
     measured = _Measured(model, domain, general, length, settings)
@@ -205,7 +210,7 @@ def _run(
 
 def _base(root: Path, settings: ExpertTraining, base: tuple[Any, Path] | None) -> tuple[Any, Path, Path | None]:
     """Model, folder of its tokenizer, and the prepared data it was trained on if that is still there."""
-    from aios.brains.bundle import find_brain, load_brain, model_folder, read_run
+    from aios.brains.bundle import data_of, find_brain, load_brain, model_folder
     from chronomoe.experts.attachment import detach_expert
 
     if base is not None:
@@ -216,13 +221,7 @@ def _base(root: Path, settings: ExpertTraining, base: tuple[Any, Path] | None) -
     model, _ = load_brain(bundle)
     for uid in list(getattr(model, "subbrains", {})):
         detach_expert(model, uid)  # the base alone is what it learns in
-    folder, data = model_folder(bundle), None
-    if (bundle / "run.json").is_file():
-        run = read_run(bundle)
-        named = run["settings"].get("data")
-        candidates = [Path(named)] if named else [bundle / "data", Workspace(root).prepared]
-        data = next((place for place in candidates if (place / "data.json").is_file()), None)
-    return model, folder, data
+    return model, model_folder(bundle), data_of(root, bundle)
 
 
 @contextmanager
@@ -263,17 +262,6 @@ def _stores(settings: ExpertTraining, tokenizer: Path, own_data: Path | None, sh
         if general is None:
             show("No general text: the domain gate cannot be fitted, and only a goal will open it; give --anchor-file.")
         yield domain, general
-
-
-def _windows(store: TokenStore, length: int, count: int, seed: int) -> dict[str, Any]:
-    """Training windows of each domain, (count, length)."""
-    import torch
-
-    found = {}
-    for one in store.info.domains:
-        data = PackedDataset(store.only(one.name), length, seed, count)
-        found[one.name] = torch.stack([data[index]["input_ids"] for index in range(count)])
-    return found
 
 
 def _words(bits: dict[str, float]) -> str:

@@ -88,6 +88,15 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return self._names[number], (phase + permuted(position, windows, key) * self.sequence_length) % length
 
 
+def training_windows(store: TokenStore, length: int, count: int, seed: int) -> dict[str, torch.Tensor]:
+    """Training sequences of each domain, (count, length)."""
+    found = {}
+    for one in store.info.domains:
+        data = PackedDataset(store.only(one.name), length, seed, count)
+        found[one.name] = torch.stack([data[index]["input_ids"] for index in range(count)])
+    return found
+
+
 def permuted(index: int, size: int, key: int) -> int:
     """Where a keyed pseudorandom permutation of range(size) sends `index`, without storing it.
 

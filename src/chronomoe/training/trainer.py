@@ -52,7 +52,8 @@ class ChronoMoETrainer:
     shifted; -100 is ignored). ``eval_dataloader`` is such a loader, or held-out windows by domain, evaluated in bits
     per byte. ``sample`` turns the model into a text that is logged at each evaluation; ``save_extra`` adds files (a
     tokenizer) to each checkpoint; ``show`` prints a line; ``stop_after`` saves and stops at that step;
-    ``knob_agent`` turns kappa in place of the rules when ``kappa_schedule`` is adaptive.
+    ``knob_agent`` turns kappa in place of the rules when ``kappa_schedule`` is adaptive; ``goals`` turns goals on,
+    before the first step and anew before each evaluation (as routers learn a bias means less), and tells the log what.
 
     Raises :class:`ConfigError` for settings that cannot work and :class:`DataError` for an empty loader.
     """
@@ -69,6 +70,7 @@ class ChronoMoETrainer:
         show: Callable[[str], None] | None = None,
         stop_after: int | None = None,
         knob_agent: Agent | None = None,
+        goals: Callable[[], dict[str, Any] | None] | None = None,
     ) -> None:
         keep_freed_memory()
         self.config = config = config.ablated()
@@ -122,7 +124,7 @@ class ChronoMoETrainer:
         )
         log_file = Path(config.log_file) if config.log_file else self.files.folder / "metrics.jsonl"
         self.report = Reporter(log_file, self.total_steps, show, active=self.accelerator.is_main_process)
-        self.sample, self.stop_after = sample, stop_after
+        self.sample, self.stop_after, self.goals = sample, stop_after, goals
         self._pending_rng: Rng | None = None
         self._saved_step = 0  # nothing worth keeping before the first step
         self.window: RoutingWindow | None = None
@@ -160,6 +162,8 @@ class ChronoMoETrainer:
         with SafeStop() as stop, self.report.live():
             self.report.start(self.state.step)
             self.control.announce()
+            if self.state.step == 0:  # a checkpoint holds its own
+                self._turn_on_goals()
             stopped = False
             last = self.total_steps if self.stop_after is None else min(self.total_steps, self.stop_after)
             for batches in self._steps(last):
@@ -373,7 +377,13 @@ class ChronoMoETrainer:
             raise ConfigError("there is nothing to evaluate on: eval_dataloader has no held-out windows.")
         return {**result, "mean": sum(result.values()) / len(result)}
 
+    def _turn_on_goals(self) -> None:
+        event = None if self.goals is None else self.goals()
+        if event is not None:
+            self.report.record({**event, "step": self.state.step})
+
     def _evaluate_and_log(self) -> dict[str, float]:
+        self._turn_on_goals()
         inner: Any = getattr(self.model, "model", None)
         recurrent = hasattr(inner, "reset_segments")
         if recurrent:

@@ -1,0 +1,52 @@
+"""Which goals are on, as the command line tells. Imports nothing heavy."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from chronomoe.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GoalFlags:
+    """Goals to turn on. Without --goal, --goals-active or --goals-remembered none is, and nothing changes."""
+
+    goal: tuple[str, ...] = ()
+    """A goal to turn on: its number or its text; may be given again."""
+    goals_active: bool = False
+    """Turn on all active goals of the workspace."""
+    goals_remembered: bool = False
+    """Turn on the goals the brain was trained under."""
+    goal_strength: float = 3.0
+    """Nats of log-odds that a goal adds to the gates of its attached experts, 0 to 5."""
+    goal_kl: float = 0.01
+    """Nats per token by which goals linked to a brain's own experts may change its output."""
+    goal_beta: float | None = None
+    """The size of their bias by hand, 0 to 1 logits, instead of by that budget."""
+    goal_layers: tuple[int, ...] = ()
+    """MoE layers in which they act; all when not given."""
+    goal_likeness: float = 0.0
+    """0 to 1: how much it counts that what an expert usually receives is like the goal's text, beside links."""
+    goal_text: Path | None = None
+    """Text to measure that budget on. [the data the brain was trained on]"""
+
+    @property
+    def any(self) -> bool:
+        """Is any goal asked for?"""
+        return bool(self.goal) or self.goals_active or self.goals_remembered
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingGoals(GoalFlags):
+    """Goals to train under."""
+
+    goal_domain: tuple[str, ...] = ()
+    """With goals: domains of the data to be drawn more often; may be given again."""
+    goal_domain_weight: float = 2.0
+    """How many times as often."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.goal_domain_weight < math.inf:
+            raise ConfigError(f"goal_domain_weight is {self.goal_domain_weight}; it must be a number above 0.")
+        if self.goal_domain and not self.any:
+            raise ConfigError("--goal-domain is for training under goals; name one with --goal, or --goals-active.")

@@ -1,0 +1,225 @@
+"""Goals of a workspace at work in one of its brains: find them, turn them on, say what that did."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aios.brains.shelf import brain_name
+from aios.goals.flags import GoalFlags, TrainingGoals
+from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.goals.steer import Goal, GoalEffect, GoalSettings, turn_off, turn_on
+from chronomoe.storage import write_json
+
+REMEMBERED = "goals.json"
+_WINDOWS, _LENGTH = 32, 128
+
+
+def turn_on_goals(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags) -> GoalEffect:
+    """Turn the goals asked for on in the model of ``bundle``, and all others off.
+
+    Raises :class:`ConfigError` for goals there are none of, or settings that cannot be.
+    """
+    goals = asked_goals(root, bundle, tokenizer, flags)
+    settings = GoalSettings(
+        strength=flags.goal_strength,
+        kl=flags.goal_kl,
+        beta=flags.goal_beta,
+        layers=flags.goal_layers or None,
+        likeness=flags.goal_likeness,
+    )
+    needs_text = flags.goal_likeness > 0 or any(goal.slots for goal in goals)
+    windows = calibration_text(root, bundle, model, tokenizer, flags) if needs_text else None
+    return turn_on(model, goals, settings, windows)
+
+
+def asked_goals(root: Path, bundle: Path, tokenizer: Any, flags: GoalFlags) -> list[Goal]:
+    """The goals asked for, with their links into this brain; those without any are left out unless likeness counts."""
+    stored = _stored(root, flags)
+    goals = [] if not flags.goals_remembered else remembered(bundle)
+    for one in stored:
+        slots = [link for link in one.experts if ":" in link]
+        here = [_slot(link) for link in slots if link.rpartition(":")[0] == brain_name(bundle)]
+        experts = tuple(link for link in one.experts if ":" not in link)
+        goals.append(Goal(text=one.text, weight=one.weight, experts=experts, slots=tuple(here)))
+    goals = list({goal.text: goal for goal in goals}.values())
+    if flags.goal_likeness == 0:
+        goals = [goal for goal in goals if goal.experts or goal.slots]
+    return [dataclasses.replace(goal, tokens=tuple(_ids(tokenizer, goal.text))) for goal in goals]
+
+
+def _stored(root: Path, flags: GoalFlags) -> list[Any]:
+    from aios.goals.book import goals_of
+
+    known = goals_of(root)
+    found = [one for one in known if one.active] if flags.goals_active else []
+    for word in flags.goal:
+        named = [one for one in known if word.strip() in (str(one.id), one.text)]
+        if not named:
+            raise ConfigError(
+                f"there is no goal {word!r}; `aios goals list --all` shows them, `aios goals add` adds one."
+            )
+        found += [one for one in named if one not in found]
+    return found
+
+
+def _slot(link: str) -> tuple[int | None, int]:
+    layer, _, expert = link.rpartition(":")[2].partition(".")
+    return (None if layer == "*" else int(layer)), int(expert)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def calibration_text(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags) -> Tensor | None:
+    """Windows (n, S) of the text a budget is measured on; None where there is none and beta is given."""
+    from aios.brains.bundle import data_of
+    from chronomoe.training.loading import training_windows
+    from chronomoe.training.token_store import TokenStore
+
+    length = min(_LENGTH, model.config.max_position_embeddings)
+    if flags.goal_text is not None:
+        if not flags.goal_text.is_file():
+            raise ConfigError(f"there is no text {flags.goal_text}.")
+        ids = _ids(tokenizer, flags.goal_text.read_text(encoding="utf-8", errors="replace"))[: _WINDOWS * length]
+        if len(ids) < length:
+            raise ConfigError(f"{flags.goal_text} has {len(ids)} tokens; to measure on it takes {length} or more.")
+        return torch.tensor(ids[: len(ids) // length * length]).view(-1, length).to(model.device)
+    place = data_of(root, bundle)
+    if place is None:
+        if flags.goal_beta is not None:
+            return None
+        raise ConfigError(
+            "the data this brain was trained on is gone, so a goal's budget cannot be measured; give --goal-text, or "
+            "--goal-beta."
+        )
+    store = TokenStore.open(place)
+    each = max(1, _WINDOWS // len(store.info.domains))
+    return torch.cat(list(training_windows(store, length, each, 0).values())).to(model.device)
+
+
+def words(effect: GoalEffect) -> list[str]:
+    """What turning goals on did, a line for each thing, for people."""
+    if not effect.goals:
+        return ["Goals: none of those asked for is linked to an expert of this brain; nothing changes."]
+    lines = [f"Goals: {'; '.join(effect.goals)}"]
+    lines += [f"  expert {name}: {nats:+.2f} nats for its gate" for name, nats in effect.priors.items()]
+    lines += [f"  expert {name} is not attached, or not active: skipped" for name in effect.missing]
+    if effect.linked:
+        known = f", output KL {effect.kl:.4f} nats a token" if effect.kl is not None else ""
+        lines.append(f"  the brain's own experts: bias {effect.beta:.3f}{known}")
+        if effect.share_before:
+            moved = [
+                f"{layer}.{expert} {effect.share_before[layer][expert]:.1%} to {effect.share_after[layer][expert]:.1%}"
+                for layer, expert in effect.linked[:8]
+            ]
+            lines.append(f"  share of tokens: {', '.join(moved)}{', ...' if len(effect.linked) > 8 else ''}")
+        if not effect.within_budget:
+            lines.append(f"  the budget of {effect.budget:g} is out of reach: the bias is at its largest")
+    return lines
+
+
+# -- what a bundle remembers -------------------------------------------------------------------------------------------
+
+
+def goals_for_training(
+    root: Path, bundle: Path, model: Any, tokenizer: Any, flags: TrainingGoals
+) -> Callable[[], dict[str, Any] | None]:
+    """What a trainer calls to turn the goals on; the bundle remembers them. Raises as :func:`turn_on_goals`."""
+    goals = asked_goals(root, bundle, tokenizer, flags)
+    if not any(goal.slots for goal in goals) and not (goals and flags.goal_likeness):
+        raise ConfigError(
+            "none of these goals is linked to an expert of this brain's own, so there is nothing to train under; "
+            f"`aios goals link-expert ID {brain_name(bundle)}:LAYER.EXPERT` links one, or give --goal-likeness."
+        )
+    remember(bundle, goals, flags)
+    asked = dataclasses.replace(flags, goal=(), goals_active=False, goals_remembered=True)
+
+    def steer() -> dict[str, Any] | None:
+        if flags.goal_likeness and not bool(model.steering.direction.any()):
+            return None  # what experts usually receive is not known before training
+        return turn_on_goals(root, bundle, model, tokenizer, asked).to_json()
+
+    return steer
+
+
+def remember(bundle: Path, goals: list[Goal], flags: TrainingGoals) -> None:
+    """Note in the bundle which goals it is trained under."""
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(flags).items()
+        if name.startswith("goal_") and name != "goal_text"
+    }
+    kept = [dataclasses.asdict(dataclasses.replace(goal, tokens=())) for goal in goals]
+    write_json(bundle / REMEMBERED, {"goals": kept, "settings": settings})
+
+
+def remembered(bundle: Path) -> list[Goal]:
+    """The goals a bundle was trained under; :class:`CheckpointError` when the file is damaged."""
+    return _memory(bundle)[0]
+
+
+def remembered_flags(bundle: Path) -> TrainingGoals:
+    """How they were turned on; no goal at all where none is remembered."""
+    goals, settings = _memory(bundle)
+    return TrainingGoals(goals_remembered=bool(goals), **settings)
+
+
+def _memory(bundle: Path) -> tuple[list[Goal], dict[str, Any]]:
+    file = bundle / REMEMBERED
+    if not file.exists():
+        return [], {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        goals = [
+            Goal(
+                text=str(one["text"]),
+                weight=float(one["weight"]),
+                experts=tuple(map(str, one["experts"])),
+                slots=tuple((None if layer is None else int(layer), int(expert)) for layer, expert in one["slots"]),
+            )
+            for one in found["goals"]
+        ]
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found["settings"].items()
+        }
+        TrainingGoals(goals_remembered=True, **settings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); put a copy back, or remove it to forget goals.") from error
+    return goals, settings
+
+
+# -- explain -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def explain(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags, text: str) -> dict[str, Any]:
+    """Where the tokens of ``text`` go with the goals off and on: shares by layer and expert, and open gates."""
+    from chronomoe.goals.field import routed
+
+    ids = [tokenizer.eos_token_id, *_ids(tokenizer, text)][: model.config.max_position_embeddings]
+    if len(ids) < 2:
+        raise ConfigError("the text is empty; give some.")
+    row = torch.tensor([ids], device=model.device)
+    attached = list(getattr(model, "subbrains", {}).values())
+
+    def look() -> dict[str, Any]:
+        for expert in attached:
+            expert.heard = expert.asked = 0
+        found = routed(model, row)
+        opened = {expert.expert_id: expert.heard / max(1, expert.asked) for expert in attached}
+        for expert in attached:
+            expert.heard = expert.asked = 0
+        return {"share": found.share.tolist(), "open": opened}
+
+    turn_off(model)
+    off = look()
+    effect = turn_on_goals(root, bundle, model, tokenizer, flags)
+    on = look()
+    return {**effect.to_json(), "tokens": len(ids), "off": off, "on": on}
