@@ -37,6 +37,8 @@ class ExpertTraining(Given):
     """Held-out tokens per domain used to evaluate before and after."""
     calibration_windows: int = 400
     """Sequences of each domain the gate is fitted to; as many more of general text to calibrate it on."""
+    gate_memory: float = 0.99
+    """How much of the evidence before a token is left at the next one; 0 judges each token alone."""
     default_goal: str | None = None
     """Goal the expert is for."""
     log_file: Path | None = None
@@ -48,6 +50,12 @@ class ExpertTraining(Given):
         for name in ("steps", "batch_size", "max_seq_len", "calibration_windows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name, high in (("redraw", 1.0), ("false_alarm", 1.0), ("harm_kl", 1e9), ("anchor_weight", 1e9)):
+        for name, high in (
+            ("redraw", 1.0),
+            ("gate_memory", 1.0),
+            ("false_alarm", 1.0),
+            ("harm_kl", 1e9),
+            ("anchor_weight", 1e9),
+        ):
             if not 0 <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and {high:g}.")

@@ -97,6 +97,7 @@ def _train(
         show(f"Stopped at step {results['global_step']}; nothing was written, an earlier version stays as it is.")
         return results
     if others:
+        expert.gate.leak.fill_(settings.gate_memory)
         # Half of the windows for the fit, half for the threshold: it is as strict as on text the fit has not seen.
         training.fit_gate(expert, model, windows, [text[: len(windows)] for text in others.values()])
         others = {name: text[len(windows) :] for name, text in others.items()}

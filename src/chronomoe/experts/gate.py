@@ -2,12 +2,13 @@
 
     x_t = c + sum over layers of <v_l, h_(l,t)>    evidence of one token
     s_t = leak s_(t-1) + x_t,  n_t = leak n_(t-1) + 1
-    open where  (s_t + prior) / sqrt(n_t + 4) > threshold
+    open where  s_t / sqrt(n_t + 4) + prior > threshold
 
 h_l is the input of the experts in layer l of the frozen trunk. Tokens of one text are anything but independent, so a
 sum of their evidence is compared with its own growth: the square root makes the threshold right at every position. v
-and c are those for which that running value, in nats, predicts best whether the text is the domain's: logistic
-regression on the sums themselves, which recalls far more than summing the best evidence of single tokens. Only the
+and c are those for which that running value is best as log-odds, in nats, of the text being the domain's: logistic
+regression on the sums themselves, which recalls far more than summing the best evidence of single tokens. A goal is
+the prior of those odds: some text of the domain is to be expected, and evidence to the contrary still shuts the gate. Only the
 past counts, so causality holds; padding counts for nothing.
 
 Shape suffixes: B batch, S sequence, D hidden size, K layers listened to, N texts.
@@ -68,7 +69,7 @@ class DomainGate(nn.Module):
         if state_B2 is not None:
             kept_BS = self.leak**age_BS
             s_BS, n_BS = s_BS + kept_BS * state_B2[:, :1], n_BS + kept_BS * state_B2[:, 1:]
-        return (s_BS + self.prior) / (n_BS + _HEAD_START).sqrt(), torch.stack([s_BS[:, -1], n_BS[:, -1]], dim=1)
+        return s_BS / (n_BS + _HEAD_START).sqrt() + self.prior, torch.stack([s_BS[:, -1], n_BS[:, -1]], dim=1)
 
     def _memory(self, counted_BS: Tensor) -> tuple[Tensor, Tensor]:
         """How much of each token i is left at t, leak^(t - i) for i <= t, and how many were counted until t."""

@@ -28,7 +28,7 @@ def test_log_odds_are_the_recurrence_of_the_formula(seed, leak, prior, padded):
         for place in range(11):
             if counted[row, place]:
                 s, n = leak * s + x[row, place].item(), leak * n + 1
-            assert found[row, place].item() == pytest.approx((s + prior) / math.sqrt(n + 4), rel=1e-4, abs=1e-4)
+            assert found[row, place].item() == pytest.approx(s / math.sqrt(n + 4) + prior, rel=1e-4, abs=1e-4)
         assert state[row].tolist() == pytest.approx([s, n], rel=1e-4, abs=1e-4)
 
 
@@ -84,9 +84,12 @@ def test_no_domain_has_more_false_alarms_than_allowed(seed, share):
     assert share == 0 or float((odds[1] > threshold).float().mean()) >= share - 2 / 200
 
 
-def test_a_goal_is_a_head_start_in_nats_that_evidence_can_take_back():
-    x = torch.full((1, 30), -0.5)
-    without, _ = gate().log_odds(x)
-    hopeful, _ = gate(prior=3.0).log_odds(x)
-    assert without[0, 0] < 0 < hopeful[0, 0]
-    assert hopeful[0, -1] < 0
+@given(st.integers(0, 10_000), st.floats(0, 5))
+def test_a_goal_is_so_many_nats_that_evidence_can_take_back(seed, nats):
+    x = torch.randn(2, 40, generator=torch.Generator().manual_seed(seed))
+    without, state = gate(leak=0.99).log_odds(x)
+    hopeful, same = gate(leak=0.99, prior=nats).log_odds(x)
+    torch.testing.assert_close(hopeful - without, torch.full_like(x, nats), atol=1e-5, rtol=1e-5)
+    assert torch.equal(state, same)  # what was heard knows nothing of goals
+    contrary, _ = gate(leak=0.99, prior=nats).log_odds(torch.full((1, 60), -1.0))
+    assert contrary[0, -1] < 0
