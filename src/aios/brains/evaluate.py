@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from aios.brains.bundle import data_of, find_brain, load_brain, model_folder
-from aios.data.tokenizers import tokenizer_fingerprint
+from aios.data.prepare import prepared_with
 from aios.goals.flags import GoalFlags
 from chronomoe.errors import ConfigError
 from chronomoe.training.evaluation import bits_per_byte
@@ -65,22 +65,15 @@ def _windows(
 ) -> dict[str, HeldoutWindows]:
     if text is not None and data is not None:
         raise ConfigError("--text and --data both say what to evaluate on; give one of them.")
+    tokenizer = model_folder(bundle)
     if text is not None:
-        from aios.data.prepare import PrepareConfig, prepare
-        from aios.data.readers import Source
-
         with TemporaryDirectory() as place:
-            config = PrepareConfig(tokenizer=model_folder(bundle))
-            source = Source(name=text.stem or "text", path=str(text), held_out=True)
-            prepare([source], Path(place) / "text", config, report=lambda line: None)
-            return _held_out(TokenStore.open(Path(place) / "text"), length, tokens)
+            out = Path(place) / (text.stem or "text")
+            return _held_out(prepared_with(tokenizer, text, out, lambda line: None, held_out=True), length, tokens)
     prepared = data or data_of(root, bundle)
     if prepared is None:
         raise ConfigError("the data this brain was trained on is gone; name text with --text, or prepared data --data.")
-    store = TokenStore.open(prepared)
-    if store.info.tokenizer_fingerprint != tokenizer_fingerprint(model_folder(bundle)):
-        raise ConfigError(f"{prepared} was prepared with another tokenizer than the brain's; prepare it anew.")
-    return _held_out(store, length, tokens)
+    return _held_out(prepared_with(tokenizer, prepared, prepared, lambda line: None), length, tokens)
 
 
 def _held_out(store: TokenStore, length: int, tokens: int) -> dict[str, HeldoutWindows]:

@@ -264,3 +264,23 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise ConfigError(f"{out} already holds prepared data; add --overwrite to replace it.")
+
+
+def prepared_with(
+    tokenizer: Path, text: Path, out: Path, show: Callable[[str], None], *, held_out: bool = False
+) -> TokenStore:
+    """Text prepared with the tokenizer in a folder: ``text`` itself if it is prepared data, else made in ``out``.
+
+    ``held_out`` keeps all of it from training. Raises :class:`ConfigError` for data of another tokenizer.
+    """
+    if (text / "data.json").is_file():
+        found = TokenStore.open(text)
+    else:
+        config = PrepareConfig(tokenizer=tokenizer, heldout_fraction=0.1)
+        source = Source(name=out.name, path=str(text), held_out=held_out)
+        for warning in prepare([source], out, config, report=lambda _: None).warnings:
+            show(f"Note: {warning}")
+        found = TokenStore.open(out)
+    if found.info.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+        raise ConfigError(f"{text} was prepared with another tokenizer than the brain's; prepare it anew.")
+    return found

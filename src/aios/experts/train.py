@@ -228,38 +228,20 @@ def _base(root: Path, settings: ExpertTraining, base: tuple[Any, Path] | None) -
 @contextmanager
 def _stores(settings: ExpertTraining, tokenizer: Path, own_data: Path | None, show: Show) -> Any:
     """The domain's text and the general text, tokenized as the base was."""
-    from aios.data.prepare import PrepareConfig, prepare
-    from aios.data.readers import Source
+    from aios.data.prepare import prepared_with
     from aios.data.tokenizers import tokenizer_fingerprint
 
-    fingerprint = tokenizer_fingerprint(tokenizer)
     with TemporaryDirectory() as place:
-
-        def store(path: Path, name: str) -> TokenStore:
-            if (path / "data.json").is_file():
-                found = TokenStore.open(path)
-            else:
-                out = Path(place) / name
-                config = PrepareConfig(tokenizer=tokenizer, heldout_fraction=0.1)
-                for warning in prepare(
-                    [Source(name=name, path=str(path))], out, config, report=lambda _: None
-                ).warnings:
-                    show(f"Note: {warning}")
-                found = TokenStore.open(out)
-            if found.info.tokenizer_fingerprint != fingerprint:
-                raise ConfigError(f"{path} was prepared with another tokenizer than the brain's; prepare it anew.")
-            return found
-
         assert settings.dataset_file is not None
-        domain = store(settings.dataset_file, DOMAIN)
+        domain = prepared_with(tokenizer, settings.dataset_file, Path(place) / DOMAIN, show)
         if len(domain.info.domains) != 1:
             raise DataError(f"{settings.dataset_file} holds {len(domain.info.domains)} domains; an expert is for one.")
         general: TokenStore | None = None
         if settings.anchor_file is not None:
-            general = store(settings.anchor_file, GENERAL)
+            general = prepared_with(tokenizer, settings.anchor_file, Path(place) / GENERAL, show)
         elif own_data is not None:
             own = TokenStore.open(own_data)
-            general = own if own.info.tokenizer_fingerprint == fingerprint else None
+            general = own if own.info.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer) else None
         if general is None:
             show("No general text: the domain gate cannot be fitted, and only a goal will open it; give --anchor-file.")
         yield domain, general

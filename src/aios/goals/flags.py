@@ -27,6 +27,8 @@ class GoalFlags:
     """MoE layers in which they act; all when not given."""
     goal_likeness: float = 0.0
     """0 to 1: how much it counts that what an expert usually receives is like the goal's text, beside links."""
+    goals_learned: bool = False
+    """Let the routers act on what `aios goals teach` taught them of these goals, too."""
     goal_text: Path | None = None
     """Text to measure that budget on. [the data the brain was trained on]"""
 

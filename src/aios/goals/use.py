@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aios.brains.bundle import model_folder
 from aios.brains.shelf import brain_name
 from aios.goals.flags import GoalFlags, TrainingGoals
 from chronomoe.errors import CheckpointError, ConfigError
@@ -34,7 +35,14 @@ def turn_on_goals(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: G
     )
     needs_text = flags.goal_likeness > 0 or any(goal.slots for goal in goals)
     windows = calibration_text(root, bundle, model, tokenizer, flags) if needs_text else None
-    return turn_on(model, goals, settings, windows)
+    effect = turn_on(model, goals, settings, windows)
+    if flags.goals_learned and goals:
+        from chronomoe.goals.conditioning import condition, load_conditioning
+
+        if not load_conditioning(model, model_folder(bundle)):
+            raise ConfigError(f"{bundle.name} was never taught a goal; `aios goals teach` does that.")
+        condition(model, goals)
+    return effect
 
 
 def asked_goals(root: Path, bundle: Path, tokenizer: Any, flags: GoalFlags) -> list[Goal]:
@@ -47,7 +55,7 @@ def asked_goals(root: Path, bundle: Path, tokenizer: Any, flags: GoalFlags) -> l
         experts = tuple(link for link in one.experts if ":" not in link)
         goals.append(Goal(text=one.text, weight=one.weight, experts=experts, slots=tuple(here)))
     goals = list({goal.text: goal for goal in goals}.values())
-    if flags.goal_likeness == 0:
+    if flags.goal_likeness == 0 and not flags.goals_learned:
         goals = [goal for goal in goals if goal.experts or goal.slots]
     return [dataclasses.replace(goal, tokens=tuple(_ids(tokenizer, goal.text))) for goal in goals]
 

@@ -8,8 +8,8 @@ h_l is the input of the experts in layer l of the frozen trunk. Tokens of one te
 sum of their evidence is compared with its own growth: the square root makes the threshold right at every position. v
 and c are those for which that running value is best as log-odds, in nats, of the text being the domain's: logistic
 regression on the sums themselves, which recalls far more than summing the best evidence of single tokens. A goal is
-the prior of those odds: some text of the domain is to be expected, and evidence to the contrary still shuts the gate. Only the
-past counts, so causality holds; padding counts for nothing.
+the prior of those odds: text of the domain is to be expected, and evidence to the contrary still shuts the gate. Only
+the past counts, so causality holds; padding counts for nothing.
 
 Shape suffixes: B batch, S sequence, D hidden size, K layers listened to, N texts.
 """

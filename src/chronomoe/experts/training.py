@@ -6,8 +6,8 @@ then           the gate is fitted to hidden states of both, and calibrated on ge
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,62 +39,62 @@ class WithAnchor(Dataset[dict[str, Tensor]]):
         return {**self.domain[index], "anchor_ids": self.anchor[index]["input_ids"]}
 
 
-class ExpertTrainee(nn.Module):
-    """What the trainer trains: parameters of the expert alone; its forward runs the frozen base around it.
+class Trainee(nn.Module):
+    """What the trainer trains: the parameters of ``module`` alone; its forward runs the frozen ``base`` around it.
 
-    The base stays in evaluation mode: its routing, capacity and fields are those it will have when the expert is
-    attached. ``loss_terms`` holds ``ce`` and ``anchor_kl`` of the latest forward.
+    The base stays in evaluation mode: its routing, capacity and fields are those it will have afterwards. ``speaking``
+    and ``silent`` switch the module on and off; a batch may say by a number, ``goal``, what it is to be on for.
+    ``loss_terms`` holds ``ce`` and ``anchor_kl`` of the latest forward.
     """
 
-    def __init__(self, base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        base: Any,
+        module: nn.Module,
+        file: str,
+        speaking: Callable[[int], AbstractContextManager[None]],
+        silent: Callable[[], AbstractContextManager[None]],
+        anchor_weight: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.expert = expert
+        self.module = module
         self.config = base.config
-        self.anchor_weight = anchor_weight
+        self.file, self.anchor_weight = file, anchor_weight
         self.dtype = base.dtype
         vars(self)["base"] = base  # not a submodule: nothing of it is trained, moved or saved
-        self.terms: dict[str, Tensor] = {}
+        self.speaking, self.silent = speaking, silent
+        self.loss_terms: dict[str, Tensor] = {}
 
     def forward(
         self,
         input_ids: Tensor,
         labels: Tensor,
         anchor_ids: Tensor | None = None,
+        goal: Tensor | None = None,
         num_items_in_batch: Any = None,
         **_: Any,
     ) -> Any:
         """A training loss: mean over predicted tokens, plus the anchor's KL."""
         base: Any = vars(self)["base"]
-        expert, before = self.expert, self.expert.forced
-        expert.forced = True
-        try:
+        with self.speaking(0 if goal is None else int(goal[0])):
             output = base(input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, use_cache=False)
-            self.terms = {"ce": output.loss.detach()}
+            self.loss_terms = {"ce": output.loss.detach()}
             if anchor_ids is not None and self.anchor_weight > 0:
                 rows = anchor_ids[: max(1, len(anchor_ids) // ANCHOR_PART)]
                 theirs = base(input_ids=rows, use_cache=False).logits
-                with _silent(expert), torch.no_grad():
+                with self.silent(), torch.no_grad():
                     own = base(input_ids=rows, use_cache=False).logits
                 divergence = kl(own, theirs).mean()
                 share = 1.0 if num_items_in_batch is None else (labels[:, 1:] >= 0).sum() / num_items_in_batch
                 output.loss = output.loss + self.anchor_weight * share * divergence
-                self.terms["anchor_kl"] = divergence.detach() * share
-        finally:
-            expert.forced = before
+                self.loss_terms["anchor_kl"] = divergence.detach() * share
         return output
 
-    @property
-    def loss_terms(self) -> dict[str, Tensor]:
-        """Parts of the latest loss, for the log."""
-        return self.terms
-
     def save_pretrained(self, path: str | os.PathLike[str], **_: Any) -> None:
-        """The expert's tensors, as a checkpoint of its training holds them."""
+        """The module's tensors, as a checkpoint of its training holds them."""
         from safetensors.torch import save_file
 
-        save_file(
-            {name: t.contiguous() for name, t in self.expert.state_dict().items()}, Path(path) / "expert.safetensors"
-        )
+        save_file({name: t.contiguous() for name, t in self.module.state_dict().items()}, Path(path) / self.file)
 
 
 @contextmanager
@@ -107,23 +107,41 @@ def _silent(expert: DomainExpert) -> Iterator[None]:
 
 
 @contextmanager
-def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iterator[ExpertTrainee]:
-    """Within the block ``expert`` is attached to the frozen ``base``; afterwards the base is as it was."""
+def _open(expert: DomainExpert) -> Iterator[None]:
+    was, expert.forced = expert.forced, True
+    try:
+        yield
+    finally:
+        expert.forced = was
+
+
+@contextmanager
+def only_read(base: Any) -> Iterator[None]:
+    """Within the block ``base`` is in evaluation mode and has no gradients; afterwards it is as it was."""
     was_training = base.training
     trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
     base.eval()
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        attach_expert(base, expert)
-        try:
-            yield ExpertTrainee(base, expert, anchor_weight)
-        finally:
-            detach_expert(base, expert.uid)
+        yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
         base.train(was_training)
+
+
+@contextmanager
+def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iterator[Trainee]:
+    """Within the block ``expert`` is attached to the frozen ``base``; afterwards the base is as it was."""
+    with only_read(base):
+        attach_expert(base, expert)
+        try:
+            yield Trainee(
+                base, expert, "expert.safetensors", lambda _: _open(expert), lambda: _silent(expert), anchor_weight
+            )
+        finally:
+            detach_expert(base, expert.uid)
 
 
 def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed: int) -> None:

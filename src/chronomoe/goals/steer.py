@@ -111,9 +111,11 @@ class GoalEffect:
 
 @torch.no_grad()
 def turn_off(model: Any) -> None:
-    """No goal: the field is zero and no gate has a prior."""
+    """No goal: the field is zero, no gate has a prior, and nothing learned of goals is added."""
     if getattr(model, "steering", None) is not None:
         model.steering.goal_bias.zero_()
+        if model.steering.conditioning is not None:
+            model.steering.conditioning.embedding = None
     for expert in getattr(model, "subbrains", {}).values():
         expert.gate.prior.zero_()
 

@@ -113,6 +113,8 @@ class Steering(Fp32Module):
         self.keep_dtypes()
         self.tokens_in_step: Tensor | float | None = None
         """Tokens of the whole optimizer step, set by a trainer that splits it; None: each forward is a step."""
+        self.conditioning: Callable[[int], Tensor | None] | None = None
+        """What learned goals add to the logits of a layer; see chronomoe.goals.conditioning."""
         self._position_gate: tuple[Tensor, tuple[int, ...]] | None = None
         self._looked_at: list[tuple[int, int]] | None = None
         self._looked_with: SteeringConfig | None = None

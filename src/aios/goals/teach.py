@@ -1,0 +1,129 @@
+"""Teach the routers of a brain what the text of goals means for them: `aios goals teach`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from aios.brains.bundle import data_of, exclusive, load_brain, model_folder
+from aios.brains.shelf import existing_brain
+from aios.data.prepare import prepared_with
+from aios.goals.flags import GoalFlags
+from aios.goals.use import asked_goals
+from chronomoe.errors import ConfigError
+from chronomoe.experts.training import WithAnchor
+from chronomoe.goals.conditioning import conditioned, conditioning_trainee, embed, load_conditioning, save_conditioning
+from chronomoe.training.config import TrainingConfig
+from chronomoe.training.evaluation import bits_per_byte
+from chronomoe.training.loading import PackedDataset, heldout_windows
+from chronomoe.training.token_store import TokenStore
+from chronomoe.training.trainer import ChronoMoETrainer
+
+Show = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """How goals are taught."""
+
+    steps: int = 200
+    """Optimizer steps, the goals in turn."""
+    batch_size: int = 8
+    """Sequences per step."""
+    max_seq_len: int = 128
+    """Tokens per sequence."""
+    lr: float = 1e-2
+    """Learning rate."""
+    anchor_weight: float = 1.0
+    """Weight of the anchor: KL between the brain with the goal off and on, on its own training data."""
+    eval_tokens: int = 16384
+    """Held-out tokens per goal measured before and after."""
+    seed: int = 0
+    """Seed of the data order."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "max_seq_len", "eval_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.anchor_weight >= 0:
+            raise ConfigError(f"anchor_weight is {self.anchor_weight}; it must be at least 0.")
+
+
+class _InTurn(Dataset[dict[str, Any]]):
+    """Batches of one goal's text after another's."""
+
+    def __init__(self, texts: Sequence[Dataset[dict[str, Tensor]]], batch_size: int) -> None:
+        self.texts, self.batch_size = texts, batch_size
+
+    def __len__(self) -> int:
+        return len(self.texts[0])  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        goal = index // self.batch_size % len(self.texts)
+        return {**self.texts[goal][index], "goal": goal}
+
+
+def teach(
+    root: Path, brain: str, goals: Sequence[str], files: Sequence[Path], lesson: Lesson, show: Show = print
+) -> dict[str, Any]:
+    """Teach each goal with its text; writes beside the brain's weights, which stay as they are.
+
+    Returns bits per byte of held-out text, by goal: ``off`` and ``on``. Raises :class:`ConfigError` for goals, texts or
+    brains there are none of.
+    """
+    if not goals or len(goals) != len(files):
+        raise ConfigError("give each --goal its text: as many --dataset-file as --goal, in the same order.")
+    bundle = existing_brain(root, brain)
+    with exclusive(bundle), TemporaryDirectory() as place:
+        model, tokenizer = load_brain(bundle)
+        folder = model_folder(bundle)
+        # Without regard to links: what is taught needs none.
+        found = [asked_goals(root, bundle, tokenizer, GoalFlags(goal=(one,), goals_learned=True))[0] for one in goals]
+        length = min(lesson.max_seq_len, model.config.max_position_embeddings)
+        stores = [prepared_with(folder, file, Path(place) / f"text{number}", show) for number, file in enumerate(files)]
+        own = data_of(root, bundle)
+        load_conditioning(model, folder)
+        count = lesson.steps * lesson.batch_size
+        texts: list[Any] = [PackedDataset(store, length, lesson.seed, count) for store in stores]
+        if own is None:
+            show("The data this brain was trained on is gone: nothing keeps a goal from changing other text.")
+        elif lesson.anchor_weight:
+            anchor = PackedDataset(TokenStore.open(own), length, lesson.seed, count)
+            texts = [WithAnchor(text, anchor) for text in texts]
+        with conditioning_trainee(model, found, lesson.anchor_weight) as trainee:
+            results = _run(trainee, _InTurn(texts, lesson.batch_size), Path(place) / "run", lesson, show)
+        if not results["finished"]:
+            show("Stopped; nothing was written.")
+            return {"finished": False}
+        measured = {}
+        for goal, store in zip(found, stores, strict=True):
+            windows = [
+                heldout_windows(store, one.name, length, lesson.eval_tokens)
+                for one in store.info.domains
+                if one.heldout.documents
+            ]
+            if windows:
+                off = bits_per_byte(model, windows[0], lesson.batch_size)
+                with conditioned(model.steering.conditioning, embed(model, [goal])):
+                    on = bits_per_byte(model, windows[0], lesson.batch_size)
+                measured[goal.text] = {"off": round(off, 5), "on": round(on, 5)}
+        save_conditioning(model, folder)
+        return {"finished": True, "bits_per_byte": measured}
+
+
+def _run(trainee: Any, data: Any, place: Path, lesson: Lesson, show: Show) -> dict[str, Any]:
+    config = TrainingConfig(
+        checkpoint_dir=str(place),
+        max_steps=lesson.steps,
+        batch_size=lesson.batch_size,
+        learning_rate=lesson.lr,
+        weight_decay=0.0,
+        log_every_n_steps=max(1, lesson.steps // 10),
+        save_every_n_steps=lesson.steps,
+        seed=lesson.seed,
+    )
+    return ChronoMoETrainer(trainee, config, DataLoader(data, batch_size=lesson.batch_size), show=show).train()
