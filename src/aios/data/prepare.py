@@ -23,6 +23,7 @@ from chronomoe.training.token_store import (
     SplitSize,
     StoreInfo,
     TokenShardWriter,
+    TokenStore,
     content_fingerprint,
     read_info,
     write_info,

@@ -92,7 +92,7 @@ class DomainGate(nn.Module):
             ((memory_SS @ F.pad(text - mean_C, (0, 1), value=1.0)) / growth_S1).flatten(0, 1) for text in texts
         ]  # the last column is that of c
         x_NC = torch.cat(sums)
-        scale_C = x_NC.std(dim=0) + 1e-6
+        scale_C = x_NC.square().mean(dim=0).sqrt() + 1e-6  # around 0, not the mean: one column may be constant
         x_NC /= scale_C
         label_N, weight_N = (
             torch.cat([torch.full_like(part[:, 0], value) for part, value in zip(sums, values, strict=True)])

@@ -51,13 +51,15 @@ def test_what_was_fitted_is_told_from_the_rest_and_a_shift_of_everything_is_no_e
         h = (torch.randn(texts, 40, 8, generator=generator) + shifts[kind]) @ mixing + shift
         return {0: h, 2: 0.1 * torch.randn(texts, 40, 8, generator=generator)}
 
-    for shift in (0.0, 5.0):
+    for shift, leak in ((0.0, 0.99), (5.0, 0.99), (5.0, 0.0)):
         made = DomainGate(8, (0, 2))
+        made.leak.fill_(leak)
         made.fit(draw(0, 200, shift), [draw(1, 200, shift), draw(2, 50, shift)])
         odds = [made.log_odds(made.evidence(draw(kind, 100, shift)))[0] for kind in range(3)]
-        assert odds[0][:, -1].mean() > 1
-        assert max(other[:, -1].mean() for other in odds[1:]) < -1
-        assert odds[0][:, -1].mean() > odds[0][:, 3].mean()
+        assert odds[0][:, -1].mean() > 0.5
+        assert max(other[:, -1].mean() for other in odds[1:]) < -0.5
+        if leak:
+            assert odds[0][:, -1].mean() > odds[0][:, 3].mean()
 
 
 def test_the_fit_looks_at_sums_of_evidence_not_at_tokens():
