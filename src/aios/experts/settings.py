@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from aios.brains.settings import Given
+from aios.goals.store import goal_text
 from chronomoe.errors import ConfigError
 
 
@@ -51,3 +52,5 @@ class ExpertTraining(Given):
         for name, high in (("redraw", 1.0), ("false_alarm", 1.0), ("harm_kl", 1e9), ("anchor_weight", 1e9)):
             if not 0 <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and {high:g}.")
+        if self.default_goal is not None:
+            goal_text(self.default_goal)
