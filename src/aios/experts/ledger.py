@@ -39,6 +39,9 @@ def agree(book: Book, store: GoalStore, before: dict[str, tuple[str, ...]], sour
     says.
     """
     met = store.met()
+    for uid in before.keys() - met - book.named_goals().keys():  # deleted before the database met it: the goal stays
+        for text in filter(None, map(fitted_text, before[uid])):
+            store.add(text, source=source)
     for entry in book.experts.values():
         old = before.get(entry.expert_uid, ()) if entry.expert_uid in met else ()
         for text in map(fitted_text, entry.goals):
