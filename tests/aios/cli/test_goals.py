@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import aios.cli.goals as goals_module
 from aios.experts.registry import ExpertEntry, Registry
 
 VERBS = (
@@ -39,7 +40,8 @@ def told(goals):
 
 @pytest.fixture
 def people(monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    """Standard output is a terminal."""
+    monkeypatch.setattr(goals_module, "_wants_json", lambda json: json)
 
 
 def test_every_command_has_help_and_both_spellings(aios):
