@@ -61,8 +61,7 @@ class Goals:
         """The goals of one expert, the newest first; of a slot also those of its expert in all layers."""
         book, goals = self._read()
         words = {self._known(book, goals, expert)}
-        if ":" in expert:
-            words |= {str(replace(read_slot(word), layer=None)) for word in words}
+        words |= {str(replace(read_slot(word), layer=None)) for word in words if ":" in word}
         return [goal for goal in goals if words & {*goal.experts} and (goal.active or not active_only)]
 
     def expert_ids(self) -> dict[str, str]:
