@@ -161,7 +161,7 @@ class Goals:
         """The uid of an active expert, or a slot that is there."""
         entry = _entry(book, word)
         if entry is None:
-            return self._slot(book, word)
+            return self._slot_or_refuse(book, word)
         if not entry.is_active:
             raise CheckpointError(
                 f"expert {entry.expert_id} is inactive; `aios experts activate {entry.expert_id}` before you link it."
@@ -173,9 +173,10 @@ class Goals:
         entry = _entry(book, word)
         if entry is not None:
             return entry.expert_uid
-        return word if any(word in goal.experts for goal in goals) else self._slot(book, word)
+        return word if any(word in goal.experts for goal in goals) else self._slot_or_refuse(book, word)
 
-    def _slot(self, book: Book, word: str) -> str:
+    def _slot_or_refuse(self, book: Book, word: str) -> str:
+        """A slot that is there; else says why there is no such expert."""
         if ":" in word:
             return str(find_slot(self.root, word))
         stones = [stone for stone in book.tombstones if isinstance(stone, dict)]
