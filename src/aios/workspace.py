@@ -45,6 +45,11 @@ class Workspace:
         """Experts, each in a folder, and their registry."""
         return self.root / "artifacts/experts"
 
+    @property
+    def database(self) -> Path:
+        """The database of goals."""
+        return self.root / "artifacts/aios.db"
+
     def brain(self, name: str, family: str = "mixtral") -> Path:
         """The bundle of one trained model; :class:`ConfigError` for a name that is not a plain word."""
         return self.root / "artifacts/brains" / family / plain_name(name)

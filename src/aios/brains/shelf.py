@@ -74,8 +74,9 @@ def delete(root: Path, brain: str) -> Path:
 
 
 def _tell_experts(root: Path, bundle: Path, now: Path | None) -> None:
-    """The registry names brains that experts are attached to; this one has another name now, or is gone."""
+    """Registry and goals name brains and their slots; this one has another name now, or is gone."""
     from aios.experts.registry import Registry
+    from aios.goals.links import Goals
 
     registry, name = Registry(root), brain_name(bundle)
     for entry in registry.entries():
@@ -83,6 +84,7 @@ def _tell_experts(root: Path, bundle: Path, now: Path | None) -> None:
             registry.note_detached(entry.expert_id, name)
             if now is not None:
                 registry.note_attached(entry.expert_id, brain_name(now))
+    Goals(root).brain_moved(name, None if now is None else brain_name(now))
 
 
 def brain_name(bundle: Path) -> str:

@@ -61,6 +61,27 @@ experts.command("aios.cli.experts:clear_parent_command", name="clear-parent", he
 experts.command("aios.cli.experts:rename_command", name="rename", help="Give one another id.")
 experts.command("aios.cli.experts:delete_command", name="delete", help="Delete one with its weights.")
 experts.command("aios.cli.experts:stats_command", name="stats", help="Count them, and who is used how much.")
+goals = cyclopts.App(
+    name="goals", help="See to the goals of a workspace. `aios goals-add` and so on are the same commands."
+)
+app.command(goals)
+for name, text in {
+    "add": "Enter one, or activate it again.",
+    "list": "List the active ones, or all.",
+    "list-for-expert": "List those of an expert.",
+    "get-expert": "Show whom one is linked to.",
+    "link-expert": "Link one to an expert.",
+    "unlink-expert": "Take links of one away.",
+    "activate": "Let one count.",
+    "deactivate": "Let one rest.",
+    "remove": "Delete one.",
+    "remove-like": "Delete those that hold a text.",
+}.items():
+    place = f"aios.cli.goals:{name.replace('-', '_')}_command"
+    goals.command(place, name=name, help=text)
+    app.command(place, name=f"goals-{name}", help=text, show=False)
+goals.command("aios.cli.goal_use:explain_command", name="explain", help="Show what goals do to a text in a brain.")
+goals.command("aios.cli.goal_use:teach_command", name="teach", help="Teach the routers of a brain what goals mean.")
 app.command("aios.cli.generate:generate", help="Sample text from a trained brain.")
 app.command("aios.cli.init:init", help="Prepare a workspace: sample text, tokenizer, base model.")
 app.command("aios.cli.plot:plot", help="Draw a run: loss, control, load, landscape.")
@@ -105,15 +126,16 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
     except Exception as error:
         if debug:
             raise
-        _complain(_sentence(error))
+        _complain(sentence(error))
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def _complain(sentence: str) -> None:
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"aios: {sentence}")
+def _complain(words: str) -> None:
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"aios: {words}")
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """What went wrong, in one sentence."""
     if isinstance(error, ChronoMoEError):
         return str(error)
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from aios.cli.table import print_table
 from aios.goals.flags import GoalFlags
 
 
@@ -68,13 +69,11 @@ def evaluate(
         print(jsonlib.dumps(found, indent=2))
         return
     titles = {"base": "base alone", "experts": "with experts", "goals": "goals on"}
-    rows = [["bits per byte", *(titles[name] for name in found)]]
+    rows = []
     for domain, before in found["base"].items():
         cells = [f"{before:.4f}"]
         cells += [
             f"{one[domain]:.4f} ({one[domain] / before - 1:+.1%})" for name, one in found.items() if name != "base"
         ]
         rows.append([domain, *cells])
-    width = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:<{size}}" for cell, size in zip(row, width, strict=True)).rstrip())
+    print_table(["bits per byte", *(titles[name] for name in found)], rows)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from aios.cli.table import print_table
 from aios.experts.registry import ExpertEntry, Registry
 from aios.experts.settings import ExpertTraining
 from aios.workspace import Workspace
@@ -33,7 +34,7 @@ def list_command(*, json: Json = False, root: Root = Path()) -> None:
         goals = str(len(one.goals)) if one.goals else ""
         kin = [one.parent_expert_id or "", ", ".join(one.attached_to)]
         rows.append([one.expert_id, one.category, _state(one), *used, goals, *kin])
-    _table(["expert", "category", "state", "activations", "weight", "goals", "parent", "attached to"], rows)
+    print_table(["expert", "category", "state", "activations", "weight", "goals", "parent", "attached to"], rows)
 
 
 def show_command(expert: Expert, /, *, json: Json = False, root: Root = Path()) -> None:
@@ -152,7 +153,7 @@ def gate_command(expert: Expert, /, *, brain: Brain, text: str, json: Json = Fal
         [repr(token), f"{odds:+.2f}", "open" if is_open else ""]
         for token, odds, is_open in zip(found["tokens"], found["log_odds"], found["open"], strict=True)
     ]
-    _table(["token", f"log-odds (opens above {found['threshold']:.2f})", ""], rows)
+    print_table(["token", f"log-odds (opens above {found['threshold']:.2f})", ""], rows)
 
 
 def export_command(expert: Expert, out: Path, /, *, root: Root = Path()) -> None:
@@ -288,7 +289,7 @@ def stats_command(*, json: Json = False, root: Root = Path()) -> None:
             [one["expert_id"], str(one["total_activations"]), f"{one['share']:.1%}", f"{one['avg_routing_weight']:.3f}"]
             for one in used
         ]
-        _table(["expert", "activations", "share", "weight"], rows)
+        print_table(["expert", "activations", "share", "weight"], rows)
 
 
 def _state(entry: ExpertEntry) -> str:
@@ -307,17 +308,6 @@ def _tell(entry: ExpertEntry, sentence: str, json: bool) -> None:
 
 def _print(value: Any) -> None:
     print(jsonlib.dumps(value, indent=2))
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(Text, row))  # not markup: a name may have brackets
-    Console(highlight=False).print(table)
 
 
 def _words(value: Any) -> str:

@@ -133,7 +133,8 @@ def bring_in(root: Path, file: Path, expert_id: str | None = None) -> ExpertEntr
                 base_fingerprint=str(header["base"].get("fingerprint", "")),
                 tokenizer_fingerprint=header["tokenizer_fingerprint"],
                 training_config=header["training"],
-            )
+            ),
+            source="import",
         )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

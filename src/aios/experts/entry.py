@@ -104,6 +104,15 @@ class Book:
             created_at=entry.created_at or now(),
         )
 
+    def named_goals(self) -> dict[str, tuple[str, ...]]:
+        """The goals of each expert, by its uid."""
+        return {one.expert_uid: one.goals for one in self.experts.values()}
+
+    def deleted(self) -> set[str]:
+        """Uids of experts that were deleted and have not come back."""
+        stones = [stone.get("expert_uid") for stone in self.tombstones if isinstance(stone, dict)]
+        return {uid for uid in stones if isinstance(uid, str)} - {one.expert_uid for one in self.experts.values()}
+
     def refuse_taken(self, expert_id: str, but: ExpertEntry | None = None) -> None:
         """:class:`ConfigError` when another expert has this id, or one that is the same folder on some disks."""
         for other in self.experts.values():

@@ -1,34 +1,21 @@
-"""The experts of a workspace: artifacts/experts/registry.json and what may be done to it.
-
-Every change locks the file, reads it again, and replaces it in one step, so that many processes may work at once and a
-killed one leaves either the old registry or the new. A folder that changes its name or goes is first set aside under
-the uid of its expert; who the registry says owns that uid gets it back, whatever was interrupted.
-"""
+"""The experts of a workspace: artifacts/experts/registry.json and what may be done to it."""
 
 import math
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
-from aios.experts.entry import Book, now, read_book
 from aios.experts.entry import ExpertEntry as ExpertEntry
+from aios.experts.entry import now
+from aios.experts.ledger import Ledger
+from aios.goals.store import goal_text
 from aios.workspace import Workspace, plain_name
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.storage import write_json
 
 WEIGHTS = "expert.safetensors"
 """An expert's file in its folder."""
-PATIENCE = 60.0
-"""Seconds to wait for other processes."""
-_ASIDE = ".aside-"
-# Ids of the original may have dots and be longer; their folders are still ours to move.
-_OLD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 def expert_folder(root: Path, expert_id: str) -> Path:
@@ -52,29 +39,24 @@ def checkpoint_file(root: Path, entry: ExpertEntry) -> Path:
     return file
 
 
-class Registry:
+class Registry(Ledger):
     """The registry of a workspace. Nothing is created by reading it.
 
     Whatever is asked of an unknown expert raises :class:`ConfigError`; a file that is damaged, of a newer version, or
-    held by another process for a minute, :class:`CheckpointError`.
+    held by another process for a minute, :class:`CheckpointError`. Goals are linked by :class:`aios.goals.links.Goals`.
     """
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
-        self.home = Workspace(self.root).experts
-        self.file = self.home / "registry.json"
 
     def entries(self) -> list[ExpertEntry]:
         """All experts, in the order in which they came."""
-        return list(self._read().experts.values())
+        return list(self.read().experts.values())
 
     def get(self, expert_id: str) -> ExpertEntry:
         """One expert."""
-        return self._read().find(expert_id)
+        return self.read().find(expert_id)
 
     def stats(self) -> dict[str, Any]:
         """Counts, and each expert's share of the use."""
-        return self._read().stats()
+        return self.read().stats()
 
     def create(
         self,
@@ -86,29 +68,32 @@ class Registry:
         goals: Collection[str] = (),
         parent: str | None = None,
     ) -> ExpertEntry:
-        """Enter an expert that is to be trained later; :class:`ConfigError` when the id is taken or no plain word."""
+        """Enter an expert that is to be trained later.
+
+        Raises :class:`ConfigError` when the id is taken or no plain word, or a goal is no line of text.
+        """
         entry = ExpertEntry(
             expert_id=plain_name(expert_id),
             name=name,
             description=description,
             category=category,
-            goals=_once(goals),
+            goals=_once([goal_text(goal) for goal in goals]),
             parent_expert_id=parent,
         )
-        with self._change(first=True) as book:
+        with self._change(first=True, source="cli") as book:
             book.add(entry)
         return book.experts[expert_id]
 
-    def upsert(self, entry: ExpertEntry) -> ExpertEntry:
+    def upsert(self, entry: ExpertEntry, source: str = "training") -> ExpertEntry:
         """Enter a trained expert, or the next version of one; returns it as it was written.
 
         The next version keeps what training does not change: uid, time of creation, hierarchy, goals (new ones are
-        added), use, brains, whether it is active or frozen, and any name, description or category that ``entry``
-        leaves empty. Raises :class:`ConfigError` for a new id that is no plain word or is taken but for upper and
-        lower case, and :class:`CheckpointError` for a ``checkpoint_path`` outside artifacts/experts.
+        added, as from ``source``), use, brains, whether it is active or frozen, and any name, description or category
+        that ``entry`` leaves empty. Raises :class:`ConfigError` for a new id that is no plain word or is taken but for
+        upper and lower case, and :class:`CheckpointError` for a ``checkpoint_path`` outside artifacts/experts.
         """
         entry = replace(entry, checkpoint_path=self._relative(entry), last_trained=entry.last_trained or now())
-        with self._change(first=True) as book:
+        with self._change(first=True, source=source) as book:
             old = book.experts.get(entry.expert_id)
             if old is None:
                 book.add(replace(entry, version=max(entry.version, 1)))
@@ -164,22 +149,6 @@ class Registry:
     def clear_parent(self, expert_id: str) -> ExpertEntry:
         """Take an expert from below its parent, if it has one."""
         return self._set(expert_id, parent_expert_id=None)
-
-    def link_goal(self, expert_id: str, goal: str) -> ExpertEntry:
-        """Add the text of a goal; :class:`ConfigError` when it is empty."""
-        if not goal.strip():
-            raise ConfigError("a goal needs words.")
-        return self._edit(expert_id, lambda one: {"goals": _once([*one.goals, goal])})
-
-    def unlink_goal(self, expert_id: str, goal: str) -> ExpertEntry:
-        """Remove the text of a goal; :class:`ConfigError` when the expert has no such goal."""
-
-        def without(one: ExpertEntry) -> dict[str, Any]:
-            if goal not in one.goals:
-                raise ConfigError(f"expert {expert_id} has no goal {goal!r}.")
-            return {"goals": tuple(text for text in one.goals if text != goal)}
-
-        return self._edit(expert_id, without)
 
     def note_attached(self, expert_id: str, brain: str) -> ExpertEntry:
         """Remember that a brain holds the expert."""
@@ -265,63 +234,6 @@ class Registry:
             entry = book.find(expert_id)
             book.experts[expert_id] = replace(entry, **changes(entry))
         return book.experts[expert_id]
-
-    def _read(self) -> Book:
-        if any(self.home.glob(f"{_ASIDE}*")):
-            with self._lock():
-                self._settle()
-        return self._book()
-
-    def _book(self) -> Book:
-        return read_book(self.file) or Book({"created_at": now()})
-
-    @contextmanager
-    def _change(self, *, first: bool = False) -> Iterator[Book]:
-        if not first and not self.file.exists():
-            raise ConfigError(f"there is no expert in {self.root.resolve()} yet; `aios experts create` enters one.")
-        self.home.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            self._settle()
-            book = self._book()
-            try:
-                yield book
-                for left in self.home.glob(".registry.json.*"):
-                    left.unlink(missing_ok=True)  # of a process that was killed while it wrote
-                write_json(self.file, book.to_json())
-            except UnicodeEncodeError as error:
-                word = error.object[error.start : error.end]
-                raise ConfigError(f"{word!r} is not valid Unicode text; the registry is as it was.") from error
-            finally:
-                self._settle()
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        lock = FileLock(f"{self.file}.lock", timeout=PATIENCE, poll_interval=0.01)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise CheckpointError(f"another process has been changing {self.file} for a minute; try again.") from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _set_aside(self, entry: ExpertEntry) -> None:
-        folder = self.home / entry.expert_id
-        if _OLD_NAME.fullmatch(entry.expert_id) and folder.is_dir():
-            folder.rename(self.home / f"{_ASIDE}{entry.expert_uid}")
-
-    def _settle(self) -> None:
-        """Give folders that were set aside to whom the registry names; remove those of nobody."""
-        for folder in self.home.glob(f"{_ASIDE}*"):
-            owners = {one.expert_uid: one.expert_id for one in self._book().experts.values()}
-            owner = owners.get(folder.name.removeprefix(_ASIDE))
-            if owner is not None and not (self.home / owner).exists():
-                folder.rename(self.home / owner)
-            elif folder.is_symlink():
-                folder.unlink()
-            else:  # deleted, or trained anew since
-                shutil.rmtree(folder, ignore_errors=True)
 
     def _relative(self, entry: ExpertEntry) -> str:
         path = Path(entry.checkpoint_path.replace("\\", "/"))

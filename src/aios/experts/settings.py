@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from aios.brains.settings import Given
+from aios.goals.store import goal_text
 from chronomoe.errors import ConfigError
 
 
@@ -59,3 +60,5 @@ class ExpertTraining(Given):
         ):
             if not 0 <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and {high:g}.")
+        if self.default_goal is not None:
+            goal_text(self.default_goal)

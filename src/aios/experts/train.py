@@ -9,6 +9,8 @@ from typing import Any
 from aios.experts.entry import now
 from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder
 from aios.experts.settings import ExpertTraining
+from aios.goals.links import Goals
+from aios.goals.store import goal_text
 from chronomoe.errors import ConfigError, DataError
 from chronomoe.training.loading import PackedDataset, heldout_windows, training_windows
 from chronomoe.training.token_store import TokenStore
@@ -38,6 +40,7 @@ def train_expert(
         raise ConfigError(f"expert {expert_id} is frozen; `aios experts unfreeze {expert_id}` lets it be trained.")
     if settings.dataset_file is None:
         raise ConfigError("name the text of the domain with --dataset-file.")
+    Goals(root).all()  # goals that cannot be read are found out before the training, not after
     model, tokenizer_folder, own_data = _base(root, settings, base)
     with _stores(settings, tokenizer_folder, own_data, show) as (domain, general):
         return _train(root, folder, expert_id, settings, known, model, domain, general, show)
@@ -117,7 +120,7 @@ def _train(
         detach_expert(model, expert.uid)
     metrics = {"before": before, "after": after, "always_open": forced, "unit": "bits per byte"}
     show(f"With the expert behind its gate: {_words(after)}; always open: {_words(forced)}.")
-    goals = () if settings.default_goal is None else (settings.default_goal,)
+    goals = () if settings.default_goal is None else (goal_text(settings.default_goal),)
     config = {
         "hidden_size": expert.hidden_size, "intermediate_size": expert.width, "lr": settings.lr,
         "steps": settings.steps, "batch_size": settings.batch_size, "max_seq_len": length, "redraw": settings.redraw,

@@ -1,6 +1,5 @@
 """Teach the routers of a brain what the text of goals means for them: `aios goals teach`."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from aios.brains.bundle import data_of, exclusive, load_brain, model_folder
 from aios.brains.shelf import existing_brain
 from aios.data.prepare import prepared_with
 from aios.goals.flags import GoalFlags
+from aios.goals.lesson import Lesson
 from aios.goals.use import asked_goals
 from chronomoe.errors import ConfigError
 from chronomoe.experts.training import WithAnchor
@@ -24,33 +24,6 @@ from chronomoe.training.token_store import TokenStore
 from chronomoe.training.trainer import ChronoMoETrainer
 
 Show = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """How goals are taught."""
-
-    steps: int = 200
-    """Optimizer steps, the goals in turn."""
-    batch_size: int = 8
-    """Sequences per step."""
-    max_seq_len: int = 128
-    """Tokens per sequence."""
-    lr: float = 1e-2
-    """Learning rate."""
-    anchor_weight: float = 1.0
-    """Weight of the anchor: KL between the brain with the goal off and on, on its own training data."""
-    eval_tokens: int = 16384
-    """Held-out tokens per goal measured before and after."""
-    seed: int = 0
-    """Seed of the data order."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_seq_len", "eval_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.anchor_weight >= 0:
-            raise ConfigError(f"anchor_weight is {self.anchor_weight}; it must be at least 0.")
 
 
 class _InTurn(Dataset[dict[str, Any]]):

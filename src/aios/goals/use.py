@@ -12,6 +12,8 @@ from torch import Tensor
 from aios.brains.bundle import model_folder
 from aios.brains.shelf import brain_name
 from aios.goals.flags import GoalFlags, TrainingGoals
+from aios.goals.links import Goals
+from aios.goals.slots import read_slot
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.goals.steer import Goal, GoalEffect, GoalSettings, turn_off, turn_on
 from chronomoe.storage import write_json
@@ -36,6 +38,8 @@ def turn_on_goals(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: G
     needs_text = flags.goal_likeness > 0 or any(goal.slots for goal in goals)
     windows = calibration_text(root, bundle, model, tokenizer, flags) if needs_text else None
     effect = turn_on(model, goals, settings, windows)
+    ids = Goals(root).expert_ids()
+    effect = dataclasses.replace(effect, missing=[ids.get(uid, uid) for uid in effect.missing])
     if flags.goals_learned and goals:
         from chronomoe.goals.conditioning import condition, load_conditioning
 
@@ -50,10 +54,10 @@ def asked_goals(root: Path, bundle: Path, tokenizer: Any, flags: GoalFlags) -> l
     stored = _stored(root, flags)
     goals = [] if not flags.goals_remembered else remembered(bundle)
     for one in stored:
-        slots = [link for link in one.experts if ":" in link]
-        here = [_slot(link) for link in slots if link.rpartition(":")[0] == brain_name(bundle)]
+        slots = [read_slot(link) for link in one.experts if ":" in link]
+        here = tuple((slot.layer, slot.expert) for slot in slots if slot.brain == brain_name(bundle))
         experts = tuple(link for link in one.experts if ":" not in link)
-        goals.append(Goal(text=one.text, weight=one.weight, experts=experts, slots=tuple(here)))
+        goals.append(Goal(text=one.text, weight=one.weight, experts=experts, slots=here))
     goals = list({goal.text: goal for goal in goals}.values())
     if flags.goal_likeness == 0 and not flags.goals_learned:
         goals = [goal for goal in goals if goal.experts or goal.slots]
@@ -61,9 +65,7 @@ def asked_goals(root: Path, bundle: Path, tokenizer: Any, flags: GoalFlags) -> l
 
 
 def _stored(root: Path, flags: GoalFlags) -> list[Any]:
-    from aios.goals.book import goals_of
-
-    known = goals_of(root)
+    known = Goals(root).all(active_only=False)
     found = [one for one in known if one.active] if flags.goals_active else []
     for word in flags.goal:
         named = [one for one in known if word.strip() in (str(one.id), one.text)]
@@ -73,11 +75,6 @@ def _stored(root: Path, flags: GoalFlags) -> list[Any]:
             )
         found += [one for one in named if one not in found]
     return found
-
-
-def _slot(link: str) -> tuple[int | None, int]:
-    layer, _, expert = link.rpartition(":")[2].partition(".")
-    return (None if layer == "*" else int(layer)), int(expert)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -207,8 +204,10 @@ def _memory(bundle: Path) -> tuple[list[Goal], dict[str, Any]]:
 
 
 @torch.no_grad()
-def explain(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags, text: str) -> dict[str, Any]:
-    """Where the tokens of ``text`` go with the goals off and on: shares by layer and expert, and open gates."""
+def explain(
+    root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags, text: str
+) -> tuple[GoalEffect, dict[str, Any]]:
+    """Where the tokens of ``text`` go with the goals ``off`` and ``on``: shares by layer and expert, and open gates."""
     from chronomoe.goals.field import routed
 
     ids = [tokenizer.eos_token_id, *_ids(tokenizer, text)][: model.config.max_position_embeddings]
@@ -230,4 +229,4 @@ def explain(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFla
     off = look()
     effect = turn_on_goals(root, bundle, model, tokenizer, flags)
     on = look()
-    return {**effect.to_json(), "tokens": len(ids), "off": off, "on": on}
+    return effect, {**effect.to_json(), "tokens": len(ids), "off": off, "on": on}

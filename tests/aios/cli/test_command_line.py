@@ -11,7 +11,7 @@ import aios.data.prepare as prepare_module
 from aios.cli import main, run
 from chronomoe.errors import ConfigError
 
-COMMANDS = ("data", "demo", "doctor", "experts", "generate", "init", "train")
+COMMANDS = ("data", "demo", "doctor", "experts", "generate", "goals", "init", "train")
 
 
 def python(code: str, **options) -> subprocess.CompletedProcess[str]:

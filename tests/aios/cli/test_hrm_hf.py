@@ -439,6 +439,8 @@ def test_the_quick_expert_of_the_seed(aios, here):
     assert entry["training_config"]["steps"] == 3
     assert [record["step"] for record in records(here / log, "train")] == [1, 2, 3]
     assert not (here / "artifacts/brains/actv1").exists()
+    linked = json.loads(aios("goals-list-for-expert", "test-expert-004").out)
+    assert (linked["count"], linked["directives"]) == (1, ["Improve summarization quality"])
     assert aios(*SEED_RUN, *options, "--resume").code == 2
     assert aios(*SEED_RUN, "--anchor-file", TEXT).code == 2
 

@@ -44,6 +44,8 @@ def test_training_writes_the_expert_and_the_registry(aios, root, brain, expert):
     entry = Registry(root).get("laws")
     assert entry.version == 1
     assert entry.goals == ("Read laws",)
+    (goal,) = json.loads(aios("goals-list-for-expert", "laws", "--root", root).out)["items"]
+    assert (goal["text"], goal["source"], goal["expert_ids"]) == ("Read laws", "training", ["laws"])
     assert entry.checkpoint_path == "artifacts/experts/laws/expert.safetensors"
     assert entry.training_config["steps"] == 4
     assert set(entry.performance_metrics["before"]) == {"domain", "oratory", "python", "licences"}
@@ -132,11 +134,20 @@ def test_a_new_version_keeps_what_training_does_not_change(aios, root, brain, ex
     assert outcome.code != 0
     assert expert.read_bytes() == old
     assert aios("experts", "attach", "laws", "--brain", "straight", "--root", root).code == 0
-    assert aios(*again, "--dataset-file", root / "training_data/python", "--seed", 1).code == 0
+    outcome = aios(*again, "--dataset-file", root / "training_data/python", "--default-goal", "two\nlines")
+    assert (outcome.code, "one line of text" in outcome.err) == (2, True)
+    again = (*again, "--default-goal", "Read laws", "--seed", 1)
+    assert aios(*again, "--dataset-file", root / "training_data/python").code == 0
+    assert json.loads(aios("goals-list", "--all", "--root", root).out)["count"] == 1
     entry = Registry(root).get("laws")
     assert (entry.version, entry.expert_uid, entry.goals) == (2, uid, ("Read laws",))
     assert len(entry.training_datasets) == 2
     assert expert.read_bytes() != old
+    (root / "artifacts/aios.db").write_bytes(b"no database" * 99)
+    new = expert.read_bytes()
+    outcome = aios(*again, "--dataset-file", root / "training_data/python")
+    assert (outcome.code, "aios.db is damaged" in outcome.err, outcome.out) == (1, True, "")
+    assert expert.read_bytes() == new, "found out before the training"
 
 
 def test_an_expert_travels_as_a_file(aios, root, brain, expert, tmp_path):
@@ -147,7 +158,10 @@ def test_an_expert_travels_as_a_file(aios, root, brain, expert, tmp_path):
     outcome = aios("experts", "import", out, "--id", "copy", "--root", root)
     assert (outcome.code, "there is an expert laws already" in outcome.err) == (2, True)
     assert aios("experts", "delete", "laws", "--yes", "--root", root).code == 0
+    assert aios("goals-remove", 1, "--root", root).code == 0
     assert aios("experts", "import", out, "--id", "copy", "--root", root).code == 0
+    (goal,) = json.loads(aios("goals-list", "--root", root).out)["items"]
+    assert (goal["text"], goal["source"], goal["expert_ids"]) == ("Read laws", "import", ["copy"])
     assert aios("experts", "attach", "copy", "--brain", "straight", "--root", root).code == 0
     assert aios("experts", "rename", "copy", "moved", "--root", root).code == 0
     assert json.loads((brain / "experts.json").read_text())["attached"][0]["expert_id"] == "moved"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aios.experts import registry as module
+from aios.experts import ledger as module
 from aios.experts.registry import ExpertEntry, Registry, checkpoint_file, expert_folder
 from chronomoe.errors import CheckpointError, ConfigError
 
@@ -212,15 +212,8 @@ def test_stats(registry, trained):
     assert [(one["expert_id"], one["share"]) for one in usage] == [("b", 0.75), ("a", 0.25)]
 
 
-def test_goals_and_brains(registry):
+def test_brains(registry):
     registry.create("a")
-    assert registry.link_goal("a", "know the law").goals == ("know the law",)
-    assert registry.link_goal("a", "know the law").goals == ("know the law",)
-    with pytest.raises(ConfigError, match="needs words"):
-        registry.link_goal("a", " ")
-    with pytest.raises(ConfigError, match="no goal 'know'"):
-        registry.unlink_goal("a", "know")
-    assert registry.unlink_goal("a", "know the law").goals == ()
     registry.note_attached("a", "one")
     registry.note_attached("a", "two")
     assert registry.note_attached("a", "one").attached_to == ("one", "two")
@@ -630,9 +623,11 @@ def test_text_that_is_no_unicode_is_refused(registry):
     registry.create("a")
     before = registry.file.read_bytes()
     with pytest.raises(ConfigError, match="not valid Unicode"):
-        registry.link_goal("a", "x\ud800")
+        registry.create("b", goals=["x\ud800"])
+    with pytest.raises(ConfigError, match="not valid Unicode"):
+        registry.create("b", description="x\ud800")
     assert registry.file.read_bytes() == before
-    registry.link_goal("a", "Gerichtsbarkeit für Anfänger ☃")
+    registry.create("b", goals=["Gerichtsbarkeit für Anfänger ☃"])
     assert "☃" in registry.file.read_text()
 
 

@@ -49,6 +49,7 @@ def teach(model, steps=40, anchored=True):
 def test_untaught_or_off_changes_no_bit_and_only_what_is_taught_changes(family):
     model = build_base(family)
     tokens, state = rows(0, VOCAB), copy.deepcopy(model.state_dict())
+    trained = [parameter.requires_grad for parameter in model.parameters()]
     before = logits(model, tokens)
     condition(model, [LAWS])
     assert torch.equal(logits(model, tokens), before)
@@ -62,8 +63,8 @@ def test_untaught_or_off_changes_no_bit_and_only_what_is_taught_changes(family):
     assert torch.equal(logits(model, tokens), before)
     now = model.state_dict()
     assert now.keys() == state.keys()
-    assert all(torch.equal(value, now[name]) for name, value in state.items())
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not [name for name, value in state.items() if not torch.equal(value, now[name])]
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
 
 
 def test_what_was_taught_helps_on_its_text_and_another_goal_helps_less():

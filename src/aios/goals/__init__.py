@@ -1,0 +1,1 @@
+"""Goals of a workspace: what is wanted, and which experts serve it."""
