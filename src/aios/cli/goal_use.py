@@ -66,7 +66,7 @@ def teach_command(
     json: Annotated[bool, Parameter(help="Print JSON, for programs.")] = False,
     root: Path = Path(),
 ) -> int:
-    """Teach the routers of a brain what goals mean, each by a text; nothing else of it changes. Used by --goals-learned.
+    """Teach the routers of a brain what goals mean, each by a text; nothing else changes. --goals-learned uses it.
 
     Parameters
     ----------

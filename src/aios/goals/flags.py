@@ -3,19 +3,26 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from chronomoe.errors import ConfigError
+
+Switch = Annotated[bool, Parameter(negative="", show_default=False)]
+Words = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+Numbers = Annotated[tuple[int, ...], Parameter(negative="", show_default=False)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GoalFlags:
     """Goals to turn on. Without --goal, --goals-active or --goals-remembered none is, and nothing changes."""
 
-    goal: tuple[str, ...] = ()
+    goal: Words = ()
     """A goal to turn on: its number or its text; may be given again."""
-    goals_active: bool = False
+    goals_active: Switch = False
     """Turn on all active goals of the workspace."""
-    goals_remembered: bool = False
+    goals_remembered: Switch = False
     """Turn on the goals the brain was trained under."""
     goal_strength: float = 3.0
     """Nats of log-odds that a goal adds to the gates of its attached experts, 0 to 5."""
@@ -23,11 +30,11 @@ class GoalFlags:
     """Nats per token by which goals linked to a brain's own experts may change its output."""
     goal_beta: float | None = None
     """The size of their bias by hand, 0 to 1 logits, instead of by that budget."""
-    goal_layers: tuple[int, ...] = ()
+    goal_layers: Numbers = ()
     """MoE layers in which they act; all when not given."""
     goal_likeness: float = 0.0
     """0 to 1: how much it counts that what an expert usually receives is like the goal's text, beside links."""
-    goals_learned: bool = False
+    goals_learned: Switch = False
     """Let the routers act on what `aios goals teach` taught them of these goals, too."""
     goal_text: Path | None = None
     """Text to measure that budget on. [the data the brain was trained on]"""
@@ -42,7 +49,7 @@ class GoalFlags:
 class TrainingGoals(GoalFlags):
     """Goals to train under."""
 
-    goal_domain: tuple[str, ...] = ()
+    goal_domain: Words = ()
     """With goals: domains of the data to be drawn more often; may be given again."""
     goal_domain_weight: float = 2.0
     """How many times as often."""
