@@ -206,7 +206,7 @@ def _domain_infos(domains: list[_Domain], sizes: dict[tuple[str, str], SplitSize
         given = [source.weight for source in domain.sources if source.weight is not None]
         return sum(given) if given else sizes[domain.name, "train"].tokens
 
-    total = sum(map(weight, domains))
+    total = sum(map(weight, domains)) or 1.0  # all of it may be held out
     return tuple(
         DomainInfo(
             name=domain.name,

@@ -46,6 +46,8 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         self.linear, self.start = linear, start
         self._names = list(store.domains)
         weights = [info.weight for info in store.info.domains]
+        if not sum(info.train.tokens for info in store.info.domains):
+            raise DataError(f"The prepared data in {store.path} is all held out; there is nothing to train on.")
         for info in store.info.domains:
             if info.weight > 0 and info.train.tokens < sequence_length:
                 raise DataError(

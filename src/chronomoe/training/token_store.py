@@ -171,7 +171,7 @@ class TokenStore:
     def open(cls, path: Path | str) -> TokenStore:
         """Open and check a directory that data preparation wrote."""
         store = cls(Path(path), read_info(Path(path)))
-        if sum(domain.train.tokens for domain in store.info.domains) == 0:
+        if sum(domain.train.tokens + domain.heldout.tokens for domain in store.info.domains) == 0:
             raise DataError(f"The prepared data in {path} is empty; prepare it again from a source that holds text.")
         _ = store.domains
         return store
@@ -203,7 +203,10 @@ class TokenStore:
     def favouring(self, names: Sequence[str], factor: float) -> TokenStore:
         """The same data, in which these domains weigh ``factor`` times as much; :class:`DataError` for unknown ones."""
         chosen = {self.domain(name).info.name for name in names}
-        domains = [replace(one, weight=one.weight * (factor if one.name in chosen else 1)) for one in self.info.domains]
+        wanted = [one.weight * (factor if one.name in chosen else 1) for one in self.info.domains]
+        domains = [
+            replace(one, weight=weight / sum(wanted)) for one, weight in zip(self.info.domains, wanted, strict=True)
+        ]
         return TokenStore(self.path, replace(self.info, domains=type(self.info.domains)(domains)))
 
     def __reduce__(self) -> tuple[Any, ...]:
