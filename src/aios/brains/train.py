@@ -19,6 +19,7 @@ from aios.brains.models import build_model, changed_shape
 from aios.brains.plan import describe_plan
 from aios.brains.settings import SHAPES, Run
 from aios.data.tokenizers import tokenizer_fingerprint
+from aios.goals.links import Goals
 from aios.goals.use import goals_for_training, remembered_flags
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
@@ -69,6 +70,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         return {}
     with exclusive(bundle):
         check_place(bundle, run)
+        if run.settings.default_goal and not run.settings.resume:
+            Goals(run.settings.root).add(run.settings.default_goal, source="training")
         trainer, tokenizer = _make_trainer(model, run, store, sequences, bundle, base, show)
         if run.settings.resume:
             trainer.load_checkpoint("latest")
