@@ -100,8 +100,8 @@ def table(runs: list[dict[str, Any]], steps: int) -> str:
         "",
         f"Bias found over the run: {goal['beta'][0]:.2f} to {goal['beta'][-1]:.2f} logits.",
         f"Claim (the goal's share stays): {'holds' if kept else 'does NOT hold'}: {goal['share'][0]:.3f} at first, "
-        f"{goal['share'][-1]:.3f} at last, {none['share'][-1]:.3f} without a goal. Where the controller counts what the "
-        f"goal moved, {left / max(gained, 1e-9):.0%} of the gain is left.",
+        f"{goal['share'][-1]:.3f} at last, {none['share'][-1]:.3f} without a goal. Where the controller counts what "
+        f"the goal moved, {left / max(gained, 1e-9):.0%} of the gain is left.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

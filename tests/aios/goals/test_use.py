@@ -198,5 +198,5 @@ def test_a_plain_model_of_the_folder_loads_with_its_fields(brain):
 
 
 def test_a_brain_begun_with_a_goal_enters_it(aios, train, workspace):
-    assert train(workspace, "kind", "--max-steps", 1, "--default-goal", "Be kind").code == 0
+    assert train(workspace, "kind", "--stop-after", 1, "--default-goal", "Be kind").code == 0
     assert [(goal.text, goal.source) for goal in Goals(workspace).all()] == [("Be kind", "training")]
