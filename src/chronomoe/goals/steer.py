@@ -116,7 +116,7 @@ def turn_off(model: Any) -> None:
         model.steering.goal_bias.zero_()
         if model.steering.conditioning is not None:
             model.steering.conditioning.embedding = None
-    for expert in getattr(model, "subbrains", {}).values():
+    for expert in _attached(model):
         expert.gate.prior.zero_()
 
 
@@ -133,7 +133,7 @@ def turn_on(
     turn_off(model)
     if not goals:
         return GoalEffect(goals=[])
-    was_training = model.training
+    was_training, uses = model.training, [(one, one.heard, one.asked) for one in _attached(model)]
     model.eval()
     try:
         priors, missing = _priors(model, goals, settings.strength)
@@ -144,11 +144,20 @@ def turn_on(
         return _bias(model, s_LN, settings, windows, found)
     finally:
         model.train(was_training)
+        # What was read to measure with is no use of anything.
+        for one, heard, asked in uses:
+            one.heard, one.asked = heard, asked
+        if hasattr(model.model, "reset_segments"):
+            model.model.reset_segments()
+
+
+def _attached(model: Any) -> list[Any]:
+    return list(getattr(model, "subbrains", {}).values())
 
 
 def _priors(model: Any, goals: Sequence[Goal], strength: float) -> tuple[dict[str, float], list[str]]:
     total = sum(goal.weight for goal in goals)
-    attached = [expert for expert in getattr(model, "subbrains", {}).values() if expert.active]
+    attached = [expert for expert in _attached(model) if expert.active]
     known = {name for expert in attached for name in (expert.expert_id, expert.uid)}
     priors = {}
     for expert in attached:

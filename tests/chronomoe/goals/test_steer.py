@@ -31,7 +31,10 @@ def test_on_is_bounded_and_measured_and_off_is_what_was_before(family):
     tokens, before, state = rows(seed=4), None, copy.deepcopy(model.state_dict())
     before = logits(model, tokens)
     goal = Goal(text="licences", experts=("licences", "gone"), slots=((0, 1), (None, 3)))
+    used = model.subbrains.by_id("licences").asked
     effect = turn_on(model, [goal], GoalSettings(kl=0.005), rows(40))
+    assert model.subbrains.by_id("licences").asked == used  # measuring is no use
+    assert getattr(model.model, "tokens_run", 0) == 0
     g = model.steering.goal_bias
     torch.testing.assert_close(g.sum(dim=-1), torch.zeros(len(g)), atol=1e-6, rtol=0)
     assert 0 < g.abs().max() <= 1
