@@ -208,7 +208,7 @@ def explain(
     root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags, text: str
 ) -> tuple[GoalEffect, dict[str, Any]]:
     """Where the tokens of ``text`` go with the goals ``off`` and ``on``: shares by layer and expert, and open gates."""
-    from chronomoe.goals.field import routed
+    from chronomoe.routing.observe import routed
 
     ids = [tokenizer.eos_token_id, *_ids(tokenizer, text)][: model.config.max_position_embeddings]
     if len(ids) < 2:

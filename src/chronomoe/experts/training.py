@@ -21,6 +21,7 @@ from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import false_alarm_threshold
 from chronomoe.routing.attach import moe_layers
+from chronomoe.routing.observe import routed
 
 ANCHOR_PART = 4
 """One sequence in so many of a batch has an anchor sequence beside it."""
@@ -146,37 +147,15 @@ def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iter
 
 def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed: int) -> None:
     """Start an expert from the base's own experts: in each layer the one that ``windows`` (n, S) use most."""
-    uses = expert_use(base, windows)
+    shares_LN = routed(base, windows).share
     experts = [block.experts for block in moe_layers(base)]
     sources = {}
     for layer in expert.layer_numbers:
-        best = int(uses[layer].argmax())
+        best = int(shares_LN[layer].argmax())
         sources[layer] = experts[layer].gate_up_proj[best].detach(), experts[layer].down_proj[best].detach()
     if next(iter(sources.values()))[1].shape[1] != expert.width:
         raise ConfigError(f"an expert of width {expert.width} cannot begin from the base's; give it theirs.")
     expert.begin_from(sources, redraw, torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def expert_use(base: Any, windows: Tensor) -> Tensor:
-    """How often each expert of each layer serves ``windows`` (n, S), (L, N)."""
-    blocks = moe_layers(base)
-    uses = torch.zeros(len(blocks), blocks[0].gate.num_experts)
-
-    def count(number: int) -> Any:
-        def hook(router: Any, args: Any, output: Any) -> None:
-            uses[number] += torch.bincount(output[2].flatten().cpu(), minlength=uses.shape[1])
-
-        return hook
-
-    handles = [block.gate.register_forward_hook(count(number)) for number, block in enumerate(blocks)]
-    try:
-        for part in windows.split(8):
-            base(input_ids=part, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return uses
 
 
 @torch.no_grad()

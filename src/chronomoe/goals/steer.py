@@ -19,8 +19,9 @@ from torch import Tensor
 
 from chronomoe.errors import ConfigError
 from chronomoe.experts.training import gate_inputs
-from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl, routed
+from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
 from chronomoe.routing.losses import direction_agreement
+from chronomoe.routing.observe import routed
 
 STRONGEST = 5.0
 

@@ -11,13 +11,13 @@ from chronomoe.experts.training import (
     begin,
     calibrate,
     divergence,
-    expert_use,
     fit_gate,
     gate_inputs,
     kl,
     trainee,
 )
 from chronomoe.routing.attach import moe_layers
+from chronomoe.routing.observe import routed
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base
 
@@ -84,7 +84,7 @@ def test_the_anchor_keeps_general_text_as_it_was(tmp_path):
 
 def test_it_begins_as_a_copy_of_the_most_used_expert_with_a_share_redrawn():
     model, rows = build_base("mixtral"), windows(8, 0, 12, 2)
-    uses = expert_use(model, rows)
+    uses = routed(model, rows).share
     assert uses.sum(dim=1).tolist() == [8 * 24 * 2] * 3
     for redraw, same in ((0.0, 48), (0.25, 36), (1.0, 0)):
         expert = fresh(model)

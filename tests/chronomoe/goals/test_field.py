@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl, protected, routed
+from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
 from chronomoe.routing.attach import moe_layers
+from chronomoe.routing.observe import protected, routed
 from chronomoe.routing.steering import Steering, SteeringConfig
 from tests.chronomoe.experts.conftest import VOCAB, build_base
 
