@@ -85,7 +85,7 @@ def test_the_anchor_keeps_general_text_as_it_was(tmp_path):
 def test_it_begins_as_a_copy_of_the_most_used_expert_with_a_share_redrawn():
     model, rows = build_base("mixtral"), windows(8, 0, 12, 2)
     uses = routed(model, rows).share
-    assert uses.sum(dim=1).tolist() == [8 * 24 * 2] * 3
+    torch.testing.assert_close(uses.sum(dim=1), torch.ones(3))
     for redraw, same in ((0.0, 48), (0.25, 36), (1.0, 0)):
         expert = fresh(model)
         begin(expert, model, rows, redraw, 0)
