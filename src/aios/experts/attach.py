@@ -3,16 +3,16 @@
 A brain's own files are never written: experts.json and experts/ beside them say who is attached.
 """
 
-import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
 from aios.brains.shelf import brain_name, existing_brain
 from aios.experts.entry import now
-from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder
+from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder, making
+from aios.goals.store import fitted_text
 from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
 from chronomoe.storage import whole_file
 
@@ -35,8 +35,11 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
     with exclusive(bundle):
         folder = _finished(bundle)
         expert, header = read_expert(file)
-        if expert.uid != entry.expert_uid:
-            raise CheckpointError(f"{file} holds another expert than the registry says; train or import it anew.")
+        if expert.uid != entry.expert_uid or header["training"] != entry.training_config:
+            raise CheckpointError(
+                f"{file} is not what the registry says, as if training or an import had been cut short at its end; "
+                f"train {expert_id} again."
+            )
         listed = read_list(folder)
         if any(one["expert_uid"] == expert.uid for one in listed):
             raise ConfigError(f"expert {expert_id} is attached to {brain} already.")
@@ -47,9 +50,13 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
         with whole_file(folder / FOLDER / f"{expert.uid}.safetensors") as copy:
             copy.write(file.read_bytes())
         record: dict[str, Any] = {"expert_id": expert_id, "expert_uid": expert.uid, "active": entry.is_active}
-        record |= {"frozen": entry.is_frozen, "base_fingerprint": fingerprint, "attached_at": now(), "forced": force}
+        record |= {"frozen": entry.is_frozen, "base_fingerprint": fingerprint, "base_dtype": str(model.dtype)}
+        record |= {"attached_at": now(), "forced": force}
+        # The registry first: an expert it takes for attached can be attached again, or detached; one it does not know
+        # of would be left out when the expert is changed.
+        entry = registry.note_attached(expert_id, brain_name(bundle))
         write_list(folder, [*listed, record])
-        return registry.note_attached(expert_id, brain_name(bundle))
+        return entry
 
 
 def detach(root: Path, expert_id: str, brain: str) -> str:
@@ -62,6 +69,10 @@ def detach(root: Path, expert_id: str, brain: str) -> str:
         listed = read_list(folder)
         uids = [one["expert_uid"] for one in listed if expert_id in (one["expert_id"], one["expert_uid"])]
         if not uids:
+            for entry in registry.entries():  # an attachment that was cut short
+                if entry.expert_id == expert_id and brain_name(bundle) in entry.attached_to:
+                    registry.note_detached(expert_id, brain_name(bundle))
+                    return entry.expert_uid
             names = ", ".join(one["expert_id"] for one in listed) or "none"
             raise ConfigError(f"expert {expert_id} is not attached to {brain}; attached are: {names}.")
         write_list(folder, [one for one in listed if one["expert_uid"] != uids[0]])
@@ -75,14 +86,15 @@ def change(root: Path, action: Callable[..., ExpertEntry], *arguments: Any) -> E
     """Do something to an expert in the registry, and tell the brains it is attached to."""
     from chronomoe.experts.bundle import read_list, write_list
 
-    entry = action(*arguments)
-    for brain in entry.attached_to:
-        bundle = find_brain(root, brain)
-        if not bundle.is_dir():
-            continue  # deleted since
-        with exclusive(bundle):
+    with ExitStack() as held:
+        bundles = [find_brain(root, brain) for brain in Registry(root).get(arguments[0]).attached_to]
+        bundles = [bundle for bundle in bundles if bundle.is_dir()]  # others were deleted since
+        for bundle in sorted(bundles):
+            held.enter_context(exclusive(bundle))  # before anything is changed: one may be in use
+        entry = action(*arguments)
+        now_so = {"expert_id": entry.expert_id, "active": entry.is_active, "frozen": entry.is_frozen}
+        for bundle in bundles:
             folder = model_folder(bundle)
-            now_so = {"expert_id": entry.expert_id, "active": entry.is_active, "frozen": entry.is_frozen}
             write_list(
                 folder,
                 [one | now_so if one["expert_uid"] == entry.expert_uid else one for one in read_list(folder)],
@@ -115,30 +127,34 @@ def bring_in(root: Path, file: Path, expert_id: str | None = None) -> ExpertEntr
     expert, header = read_expert(file)
     expert_id = expert_id or expert.expert_id
     registry, folder = Registry(root), expert_folder(root, expert_id)
-    for one in registry.entries():
-        if one.expert_uid == expert.uid or one.expert_id == expert_id:
-            raise ConfigError(f"there is an expert {one.expert_id} already ({one.expert_uid}); delete it first.")
-    target = folder / WEIGHTS
-    with whole_file(target) as copy:
-        copy.write(file.read_bytes())
-    try:
-        return registry.upsert(
-            ExpertEntry(
-                expert_id=expert_id,
-                expert_uid=expert.uid,
-                description=f"Imported from {file.name}",
-                goals=tuple(str(goal) for goal in header["goals"]),
-                performance_metrics=header["metrics"],
-                checkpoint_path=str(target),
-                base_fingerprint=str(header["base"].get("fingerprint", "")),
-                tokenizer_fingerprint=header["tokenizer_fingerprint"],
-                training_config=header["training"],
-            ),
-            source="import",
-        )
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with making(root, expert_id):
+        for one in registry.entries():
+            if one.expert_uid == expert.uid or one.expert_id == expert_id:
+                raise ConfigError(f"there is an expert {one.expert_id} already ({one.expert_uid}); delete it first.")
+        data = file.read_bytes()
+        with whole_file(folder / WEIGHTS) as copy:
+            copy.write(data)
+        try:
+            return registry.upsert(
+                ExpertEntry(
+                    expert_id=expert_id,
+                    expert_uid=expert.uid,
+                    description=f"Imported from {file.name}",
+                    goals=tuple(filter(None, (fitted_text(str(goal)) for goal in header["goals"]))),
+                    performance_metrics=header["metrics"],
+                    checkpoint_path=str(folder / WEIGHTS),
+                    base_fingerprint=str(header["base"].get("fingerprint", "")),
+                    tokenizer_fingerprint=header["tokenizer_fingerprint"],
+                    training_config=header["training"],
+                ),
+                source="import",
+            )
+        except BaseException:
+            if file.resolve() != (folder / WEIGHTS).resolve():
+                (folder / WEIGHTS).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()  # if there is nothing else in it
+            raise
 
 
 def note_use(root: Path, model: Any) -> list[str]:

@@ -2,10 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from aios.experts.entry import ExpertEntry as ExpertEntry
 from aios.experts.entry import now
@@ -37,6 +40,20 @@ def checkpoint_file(root: Path, entry: ExpertEntry) -> Path:
     if absolute or "\0" in path or home not in file.resolve().parents:
         raise CheckpointError(f"the registry says that expert {entry.expert_id} is at {path!r}, outside {home}.")
     return file
+
+
+@contextmanager
+def making(root: Path, expert_id: str) -> Iterator[None]:
+    """Hold an expert's file for writing; :class:`CheckpointError` if another process trains or imports it."""
+    place = Workspace(root).experts / ".locks"
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / f"{plain_name(expert_id)}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(f"another process is making expert {expert_id}; wait for it.") from None
+    with lock:
+        yield
 
 
 class Registry(Ledger):

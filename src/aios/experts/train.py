@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aios.experts.entry import now
-from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder
+from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder, making
 from aios.experts.settings import ExpertTraining
 from aios.goals.links import Goals
 from aios.goals.store import goal_text
@@ -34,6 +34,8 @@ def train_expert(
     Raises :class:`ConfigError` for settings that cannot work or a frozen expert, :class:`DataError` for text that
     cannot be used.
     """
+    from chronomoe.experts.attachment import detach_expert
+
     folder, registry = expert_folder(root, expert_id), Registry(root)
     known = {entry.expert_id: entry for entry in registry.entries()}.get(expert_id)
     if known is not None and known.is_frozen:
@@ -42,7 +44,9 @@ def train_expert(
         raise ConfigError("name the text of the domain with --dataset-file.")
     Goals(root).all()  # goals that cannot be read are found out before the training, not after
     model, tokenizer_folder, own_data = _base(root, settings, base)
-    with _stores(settings, tokenizer_folder, own_data, show) as (domain, general):
+    for uid in list(getattr(model, "subbrains", {})):
+        detach_expert(model, uid)  # the base alone is what it learns in
+    with making(root, expert_id), _stores(settings, tokenizer_folder, own_data, show) as (domain, general):
         return _train(root, folder, expert_id, settings, known, model, domain, general, show)
 
 
@@ -151,6 +155,8 @@ def _train(
             training_config=config,
         )
     )
+    heard = results["global_step"] * settings.batch_size * length
+    entry = Registry(root).record_use(expert_id, heard, expert.mean_mixing)
     show(f"Wrote {folder / WEIGHTS}")
     return results | {"entry": entry}
 
@@ -215,7 +221,6 @@ def _run(
 def _base(root: Path, settings: ExpertTraining, base: tuple[Any, Path] | None) -> tuple[Any, Path, Path | None]:
     """Model, folder of its tokenizer, and the prepared data it was trained on if that is still there."""
     from aios.brains.bundle import data_of, find_brain, load_brain, model_folder
-    from chronomoe.experts.attachment import detach_expert
 
     if base is not None:
         return *base, None
@@ -223,8 +228,6 @@ def _base(root: Path, settings: ExpertTraining, base: tuple[Any, Path] | None) -
         raise ConfigError("name the brain the expert is trained in with --brain.")
     bundle = find_brain(root, settings.brain)
     model, _ = load_brain(bundle)
-    for uid in list(getattr(model, "subbrains", {})):
-        detach_expert(model, uid)  # the base alone is what it learns in
     return model, model_folder(bundle), data_of(root, bundle)
 
 

@@ -51,12 +51,14 @@ def save_attached(model: Any, folder: Any) -> None:
     """Write the experts attached to ``model`` into the folder it was saved in."""
     subbrains = getattr(model, "subbrains", None)
     if subbrains is None:
+        if (Path(folder) / LIST).exists():  # of a model that was saved here before
+            write_list(Path(folder), [])
         return
     entries, fingerprint = [], base_fingerprint(model)
     for expert in subbrains.attached:
         save_expert(expert, expert.header, Path(folder) / FOLDER / f"{expert.uid}.safetensors")
         known = {"expert_id": expert.expert_id, "expert_uid": expert.uid, "active": expert.active}
-        entries.append(expert.attachment | known | {"base_fingerprint": fingerprint})
+        entries.append(expert.attachment | known | {"base_fingerprint": fingerprint, "base_dtype": str(model.dtype)})
     write_list(Path(folder), entries)
 
 
@@ -70,7 +72,9 @@ def load_attached(model: Any, folder: Any) -> None:
     fingerprint = base_fingerprint(model) if entries else ""
     for entry in entries:
         expert, header = read_expert(Path(folder) / FOLDER / f"{entry['expert_uid']}.safetensors")
-        if entry.get("base_fingerprint") != fingerprint:
+        # Weights that were cast in loading cannot be compared.
+        same_dtype = entry.get("base_dtype", str(model.dtype)) == str(model.dtype)
+        if same_dtype and entry.get("base_fingerprint") != fingerprint:
             raise CheckpointError(
                 f"the weights in {folder} are not those expert {entry['expert_id']} was attached to; detach it."
             )

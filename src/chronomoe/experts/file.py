@@ -7,6 +7,8 @@ digest is a safeguard against damage, not a signature.
 
 import hashlib
 import json
+import math
+import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,7 +87,9 @@ def read_expert(path: Path) -> tuple[DomainExpert, dict[str, Any]]:
         raise CheckpointError(f"the expert file {path} is damaged ({error}); put a copy back.") from error
     if _digest_of_all(text, tensors) != digest:
         raise CheckpointError(f"the expert file {path} was changed after it was written; put a copy back.")
-    bad = [name for name, t in tensors.items() if name != "gate.threshold" and not bool(t.isfinite().all())]
+    bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
+    if bad == ["gate.threshold"] and bool((tensors["gate.threshold"] == math.inf).all()):
+        bad = []  # a gate that never opens
     if bad:
         raise CheckpointError(f"the expert file {path} holds values that are not finite ({bad[0]}); train it again.")
     try:
@@ -99,6 +103,8 @@ def read_expert(path: Path) -> tuple[DomainExpert, dict[str, Any]]:
             uid=header["expert_uid"],
         )
         expert.load_state_dict(tensors)
+        if not 0 <= float(expert.gate.leak) <= 1:
+            raise ValueError(f"the gate's leak is {float(expert.gate.leak):g}")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the tensors in {path} are not those its header tells of: {reason}") from error
@@ -136,7 +142,7 @@ def _header(data: bytes, path: Path) -> tuple[dict[str, Any], str, str]:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         text, digest = metadata["chronomoe_expert"], metadata["sha256"]
         header = json.loads(text)
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise foreign from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise foreign
@@ -150,6 +156,9 @@ def _check_fields(header: dict[str, Any], path: Path) -> None:
     for name, kind in REQUIRED.items():
         if not isinstance(header.get(name), kind):
             raise CheckpointError(f"the header of {path} lacks {name}.")
+    for name, form in (("expert_uid", "[0-9a-f]{32}"), ("expert_id", "[A-Za-z0-9_-]{1,64}")):
+        if not re.fullmatch(form, header[name]):
+            raise CheckpointError(f"the header of {path} has an {name} that is none: {header[name][:80]!r}.")
 
 
 def _digest_of_all(text: str, tensors: dict[str, Tensor]) -> str:

@@ -17,8 +17,10 @@ Shape suffixes: B batch, S sequence, D hidden size, K layers listened to, N text
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from chronomoe.routing.steering import Fp32Module
 
 _HEAD_START = 4.0
 _DECAY = 1e-4
@@ -26,7 +28,7 @@ _STRIDE = 8
 _ITERATIONS = 100
 
 
-class DomainGate(nn.Module):
+class DomainGate(Fp32Module):
     """Evidence on the inputs of the experts in the MoE ``layers``; buffers are fp32 and never trained.
 
     It decides once the last of them has been heard, so networks in earlier layers stay silent.

@@ -104,7 +104,9 @@ def test_a_brain_with_experts_is_not_trained_on_nor_exported_and_may_be_renamed(
     assert Registry(root).get("laws").attached_to == ()
 
 
-def test_generating_counts_what_was_heard(aios, root, brain, expert):
+def test_training_and_generating_count_what_was_heard(aios, root, brain, expert):
+    trained = Registry(root).get("laws").total_activations
+    assert trained == 4 * 2 * 32
     assert aios("experts", "attach", "laws", "--brain", "straight", "--root", root).code == 0
     found = json.loads(
         aios("experts", "gate", "laws", "--brain", "straight", "--text", "Licence", "--json", "--root", root).out
@@ -119,7 +121,8 @@ def test_generating_counts_what_was_heard(aios, root, brain, expert):
     save_expert(one, header, weights)
     assert aios("generate", "straight", "--max-new-tokens", 5, "--root", root).code == 0
     stats = json.loads(aios("experts", "stats", "--json", "--root", root).out)
-    assert stats["usage"][0]["total_activations"] == 5, "the separator, and four of the five new tokens"
+    heard = stats["usage"][0]["total_activations"] - trained
+    assert heard == 5, "the separator, and four of the five new tokens"
     assert 0 < Registry(root).get("laws").avg_routing_weight < 1
 
 
@@ -205,3 +208,76 @@ def test_an_expert_of_no_general_text_hears_only_a_goal(aios, root, brain, tmp_p
     assert "No general text" in outcome.out
     metrics = Registry(root).get("laws").performance_metrics
     assert metrics["after"] == metrics["before"]
+
+
+def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expert, monkeypatch):
+    where = ("--brain", "straight", "--root", root)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    # While attaching: the registry knows, the brain does not yet.
+    with monkeypatch.context() as patch:
+        patch.setattr("chronomoe.experts.bundle.write_list", killed)
+        assert aios("experts", "attach", "laws", *where).code == 130
+    assert Registry(root).get("laws").attached_to == ("mixtral/straight",)
+    assert not (brain / "experts.json").exists()
+    assert aios("experts", "detach", "laws", *where).code == 0
+    assert Registry(root).get("laws").attached_to == ()
+    # While an attached expert is changed: the same command once more.
+    assert aios("experts", "attach", "laws", *where).code == 0
+    with exclusive(brain):
+        assert aios("experts", "deactivate", "laws", "--root", root).code == 1
+    assert Registry(root).get("laws").is_active, "a brain in use: nothing is changed"
+    # At the end of training: the file is of the next version, the registry is not.
+    with monkeypatch.context() as patch:
+        patch.setattr("aios.experts.registry.Registry.upsert", killed)
+        again = ("--dataset-file", root / "training_data/python", *TRAIN, "--seed", 9)
+        assert aios("experts", "train", "laws", *again, *where).code == 130
+    assert aios("experts", "detach", "laws", *where).code == 0
+    outcome = aios("experts", "attach", "laws", *where)
+    assert outcome.code == 1
+    assert "cut short at its end; train laws again" in outcome.err
+
+
+def test_the_old_version_stays_until_the_new_one_is_complete(aios, root, expert, monkeypatch):
+    old = expert.read_bytes()
+    seen = []
+
+    def run(trainee, *rest):
+        seen.append(expert.read_bytes())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aios.experts.train._run", run)
+    text = ("--dataset-file", root / "training_data/python")
+    assert aios("experts", "train", "laws", "--brain", "straight", *text, *TRAIN, "--root", root).code == 130
+    assert seen == [old]
+    assert expert.read_bytes() == old
+
+
+def test_one_process_makes_an_expert_at_a_time(aios, root, expert):
+    from aios.experts.registry import making
+
+    with making(root, "laws"):
+        text = ("--dataset-file", root / "training_data/python")
+        outcome = aios("experts", "train", "laws", "--brain", "straight", *text, *TRAIN, "--root", root)
+    assert outcome.code == 1
+    assert "another process is making expert laws" in outcome.err
+
+
+def test_an_expert_learns_in_the_base_alone_whatever_is_attached(aios, root, brain, expert):
+    assert aios("experts", "attach", "laws", "--brain", "straight", "--root", root).code == 0
+    before = Registry(root).get("laws").performance_metrics["before"]
+    text = ("--dataset-file", root / "training_data/licences")
+    told = aios("experts", "train", "more", "--brain", "straight", *text, *TRAIN, "--root", root, "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["performance_metrics"]["before"] == before
+
+
+def test_a_gate_without_memory_judges_each_token_alone(aios, root, expert):
+    from chronomoe.experts.file import read_expert
+
+    text = ("--dataset-file", root / "training_data/licences", "--gate-memory", 0)
+    assert aios("experts", "train", "alone", "--brain", "straight", *text, *TRAIN, "--root", root).code == 0
+    one, _ = read_expert(expert.parents[1] / "alone/expert.safetensors")
+    assert float(one.gate.leak) == 0

@@ -98,8 +98,15 @@ def test_cached_generation_equals_uncached(family, settings, tokens):
 @pytest.mark.parametrize("family", BASES)
 def test_padding_is_no_evidence(family, tokens):
     model = build_base(family)
-    attach_expert(model, build_expert())
+    expert = build_expert()
+    attach_expert(model, expert)
+    found, _ = expert.gate.log_odds(expert.gate.evidence(gate_inputs(model, expert.gate.layers, tokens[:1])))
+    # Between two values in the middle: what padding adds to the evidence would open or shut it somewhere.
+    ordered = found.flatten().sort().values
+    expert.gate.threshold.copy_((ordered[7] + ordered[8]) / 2)
+    expert.heard = 0
     row = logits(model, tokens[:1])
+    assert expert.heard == 9
     for left in (True, False):
         pad = torch.full((1, 5), 7)
         padded = torch.cat([pad, tokens[:1]] if left else [tokens[:1], pad], dim=1)
@@ -107,6 +114,18 @@ def test_padding_is_no_evidence(family, tokens):
         found = logits(model, padded, attention_mask=mask)
         part = found[:, 5:] if left else found[:, :-5]
         torch.testing.assert_close(part, row, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_gates_stay_in_fp32_when_the_model_is_cast(family, tokens):
+    model = build_base(family)
+    expert = build_expert()
+    attach_expert(model, expert)
+    model.to(torch.bfloat16)
+    assert expert.gate.direction.dtype == torch.float32
+    assert expert.layers["1"].w1.weight.dtype == torch.bfloat16
+    assert logits(model, tokens).isfinite().all()
+    assert expert.heard
 
 
 def test_the_order_of_two_experts_does_not_matter_to_one_when_the_other_is_inactive(tokens):

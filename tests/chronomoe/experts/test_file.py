@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from chronomoe.errors import CheckpointError
-from chronomoe.experts.attachment import attach_expert
+from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.experts.bundle import read_list
 from chronomoe.experts.file import base_fingerprint, base_of, read_expert, refuse_misfit, save_expert
 from tests.chronomoe.experts.conftest import BASES, build_base, build_expert
@@ -132,3 +132,48 @@ def test_an_attached_model_saves_and_loads_with_its_experts_beside_an_unchanged_
     (tmp_path / "attached/experts.json").write_text("{")
     with pytest.raises(CheckpointError, match="is damaged"):
         type(model).from_pretrained(tmp_path / "attached")
+    # Detached and saved into the same folder: nothing is left of them.
+    for name in ("licences", "laws"):
+        detach_expert(model, name)
+    model.save_pretrained(tmp_path / "attached")
+    assert not (tmp_path / "attached/experts.json").exists()
+    assert getattr(type(model).from_pretrained(tmp_path / "attached"), "subbrains", None) is None
+
+
+def test_a_model_cast_in_loading_keeps_its_experts(tmp_path):
+    model = build_base("mixtral")
+    expert = build_expert()
+    expert.header = header(base_of(model))
+    attach_expert(model, expert)
+    model.save_pretrained(tmp_path)
+    cast = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert [one.expert_id for one in cast.subbrains.attached] == ["licences"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threshold", float("nan")), ("threshold", -float("inf")), ("leak", 3.0), ("leak", -0.1)]
+)
+def test_a_gate_that_cannot_be_is_refused(tmp_path, name, value):
+    expert = build_expert()
+    getattr(expert.gate, name).fill_(value)
+    save_expert(expert, header(), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"not finite|leak is"):
+        read_expert(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("uid", ["laws-2", "../../x", "a.b", "1" * 33, ""])
+def test_a_uid_that_is_none_is_refused(tmp_path, uid, monkeypatch):
+    expert = build_expert()
+    expert.uid = uid
+    with monkeypatch.context() as patch:
+        patch.setattr("chronomoe.experts.file._check_fields", lambda *_: None)
+        save_expert(expert, header(), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="expert_uid that is none"):
+        read_expert(tmp_path / "x.safetensors")
+
+
+def test_a_header_of_brackets_is_refused(tmp_path):
+    for text in (b"[" * 5000, json.dumps({"__metadata__": {"chronomoe_expert": "[" * 5000, "sha256": ""}}).encode()):
+        (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+        with pytest.raises(CheckpointError, match="not an expert file"):
+            read_expert(tmp_path / "x.safetensors")

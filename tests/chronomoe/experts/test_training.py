@@ -19,7 +19,7 @@ from chronomoe.experts.training import (
 from chronomoe.routing.attach import moe_layers
 from chronomoe.routing.observe import routed
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base
+from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base, build_expert
 
 
 def windows(n, low, high, seed):
@@ -113,6 +113,9 @@ def test_the_gate_opens_on_its_domain_and_keeps_its_budgets_elsewhere(family):
     assert max(found["measured_false_alarm"].values()) <= 0.02
     odds, _ = expert.gate.log_odds(expert.gate.evidence(gate_inputs(model, expert.gate.layers, windows(40, 0, 12, 6))))
     assert (odds[:, 10:] > expert.gate.threshold).float().mean() > 0.8
+    closed = calibrate(model, expert, general, 0.5, 0.0, tried=1)  # no share is small enough: it never opens
+    assert closed["measured_false_alarm"] == {"a": 0.0, "b": 0.0}
+    assert closed["measured_kl"] == {"a": 0.0, "b": 0.0}
     strict = calibrate(model, expert, general, 0.5, 1e-4)
     assert max(strict["measured_kl"].values()) <= 1e-4
     assert max(strict["measured_false_alarm"].values()) < 0.5
@@ -124,3 +127,17 @@ def test_divergence_is_that_of_distributions():
         torch.distributions.Categorical(logits=a), torch.distributions.Categorical(logits=b)
     )
     torch.testing.assert_close(kl(a, b), wanted)
+
+
+def test_the_budget_counts_from_the_base_to_the_base_with_the_expert():
+    model = build_base("mixtral")
+    expert = build_expert(threshold=-1e9)
+    attach_expert(model, expert)
+    rows = windows(4, 0, VOCAB, 1)
+    with torch.no_grad():
+        theirs = model(rows).logits
+        expert.active = False
+        own = model(rows).logits
+        expert.active = True
+    assert divergence(model, expert, rows) == pytest.approx(float(kl(own, theirs).mean()), rel=1e-4)
+    assert divergence(model, expert, rows) != pytest.approx(float(kl(theirs, own).mean()), rel=1e-2)
