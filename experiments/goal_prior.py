@@ -12,6 +12,7 @@ bootstrap over documents.
 
 import argparse
 import json
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from experiments.domain_arms import SEQUENCE, School
 from experiments.domain_text import DOMAIN, GENERAL, Text, documents, prepare_text, split_documents
 
 RESULTS = Path(__file__).parent / "results"
-STRENGTHS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+STRENGTHS = {"expert": (0.0, 1.0, 2.0, 3.0, 4.0, 5.0), "placebo": (0.0, 3.0)}
 USUAL, EARLY, DRAWS = 3.0, 32, 2000
 
 
@@ -61,6 +62,7 @@ def by_document(text: Text, values: Tensor) -> dict[str, list[float]]:
 
 def run_seed(seed: int, folder: Path, windows: int, most: int) -> dict[str, Any]:
     """Everything of one seed."""
+    torch.set_num_threads(1)
     base, domain = prepare_text(folder, 0)
     split = split_documents(base, domain, folder)
     place = folder / f"seed{seed}"
@@ -83,7 +85,7 @@ def run_seed(seed: int, folder: Path, windows: int, most: int) -> dict[str, Any]
         for one, label in ((expert, "expert"), (placebo, "placebo")):
             expert.active, placebo.active = one is expert, one is placebo
             goal = Goal(text="licences", experts=(one.expert_id,))
-            for strength in STRENGTHS:
+            for strength in STRENGTHS[label]:
                 turn_on(model, [goal], GoalSettings(strength=strength))
                 figures[f"{label} {strength:g}"] = by_document(text, nats(model, text))
             turn_off(model)
@@ -123,7 +125,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             "| strength | " + " | ".join(f"{name}, {part}" for name in names for part in ("first 32", "whole")) + " |",
             "|---" * 7 + "|",
         ]  # fmt: skip
-        for strength in STRENGTHS[1:]:
+        for strength in STRENGTHS[label][1:]:
             cells = []
             for name in names:
                 for part in ("early", "whole"):
@@ -134,7 +136,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     lines += ["## Each seed, expert", "", "| seed | strength | " + " | ".join(
         f"{name}, {part}" for name in names for part in ("first 32", "whole")) + " |", "|---" * 8 + "|"]  # fmt: skip
     for run in runs:
-        for strength in STRENGTHS[1:]:
+        for strength in STRENGTHS["expert"][1:]:
             cells = [
                 f"{interval([run], name, part, f'expert {strength:g}', 'expert 0')[0]:+.2f}"
                 for name in names
@@ -162,14 +164,17 @@ def main() -> None:
     """Run every seed that domain_expert has left in the folder, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="the folder of experiments.domain_expert")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     folder = options.folder / "quick" if options.quick else options.folder
     seeds = sorted(int(place.parent.name.removeprefix("seed")) for place in folder.glob("seed*/expert"))
     if not seeds:
         raise SystemExit(f"{folder} holds no trained expert; run experiments.domain_expert --folder {options.folder}.")
-    windows, most = (32, 1) if options.quick else (400, 8)
-    runs = [run_seed(seed, folder, windows, most) for seed in seeds]
+    windows, most = (32, 1) if options.quick else (400, 4)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        count = len(seeds)
+        runs = list(pool.map(run_seed, seeds, [folder] * count, [windows] * count, [most] * count))
     text = table(runs)
     print(text)
     if not options.quick:
