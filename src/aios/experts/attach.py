@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
-from aios.brains.shelf import brain_name, existing_brain
 from aios.experts.entry import now
 from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder
 from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
@@ -24,6 +23,7 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
     :class:`ConfigError` for an unknown expert or brain or one attached already, :class:`CheckpointError` for an expert
     that is damaged or does not fit, or a brain in use.
     """
+    from aios.brains.shelf import brain_name, existing_brain
     from aios.data.tokenizers import tokenizer_fingerprint
     from chronomoe.experts.attachment import attach_expert
     from chronomoe.experts.bundle import FOLDER, read_list, write_list
@@ -54,6 +54,7 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
 
 def detach(root: Path, expert_id: str, brain: str) -> str:
     """Take an expert off a brain on disk; returns its uid. :class:`ConfigError` when it is not attached."""
+    from aios.brains.shelf import brain_name, existing_brain
     from chronomoe.experts.bundle import read_list, write_list
 
     registry, bundle = Registry(root), existing_brain(root, brain)
@@ -73,10 +74,10 @@ def detach(root: Path, expert_id: str, brain: str) -> str:
 
 def change(root: Path, action: Callable[..., ExpertEntry], *arguments: Any) -> ExpertEntry:
     """Do something to an expert in the registry, and tell the brains it is attached to."""
-    from chronomoe.experts.bundle import read_list, write_list
-
     entry = action(*arguments)
     for brain in entry.attached_to:
+        from chronomoe.experts.bundle import read_list, write_list  # torch: only where a brain must be told
+
         bundle = find_brain(root, brain)
         if not bundle.is_dir():
             continue  # deleted since
@@ -163,6 +164,7 @@ def gate_along(root: Path, expert_id: str, brain: str, text: str) -> dict[str, A
     """What an attached expert's gate makes of a text: its running log-odds at each token, and where it opens."""
     import torch
 
+    from aios.brains.shelf import existing_brain
     from chronomoe.experts.training import gate_inputs
 
     model, tokenizer = load_brain(existing_brain(root, brain))
