@@ -12,22 +12,20 @@ from aios.goals.store import LONGEST
 from aios.manager import work
 from aios.manager.frame import Page, attempt, heading
 
-Refresh = Callable[[], None]
-
 
 async def create(page: Page) -> None:
     """Ask for a new expert and enter it."""
     others = attempt(Registry(page.site.root).entries).value or []
-    with ui.dialog() as dialog, ui.card().classes("dialog"):
+    with page.dialog() as dialog:
         heading("New expert", 2)
-        expert_id = _field("Id", "letters, digits, - and _").props("autofocus").mark("new-id")
-        name = _field("Name").mark("new-name")
-        description = _field("Description").mark("new-description")
-        category = _field("Category", "general").mark("new-category")
-        goal = _field("Goal", "what it is for").mark("new-goal")
-        parent = ui.select(["", *(one.expert_id for one in others)], label="Below", value="").mark("new-parent")
+        expert_id = _field("Id", "letters, digits, - and _").props("autofocus")
+        name = _field("Name")
+        description = _field("Description")
+        category = _field("Category", "general")
+        goal = _field("Goal", "what it is for")
+        parent = ui.select(["", *(one.expert_id for one in others)], label="Below", value="")
         command = ui.label().classes("command")
-        wrong = ui.label().classes("wrong").mark("form-error")
+        wrong = ui.label().classes("wrong")
 
         def words() -> tuple[str, ...]:
             given = {"--name": name, "--description": description, "--category": category, "--goal": goal}
@@ -59,14 +57,13 @@ async def create(page: Page) -> None:
     dialog.delete()
 
 
-def actions(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
+def actions(page: Page, one: ExpertEntry) -> None:
     """The row of buttons."""
     registry, name = Registry(page.site.root), one.expert_id
 
     async def set_to(verb: str, words: str) -> None:
         command = ("experts", verb, name)
         await page.do(words, command, work.change_expert, page.site.root, verb, name, heavy=bool(one.attached_to))
-        refresh()
 
     with ui.element("div").classes("line"):
         if one.is_frozen:
@@ -77,28 +74,27 @@ def actions(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
             _button("Deactivate", lambda: set_to("deactivate", f"{name} is inactive."))
         else:
             _button("Activate", lambda: set_to("activate", f"{name} is active."))
-        _button("Set parent", lambda: _set_parent(page, one, refresh))
+        _button("Set parent", lambda: _set_parent(page, one))
         if one.parent_expert_id:
 
             async def clear() -> None:
                 await page.do(f"{name} has no parent.", ("experts", "clear-parent", name), registry.clear_parent, name)
-                refresh()
 
             _button("Clear parent", clear)
         _button("Rename", lambda: _rename(page, one))
-        _button("Train", lambda: ui.navigate.to(f"/jobs?expert={name}#train"))
+        _button("Train", lambda: page.go(f"/jobs?expert={name}#train"))
         _button("Delete", lambda: _delete(page, one)).props("color=negative")
 
 
-async def _set_parent(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
+async def _set_parent(page: Page, one: ExpertEntry) -> None:
     registry = Registry(page.site.root)
     others = [other.expert_id for other in registry.entries() if other.expert_id != one.expert_id]
-    with ui.dialog() as dialog, ui.card().classes("dialog"):
+    with page.dialog() as dialog:
         heading(f"Put {one.expert_id} below", 2)
         if not others:
             ui.label("There is no other expert.")
-        parent = ui.select(others, label="Parent", value=others[0] if others else None).mark("parent")
-        command, wrong = ui.label().classes("command"), ui.label().classes("wrong").mark("form-error")
+        parent = ui.select(others, label="Parent", value=others[0] if others else None)
+        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
 
         def words() -> tuple[str, ...]:
             return ("experts", "set-parent", one.expert_id, parent.value or "PARENT")
@@ -115,14 +111,13 @@ async def _set_parent(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
         _buttons("Set parent", enter, dialog)
     await dialog
     dialog.delete()
-    refresh()
 
 
 async def _rename(page: Page, one: ExpertEntry) -> None:
-    with ui.dialog() as dialog, ui.card().classes("dialog"):
+    with page.dialog() as dialog:
         heading(f"Rename {one.expert_id}", 2)
-        new = _field("New id").props("autofocus").mark("new-id")
-        command, wrong = ui.label().classes("command"), ui.label().classes("wrong").mark("form-error")
+        new = _field("New id").props("autofocus")
+        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
 
         def words() -> tuple[str, ...]:
             return ("experts", "rename", one.expert_id, new.value.strip() or "NEW")
@@ -142,21 +137,21 @@ async def _rename(page: Page, one: ExpertEntry) -> None:
     renamed = await dialog
     dialog.delete()
     if renamed:
-        ui.navigate.to(f"/experts/{renamed}")
+        page.go(f"/experts/{renamed}")
 
 
 async def _delete(page: Page, one: ExpertEntry) -> None:
     """The question before deleting, with what becomes of those below."""
-    with ui.dialog() as dialog, ui.card().classes("dialog"):
+    with page.dialog() as dialog:
         heading(f"Delete {one.expert_id} with its weights?", 2)
         ui.label("This cannot be undone.")
         children = ui.radio(
             {"refuse": "Refuse if experts are below it", "orphan": "Leave those below it without a parent",
              "cascade": "Delete all below it too"},
             value="refuse",
-        ).mark("children")  # fmt: skip
-        force = ui.checkbox("Even if it is attached to a brain").mark("force")
-        command, wrong = ui.label().classes("command"), ui.label().classes("wrong").mark("form-error")
+        )  # fmt: skip
+        force = ui.checkbox("Even if it is attached to a brain")
+        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
 
         def words() -> tuple[str, ...]:
             policy = ["--children", children.value] if children.value != "refuse" else []
@@ -181,16 +176,16 @@ async def _delete(page: Page, one: ExpertEntry) -> None:
     gone = await dialog
     dialog.delete()
     if gone:
-        ui.navigate.to("/")
+        page.go("/")
 
 
-def goals_of(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
+def goals_of(page: Page, one: ExpertEntry) -> None:
     """The goals of an expert, and linking another."""
     goals = Goals(page.site.root)
     known = attempt(goals.all, active_only=False).value or []
     linked = [goal for goal in known if one.expert_uid in goal.experts]
     free = {goal.id: f"{goal.id}: {goal.text[:80]}" for goal in known if one.expert_uid not in goal.experts}
-    with ui.element("div").classes("panel").mark("expert-goals"):
+    with ui.element("div").classes("panel"):
         heading("Goals", 2)
         if not linked:
             ui.label("No goal is linked to it.").classes("soft")
@@ -201,11 +196,10 @@ def goals_of(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
                 async def unlink(number: int = goal.id) -> None:
                     command = ("goals", "unlink-expert", str(number), one.expert_id)
                     await page.do(f"Goal {number} is unlinked.", command, goals.unlink, number, one.expert_id)
-                    refresh()
 
-                ui.button("Unlink", on_click=unlink).props("flat dense").mark(f"unlink-{goal.id}")
+                ui.button("Unlink", on_click=unlink).props("flat dense")
         with ui.element("div").classes("line"):
-            chosen = ui.select(free, label="Goal").props("dense outlined").classes("grow").mark("link-goal")
+            chosen = ui.select(free, label="Goal").props("dense outlined").classes("grow")
 
             async def link() -> None:
                 if chosen.value is None:
@@ -214,16 +208,15 @@ def goals_of(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
                 command = ("goals", "link-expert", str(chosen.value), one.expert_id)
                 told = f"Goal {chosen.value} is linked to {one.expert_id}."
                 await page.do(told, command, goals.link, chosen.value, one.expert_id)
-                refresh()
 
-            ui.button("Link", on_click=link).props("outline").mark("link")
+            ui.button("Link", on_click=link).props("outline")
 
 
-def brains_of(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
+def brains_of(page: Page, one: ExpertEntry) -> None:
     """Where an expert is attached, and attaching it elsewhere."""
     known = brain_names(page.site.root)
     free = [brain for brain in known if brain not in one.attached_to]
-    with ui.element("div").classes("panel").mark("expert-brains"):
+    with ui.element("div").classes("panel"):
         heading("Brains", 2)
         if not one.attached_to:
             ui.label("It is attached to no brain.").classes("soft")
@@ -236,16 +229,15 @@ def brains_of(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
                     if await page.sure(f"Take {one.expert_id} off {name}?", command, "Detach"):
                         told = f"Detached {one.expert_id} from {name}."
                         await page.do(told, command, work.detach, page.site.root, one.expert_id, name, heavy=True)
-                        refresh()
 
-                ui.button("Detach", on_click=detach).props("flat dense").mark("detach")
+                ui.button("Detach", on_click=detach).props("flat dense")
         if not known:
             ui.label("No brain yet; `aios train` makes one.").classes("soft")
             return
         if not free:
             return
         with ui.element("div").classes("line"):
-            chosen = ui.select(free, label="Brain", value=free[0]).props("dense outlined").classes("grow").mark("brain")
+            chosen = ui.select(free, label="Brain", value=free[0]).props("dense outlined").classes("grow")
             force = ui.checkbox("force").tooltip("Even if it was trained in another base, when its shapes fit")
 
             async def attach() -> None:
@@ -255,9 +247,8 @@ def brains_of(page: Page, one: ExpertEntry, refresh: Refresh) -> None:
                 told = f"Attached {one.expert_id} to {chosen.value}."
                 root, use = page.site.root, bool(force.value)
                 await page.do(told, command, work.attach, root, one.expert_id, chosen.value, use, heavy=True)
-                refresh()
 
-            button = ui.button("Attach", on_click=attach).props("outline").mark("attach")
+            button = ui.button("Attach", on_click=attach).props("outline")
 
 
 def _field(label: str, hint: str = "") -> ui.input:
@@ -265,14 +256,12 @@ def _field(label: str, hint: str = "") -> ui.input:
 
 
 def _button(label: str, act: Callable[[], Any]) -> ui.button:
-    return (
-        ui.button(label, on_click=act).props("outline dense padding='4px 12px'").mark(label.lower().replace(" ", "-"))
-    )
+    return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")
 
 
 def _buttons(yes: str, act: Callable[[], Any], dialog: ui.dialog, color: str = "primary") -> None:
     with ui.element("div").classes("line"):
-        ui.button(yes, on_click=act, color=color).mark("confirm")
+        ui.button(yes, on_click=act, color=color)
         ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from nicegui import ui
 
 from aios.experts.registry import ExpertEntry, Registry
+from aios.goals.links import Goals
 from aios.manager import expert_forms
 from aios.manager.counts import Overview, read_overview, tree
 from aios.manager.frame import Page, Site, attempt, empty, facts, framed, heading
@@ -75,36 +76,42 @@ class _Experts:
         with ui.element("div").classes("spread"):
             heading("Experts")
             with ui.element("div").classes("line"):
-                ui.button("New expert", on_click=self._create).props("outline").mark("create")
-                ui.button("Train an expert", on_click=lambda: ui.navigate.to("/jobs#train")).mark("train")
-        self.content = ui.element("div").style("display: contents")
+                ui.button("New expert", on_click=self._create).props("outline")
+                ui.button("Train an expert", on_click=lambda: ui.navigate.to("/jobs#train"))
+        self.head = ui.element("div").style("display: contents")
+        with ui.element("div").classes("line") as self.tools:
+            search = ui.input("Search", on_change=lambda event: self._search(event.value))
+            search.props("dense outlined clearable debounce=200 maxlength=200").classes("grow")
+            ui.toggle(["Table", "Tree"], value=self.view, on_change=lambda event: self._turn(event.value))
+        self.body = ui.element("div").classes("panel")
+        self.seen: Any = None
+        page.refresh = self.show
         self.show()
         watch([Registry(self.site.root).file], self.show)
 
     def show(self) -> None:
-        """Read the registry and show it."""
+        """Read the registry and show it; the search and what is typed there stay."""
         outcome = attempt(read_overview, self.site.root)
-        self.content.clear()
-        with self.content:
-            if outcome.value is None:
-                ui.label(outcome.error).classes("panel wrong").mark("problem")
-                return
-            self._counts(outcome.value)
-            if not outcome.value.entries:
-                empty(
-                    "No expert yet. Train one on a text of its own, or enter one to be trained later.",
-                    self.site.command("experts", "train", "laws", "--brain", "small", "--dataset-file", "my-texts/"),
-                )
-                return
-            with ui.element("div").classes("line"):
-                search = ui.input("Search", value=self.words, on_change=lambda event: self._search(event.value))
-                search.props("dense outlined clearable debounce=200 maxlength=200").classes("grow").mark("search")
-                ui.toggle(["Table", "Tree"], value=self.view, on_change=lambda event: self._turn(event.value)).mark(
-                    "view"
-                )
-            self.body = ui.element("div").classes("panel")
-            self.overview = outcome.value
-            self._body()
+        if outcome == self.seen:
+            return  # drawn anew, a button would be lost to whoever is just pressing it
+        self.seen = outcome
+        self.overview = outcome.value or Overview((), frozenset())
+        self.head.clear()
+        with self.head:
+            if outcome.error:
+                ui.label(outcome.error).classes("panel wrong")
+            else:
+                self._counts(self.overview)
+                if not self.overview.entries:
+                    empty(
+                        "No expert yet. Train one on a text of its own, or enter one to be trained later.",
+                        self.site.command(
+                            "experts", "train", "laws", "--brain", "small", "--dataset-file", "my-texts/"
+                        ),
+                    )
+        for one in (self.tools, self.body):
+            one.set_visibility(bool(self.overview.entries))
+        self._body()
 
     def _search(self, words: str | None) -> None:
         self.words = words or ""
@@ -118,7 +125,7 @@ class _Experts:
         meaning = {"orphaned": "their weights, or a brain they are attached to, are gone"}
         with ui.element("div").classes("counts"):
             for name, number in overview.counts.items():
-                with ui.element("div").classes("count").mark(f"count-{name}") as box:
+                with ui.element("div").classes("count") as box:
                     ui.label(str(number)).classes("number")
                     ui.label(name).classes("soft")
                 if name in meaning:
@@ -134,7 +141,7 @@ class _Experts:
             elif self.view == "Tree":
                 nodes = tree(self.overview.entries, [one.expert_id for one in found] if self.words else None)
                 chosen = ui.tree(nodes, label_key="label", on_select=lambda event: _open(event.value))
-                chosen.expand().mark("tree")
+                chosen.expand()
             else:
                 columns = [
                     {"name": name, "label": label, "field": name, "align": "left", "sortable": True,
@@ -144,7 +151,6 @@ class _Experts:
                 rows = [self._row(one) for one in found]
                 table = ui.table(columns=columns, rows=rows, row_key="id", pagination={"rowsPerPage": 25})
                 table.props("flat dense").add_slot("body-cell-id", _LINK)
-                table.mark("table")
                 if len(rows) <= 25:
                     table.props("hide-bottom")
 
@@ -162,7 +168,6 @@ class _Experts:
 
     async def _create(self) -> None:
         await expert_forms.create(self.page)
-        self.show()
 
 
 def _open(expert_id: str | None) -> None:
@@ -178,6 +183,8 @@ class _Expert:
     def __init__(self, page: Page, expert_id: str) -> None:
         self.page, self.site, self.id = page, page.site, expert_id
         self.content = ui.element("div").style("display: contents")
+        self.seen: Any = None
+        page.refresh = self.show
         self.show()
         registry = Registry(self.site.root)
         watch([registry.file, registry.database], self.show)
@@ -186,13 +193,16 @@ class _Expert:
         """Read the expert and show it."""
         outcome = attempt(read_overview, self.site.root)
         found = [] if outcome.value is None else [one for one in outcome.value.entries if one.expert_id == self.id]
+        goals = attempt(Goals(self.site.root).all, active_only=False)
+        now = outcome.error, found, found and outcome.value and outcome.value.state(found[0]), goals
+        if now == self.seen:
+            return
+        self.seen = now
         self.content.clear()
         with self.content:
             if not found or outcome.value is None:
                 heading("No such expert")
-                ui.label(outcome.error or f"There is no expert {self.id!r}; it may have been renamed or deleted.").mark(
-                    "problem"
-                )
+                ui.label(outcome.error or f"There is no expert {self.id!r}; it may have been renamed or deleted.")
                 ui.link("All experts", "/")
                 return
             one = found[0]
@@ -201,14 +211,14 @@ class _Expert:
                 with ui.element("div").classes("line"):
                     for word in outcome.value.state(one):
                         ui.label(word).classes("mark")
-            expert_forms.actions(self.page, one, self.show)
+            expert_forms.actions(self.page, one)
             with ui.element("div").classes("two"):
-                with ui.element("div").classes("panel").mark("facts"):
+                with ui.element("div").classes("panel"):
                     heading("What is known", 2)
                     facts(_facts(self.site, one))
-                with ui.element("div").style("display: contents"):
-                    expert_forms.goals_of(self.page, one, self.show)
-                    expert_forms.brains_of(self.page, one, self.show)
+                with ui.element("div").classes("stack"):
+                    expert_forms.goals_of(self.page, one)
+                    expert_forms.brains_of(self.page, one)
                     _metrics(one)
 
 

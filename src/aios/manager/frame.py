@@ -66,8 +66,8 @@ class Told:
 
     def __init__(self) -> None:
         with ui.element("div").classes("told").props('role="status" aria-live="polite"') as self.strip:
-            self.words = ui.label().mark("told")
-            self.command = ui.label().classes("command").mark("command")
+            self.words = ui.label().classes("sentence")
+            self.command = ui.label().classes("command")
         self.strip.set_visibility(False)
 
     def say(self, words: str, command: str = "", *, wrong: bool = False) -> None:
@@ -84,6 +84,21 @@ class Page:
 
     def __init__(self, site: Site, told: Told) -> None:
         self.site, self.told = site, told
+        self.refresh: Callable[[], None] = lambda: None
+        """Shows what there is now; each page sets its own."""
+        # Not where the button is: that part may be drawn anew while a question is open.
+        self._place = ui.element("div")
+
+    @contextmanager
+    def dialog(self) -> Iterator[ui.dialog]:
+        """A dialog; what is made within the block is in it."""
+        with self._place, ui.dialog() as dialog, ui.card().classes("dialog"):
+            yield dialog
+
+    def go(self, path: str) -> None:
+        """Show another page."""
+        with self._place:
+            ui.navigate.to(path)
 
     async def do(
         self,
@@ -94,16 +109,18 @@ class Page:
         heavy: bool = False,
         **options: Any,
     ) -> Outcome[Any]:
-        """Do something, and tell it with its command; or the sentence why not."""
+        """Do something, show what there is now, and tell it with its command; or the sentence why not."""
         outcome = await (apart if heavy else aside)(function, *arguments, **options)
+        self.refresh()
         self.told.say(outcome.error or words, self.site.command(*command), wrong=bool(outcome.error))
         return outcome
 
     async def sure(self, question: str, command: tuple[str, ...], yes: str) -> bool:
         """Ask before something that cannot be undone."""
-        with ui.dialog() as dialog, ui.card().classes("dialog"):
+        with self.dialog() as dialog:
             ui.label(question)
-            ui.label(self.site.command(*command)).classes("command")
+            if command:
+                ui.label(self.site.command(*command)).classes("command")
             with ui.element("div").classes("line"):
                 ui.button(yes, color="negative", on_click=lambda: dialog.submit(True))
                 ui.button("Keep", on_click=lambda: dialog.submit(False)).props("flat autofocus")
@@ -117,6 +134,7 @@ def framed(site: Site, title: str, place: str) -> Iterator[Page]:
     """A page with header and navigation; what is made within the block is its content."""
     ui.page_title(f"{title} - Subbrains Manager")
     ui.add_css(STYLE)
+    ui.colors(primary="#0b5394", negative="#a4001d")
     with ui.header(elevated=False).classes("top"):
         ui.label("Subbrains Manager").classes("brand")
         with ui.element("nav").props('aria-label="Pages"'):
@@ -125,7 +143,6 @@ def framed(site: Site, title: str, place: str) -> Iterator[Page]:
                 if name == place:
                     link.props('aria-current="page"')
     with ui.element("main").classes("sheet"):
-        ui.element("span").props('id="content"')
         told = Told()
         yield Page(site, told)
 
@@ -147,7 +164,7 @@ def facts(rows: dict[str, str]) -> None:
 
 def empty(words: str, command: str = "") -> None:
     """Say that there is nothing yet, and what to do first."""
-    with ui.element("div").classes("panel").mark("empty"):
+    with ui.element("div").classes("panel"):
         ui.label(words)
         if command:
             ui.label(command).classes("command")

@@ -27,13 +27,13 @@ class _Goals:
         self.page, self.goals = page, Goals(page.site.root)
         heading("Goals")
         with ui.element("div").classes("panel"), ui.element("div").classes("line"):
-            self.text = (
-                ui.input("New goal").props(f"maxlength={LONGEST} dense outlined").classes("grow").mark("goal-text")
-            )
+            self.text = ui.input("New goal").props(f"maxlength={LONGEST} dense outlined").classes("grow")
             self.weight = ui.number("Weight", value=1.0, min=0.05, max=1, step=0.05).props("dense outlined")
-            self.weight.style("width: 110px").mark("goal-weight")
-            ui.button("Add", on_click=self._add).mark("goal-add")
+            self.weight.style("width: 110px")
+            ui.button("Add", on_click=self._add)
         self.content = ui.element("div").style("display: contents")
+        self.seen: Any = None
+        page.refresh = self.show
         self.show()
         watch([self.goals.registry.file, self.goals.registry.database], self.show)
 
@@ -43,10 +43,13 @@ class _Goals:
         experts = attempt(Registry(self.page.site.root).entries).value or []
         ids = {one.expert_uid: one.expert_id for one in experts}
         free = [one.expert_id for one in experts if one.is_active]
+        if (outcome, experts) == self.seen:
+            return
+        self.seen = (outcome, experts)
         self.content.clear()
         with self.content:
             if outcome.error:
-                ui.label(outcome.error).classes("panel wrong").mark("problem")
+                ui.label(outcome.error).classes("panel wrong")
             elif not outcome.value:
                 empty(
                     "No goal yet. Say what is wanted above, then link it to an expert that serves it.",
@@ -57,7 +60,7 @@ class _Goals:
 
     def _goal(self, goal: Goal, ids: dict[str, str], free: list[str]) -> None:
         number = goal.id
-        with ui.element("section").classes("panel").mark(f"goal-{number}"):
+        with ui.element("section").classes("panel"):
             with ui.element("div").classes("spread"):
                 ui.label(f"{number}: {goal.text}").classes("grow").style("font-weight: 600; overflow-wrap: anywhere")
                 ui.label("active" if goal.active else "inactive").classes("mark")
@@ -68,14 +71,14 @@ class _Goals:
                     self._link_of(number, ids.get(expert, expert))
             with ui.element("div").classes("line"):
                 weight = ui.slider(value=goal.weight, min=0.05, max=1, step=0.05).style("width: 160px")
-                weight.props(f'aria-label="Weight of goal {number}"').mark("weight")
+                weight.props(f'aria-label="Weight of goal {number}"')
                 ui.label().bind_text_from(weight, "value", lambda value: f"weight {value:.2f}")
                 weight.on("change", lambda: self._weigh(goal, weight.value))
                 choices = [one for one in free if one not in {ids.get(expert) for expert in goal.experts}]
                 chosen = (
                     ui.select(choices, label="Expert", with_input=True).props("dense outlined").style("width: 200px")
                 )
-                chosen.props(f'aria-label="Expert for goal {number}"').mark("link-expert")
+                chosen.props(f'aria-label="Expert for goal {number}"')
                 _small("Link", lambda: self._link(number, chosen.value))
                 if goal.active:
                     _small("Deactivate", lambda: self._turn(number, "deactivate"))
@@ -87,11 +90,10 @@ class _Goals:
         async def unlink() -> None:
             command = ("goals", "unlink-expert", str(number), expert)
             await self.page.do(f"Goal {number} is not linked to {expert}.", command, self.goals.unlink, number, expert)
-            self.show()
 
         with ui.element("div").classes("line mark"):
             ui.label(expert)
-            button = ui.button(icon="close", on_click=unlink).props("flat round size=xs").mark("unlink")
+            button = ui.button(icon="close", on_click=unlink).props("flat round size=xs")
             button.props["aria-label"] = f"Unlink {expert}"
 
     async def _add(self) -> None:
@@ -100,18 +102,15 @@ class _Goals:
         outcome = await self.page.do("Added the goal.", command, self.goals.add, text, weight=weight or 0)
         if not outcome.error:
             self.text.set_value("")
-            self.show()
 
     async def _weigh(self, goal: Goal, weight: float) -> None:
         command = ("goals", "add", goal.text, "--weight", f"{weight:g}")
         told = f"Goal {goal.id} has weight {weight:g}" + (" and is active." if not goal.active else ".")
         await self.page.do(told, command, self.goals.add, goal.text, weight=weight)
-        self.show()
 
     async def _turn(self, number: int, verb: str) -> None:
         act = self.goals.activate if verb == "activate" else self.goals.deactivate
         await self.page.do(f"Goal {number} is {verb}d.", ("goals", verb, str(number)), act, number)
-        self.show()
 
     async def _link(self, number: int, expert: str | None) -> None:
         if not expert:
@@ -119,14 +118,12 @@ class _Goals:
             return
         command = ("goals", "link-expert", str(number), expert)
         await self.page.do(f"Goal {number} is linked to {expert}.", command, self.goals.link, number, expert)
-        self.show()
 
     async def _remove(self, goal: Goal) -> None:
         command = ("goals", "remove", str(goal.id))
         if await self.page.sure(f"Delete goal {goal.id} and its links for good? {goal.text}", command, "Remove"):
             await self.page.do(f"Removed goal {goal.id}.", command, self.goals.remove, goal.id)
-            self.show()
 
 
 def _small(label: str, act: Any) -> ui.button:
-    return ui.button(label, on_click=act).props("outline dense padding='4px 12px'").mark(label.lower())
+    return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")

@@ -66,7 +66,7 @@ class _List:
             rows = [{"id": job.id, "title": job.title, "state": job.state, "began": _when(job.created)} for job in jobs]
             with ui.element("div").classes("panel"):
                 table = ui.table(columns=columns, rows=rows, row_key="id", pagination={"rowsPerPage": 15})
-                table.props("flat dense").mark("jobs")
+                table.props("flat dense")
                 table.add_slot(
                     "body-cell-title",
                     """<q-td :props="props"><a :href="'/jobs/' + props.row.id">{{ props.row.title }}</a></q-td>""",
@@ -83,25 +83,25 @@ class _One:
         outcome = attempt(page.site.jobs.get, job_id)
         if outcome.value is None:
             heading("No such job")
-            ui.label(outcome.error).mark("problem")
+            ui.label(outcome.error)
             ui.link("All jobs", "/jobs")
             return
         job = outcome.value
         with ui.element("div").classes("spread"):
             heading(job.title)
             with ui.element("div").classes("line"):
-                self.state = ui.label(job.state).classes("mark").mark("job-state")
-                self.stop = ui.button("Stop", color="negative", on_click=self._stop).props("outline").mark("stop")
+                self.state = ui.label(job.state).classes("mark")
+                self.stop = ui.button("Stop", color="negative", on_click=self._stop).props("outline")
         with ui.element("div").classes("panel"):
             facts({"Began": _when(job.created), "Folder": str(job.folder.relative_to(page.site.root))})
             ui.label(job.command).classes("command")
-            self.progress = ui.linear_progress(0, show_value=False).props('aria-label="Progress"').mark("progress")
-            self.words = ui.label().classes("soft").mark("progress-words")
+            self.progress = ui.linear_progress(0, show_value=False).props('aria-label="Progress"')
+            self.words = ui.label().classes("soft")
             if job.metrics:
                 ui.link("Its curves", f"/training?run={job.metrics}")
         with ui.element("div").classes("panel"):
             heading("Log", 2)
-            self.log = ui.label().classes("log").props('tabindex="0"').mark("log")
+            self.log = ui.label().classes("log").props('tabindex="0"')
         self._show(job, page.site.jobs.log(job_id), _steps(page.site, job))
         self.timer = ui.timer(EVERY, self._look)
 
@@ -172,7 +172,7 @@ def expert_words(site: Site, expert_id: str, brain: str, text: str, goal: str, n
 
 def _train_form(page: Page, expert: str) -> None:
     site, brains = page.site, brain_names(page.site.root)
-    default = {one.name: one.default for one in dataclasses.fields(ExpertTraining)}
+    default: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(ExpertTraining)}
     with ui.element("section").classes("panel").props('id="train"'):
         heading("Train an expert", 2)
         if not brains:
@@ -181,17 +181,14 @@ def _train_form(page: Page, expert: str) -> None:
             return
         ui.label("Alone, on a text of its own, in a brain that stays as it is.").classes("soft")
         with ui.element("div").classes("two"):
-            expert_id = ui.input("Id of the expert", value=expert).props("maxlength=64").mark("train-id")
-            brain = ui.select(brains, label="Brain", value=brains[0]).mark("train-brain")
+            expert_id = ui.input("Id of the expert", value=expert).props("maxlength=64")
+            brain = ui.select(brains, label="Brain", value=brains[0])
             text = ui.input("Text of the domain, a path in this workspace", placeholder="training_data/...")
-            text.props("maxlength=1000").mark("train-text")
-            goal = ui.input("Goal (may be empty)").props("maxlength=1000").mark("train-goal")
-            numbers = {
-                name: ui.number(name.replace("_", " "), value=default[name], min=0).mark(f"train-{name}")
-                for name in _BASIC
-            }
-        wrong = ui.label().classes("wrong").mark("form-error")
-        command = ui.label().classes("command").mark("train-command")
+            text.props("maxlength=1000")
+            goal = ui.input("Goal (may be empty)").props("maxlength=1000")
+            numbers = {name: ui.number(name.replace("_", " "), value=default[name], min=0) for name in _BASIC}
+        wrong = ui.label().classes("wrong")
+        command = ui.label().classes("command")
 
         def asked() -> tuple[Any, ...]:
             values = {name: field.value for name, field in numbers.items()}
@@ -216,10 +213,10 @@ def _train_form(page: Page, expert: str) -> None:
             begun = await aside(site.jobs.start, f"Train {name}", outcome.value, kind="expert", metrics=metrics)
             wrong.set_text(begun.error)
             if begun.value is not None:
-                ui.navigate.to(f"/jobs/{begun.value.id}")
+                page.go(f"/jobs/{begun.value.id}")
 
         for field in (expert_id, brain, text, goal, *numbers.values()):
             field.on_value_change(preview)
         preview()
         with ui.element("div").classes("line"):
-            ui.button("Train", on_click=start).mark("start")
+            ui.button("Train", on_click=start)

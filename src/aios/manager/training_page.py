@@ -38,24 +38,23 @@ class _Training:
         names = {one.path: self._name(one) for one in runs}
         for asked in (run, other):
             if asked and asked not in names:
-                ui.label(f"There is no run {asked!r} in this workspace.").classes("wrong").mark("problem")
+                ui.label(f"There is no run {asked!r} in this workspace.").classes("wrong")
         self.run = run if run in names else runs[0].path
         self.other = other if other in names and other != self.run else ""
         self.layer = 0
         with ui.element("div").classes("line"):
-            chosen = ui.select(names, label="Run", value=self.run).props("dense outlined").classes("grow").mark("run")
+            chosen = ui.select(names, label="Run", value=self.run).props("dense outlined").classes("grow")
             others = {"": "nothing"} | {path: name for path, name in names.items() if path != self.run}
             second = ui.select(others, label="Compare with", value=self.other).props("dense outlined").classes("grow")
-            second.mark("other")
             chosen.on_value_change(lambda event: _go(event.value, ""))
             second.on_value_change(lambda event: _go(self.run, event.value))
         with ui.element("div").classes("spread"):
-            self.words = ui.label().classes("soft").mark("run-state")
-            self.stop = ui.button("Stop this run", color="negative", on_click=self._stop).props("outline").mark("stop")
+            self.words = ui.label().classes("soft")
+            self.stop = ui.button("Stop this run", color="negative", on_click=self._stop).props("outline")
         with ui.element("div").classes("two"):
             self.lines = {name: self._chart(name, label) for name, label in charts.LINES.items()}
         self.layers = ui.select([0], label="Layer", value=0, on_change=self._turn).props("dense outlined")
-        self.layers.style("width: 120px").mark("layer")
+        self.layers.style("width: 120px")
         with ui.element("div").classes("two"):
             self.heat = {name: self._chart(name, label) for name, label in charts.HEAT.items()}
         self.drawn: Any = None
@@ -67,7 +66,7 @@ class _Training:
         return f"{one.name}: step {one.step:,}, {when}"
 
     def _chart(self, name: str, label: str) -> tuple[Any, ui.echart]:
-        with ui.element("div").classes("panel").mark(f"chart-{name}") as panel:
+        with ui.element("div").classes("panel") as panel:
             heading(label, 2)
             return panel, ui.echart({}).classes("chart").props(f'role="img" aria-label="{label}"')
 
@@ -122,11 +121,10 @@ class _Training:
 
         def stop() -> str:
             job = self.site.jobs.of_run(self.run)
-            return (
-                "It has ended already."
-                if job is None
-                else self.site.jobs.cancel(job.id) and "Asked it to save and stop."
-            )
+            if job is None:
+                return "It has ended already."
+            self.site.jobs.cancel(job.id)
+            return "Asked it to save and stop."
 
         outcome = await aside(stop)
         self.page.told.say(outcome.error or str(outcome.value), wrong=bool(outcome.error))

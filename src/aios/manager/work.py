@@ -1,5 +1,6 @@
 """What pages have done in threads and other processes: plain functions of plain values."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from aios.experts.registry import ExpertEntry, Registry
@@ -10,7 +11,7 @@ def change_expert(root: Path, verb: str, *words: str) -> ExpertEntry:
     from aios.experts.attach import change
 
     registry = Registry(root)
-    verbs = {
+    verbs: dict[str, Callable[..., ExpertEntry]] = {
         "freeze": registry.freeze,
         "unfreeze": registry.unfreeze,
         "activate": registry.activate,
