@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,10 +91,15 @@ class Served:
             time.sleep(0.05)
         self.address = self.address.partition("?")[0].rstrip("/")
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
+            try:
                 urllib.request.urlopen(self.address + "/jobs", timeout=10).close()
                 return
-            time.sleep(0.05)
+            except urllib.error.HTTPError as answer:  # it wants a token
+                answer.close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        self.stop(signal.SIGKILL)
         raise AssertionError("the manager does not answer")
 
     def stop(self, how: int = signal.SIGINT) -> int:

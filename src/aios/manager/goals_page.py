@@ -70,10 +70,15 @@ class _Goals:
                 for expert in goal.experts:
                     self._link_of(number, ids.get(expert, expert))
             with ui.element("div").classes("line"):
-                weight = ui.slider(value=goal.weight, min=0.05, max=1, step=0.05).style("width: 160px")
-                weight.props(f'aria-label="Weight of goal {number}"')
-                ui.label().bind_text_from(weight, "value", lambda value: f"weight {value:.2f}")
-                weight.on("change", lambda: self._weigh(goal, weight.value))
+                weight = ui.number("Weight", value=goal.weight, min=0.05, max=1, step=0.05).props("dense outlined")
+                weight.props(f'aria-label="Weight of goal {number}"').style("width: 96px")
+
+                async def weigh() -> None:
+                    if weight.value != goal.weight:
+                        await self._weigh(goal, weight.value or 0)
+
+                weight.on("blur", weigh)
+                weight.on("keydown.enter", weigh)
                 choices = [one for one in free if one not in {ids.get(expert) for expert in goal.experts}]
                 chosen = (
                     ui.select(choices, label="Expert", with_input=True).props("dense outlined").style("width: 200px")
