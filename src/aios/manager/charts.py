@@ -32,7 +32,13 @@ def lines(chart: str, runs: list[tuple[str, RunLog]]) -> dict[str, Any] | None:
         return None
     return {
         "animation": False,
-        "grid": {"left": 8, "right": 16, "top": 16 + 22 * min(3, len(series)), "bottom": 8, "containLabel": True},
+        "grid": {
+            "left": 8,
+            "right": 16,
+            "top": 14 + 24 * (len(series) if len(runs) > 1 else 1),
+            "bottom": 8,
+            "containLabel": True,
+        },
         "legend": {"top": 0, "left": 0, "type": "scroll", "orient": "vertical" if len(runs) > 1 else "horizontal"},
         # As text: a name is never read as HTML.
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
@@ -90,6 +96,7 @@ def heat(name: str, log: RunLog, layer: int) -> dict[str, Any] | None:
             "min": min(values),
             "max": max(*values, min(values) + 1e-3),
             "precision": 2,
+            "text": [f"{max(values):.2f}", f"{min(values):.2f}"],
             "orient": "vertical",
             "right": 0,
             "top": "center",

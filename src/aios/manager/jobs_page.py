@@ -57,7 +57,7 @@ class _List:
         self.content.clear()
         with self.content:
             if not jobs:
-                empty("No job yet. Train an expert below, or start a run on the Training page.")
+                empty("No job yet. Train an expert below; whatever is started here goes on when the page is closed.")
                 return
             columns = [
                 {"name": name, "label": label, "field": name, "align": "left", "classes": wide, "headerClasses": wide}
