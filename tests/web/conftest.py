@@ -20,6 +20,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from aios.cli import run
+from aios.manager.jobs import Jobs
 
 TINY = [
     *("--hidden-dim", "32", "--num-layers", "2", "--num-experts", "4", "--seq-len", "32", "--batch-size", "2"),
@@ -66,9 +67,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def root(made: Path, tmp_path: Path) -> Path:
-    """A copy of the workspace."""
-    return Path(shutil.copytree(made, tmp_path / "w"))
+def root(made: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the workspace; jobs that a test leaves behind are ended."""
+    yield Path(shutil.copytree(made, tmp_path / "w"))
+    for job in Jobs(tmp_path / "w").all():
+        if job.state == "running" and job.pid is not None:
+            os.kill(job.pid, signal.SIGKILL)
 
 
 class Served:

@@ -31,7 +31,8 @@ def test_train_an_expert_with_progress_and_log(page, root):
     expect(page.locator("#train .wrong")).to_contain_text("is not in this workspace")
     page.get_by_label("Text of the domain").fill("training_data/oratory")
     page.get_by_label("Goal (may be empty)").fill("Speak well")
-    for name, value in (("steps", "8"), ("batch size", "2"), ("max seq len", "32")):
+    small = {"steps": "8", "batch size": "2", "max seq len": "32", "eval tokens": "300", "calibration windows": "8"}
+    for name, value in small.items():
         page.get_by_label(name, exact=True).fill(value)
     command = f"aios experts train verse --brain=mixtral/small --dataset-file={root}/training_data/oratory --steps=8"
     expect(page.locator("#train .command")).to_contain_text(command)
@@ -66,7 +67,7 @@ def test_a_run_outlives_the_manager_and_is_stopped_safely(page, root, served):
     metrics = "artifacts/brains/mixtral/long/metrics.jsonl"
     job = jobs.start("Train long", words, kind="brain", metrics=metrics)
     deadline = time.monotonic() + 90
-    while not (brain / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+    while not list(brain.glob("metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
 
     page.goto(f"/training?run={metrics}")

@@ -16,7 +16,7 @@ from aios.workspace import plain_name
 from chronomoe.errors import ConfigError
 
 EVERY = 1.0
-_BASIC = ("steps", "batch_size", "max_seq_len", "lr", "seed")
+_BASIC = ("steps", "batch_size", "max_seq_len", "lr", "seed", "eval_tokens", "calibration_windows")
 
 
 def add_to(site: Site) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aios.brains.bundle import METRICS
 from aios.brains.metrics import History, Record, read_record
 from chronomoe.errors import ConfigError
 
@@ -131,7 +132,7 @@ class Runs:
             if known is None or known[0] != mark:
                 known = (mark, _summary(path, file, state))
                 self._summaries[path] = known
-            if known[1].step:
+            if known[1].step or file.name == METRICS:  # a run that has just begun
                 found.append(known[1])
         return sorted(found, key=lambda one: -one.changed)
 
