@@ -80,7 +80,7 @@ class Served:
 
     def __init__(self, root: Path, *options: str) -> None:
         self.root = root
-        self.log = root.parent / "manager.log"
+        self.log = root.parent / f"manager-{time.monotonic_ns()}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aios", "manager", "--no-open", "--port", "0", "--root", str(root), *options],
