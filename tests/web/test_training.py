@@ -91,6 +91,7 @@ def test_a_run_outlives_the_manager_and_is_stopped_safely(page, root, served):
         assert "saved. Continue with" in jobs.log(job.id)
         last = sorted((brain / "checkpoints").glob("step_*"))[-1]
         assert json.loads((last / "trainer.json").read_text())
+        jobs._children[0].wait(60)
         page.goto("about:blank")
     finally:
         again.stop()
@@ -110,13 +111,15 @@ def test_stop_a_job_from_its_page(page, root):
         "--batch-size",
         "2",
     ]
-    job = Jobs(root).start("Train long", [*words, "--max-steps", "100000", "--root", str(root)], kind="brain")
+    jobs = Jobs(root)
+    job = jobs.start("Train long", [*words, "--max-steps", "100000", "--root", str(root)], kind="brain")
     page.goto(f"/jobs/{job.id}")
     expect(page.locator(".log")).to_contain_text("Step", timeout=60_000)
     button(page, "Stop").click()
     page.locator(".dialog").get_by_role("button", name="Stop").click()
     expect(page.locator(".mark")).to_have_text("stopped", timeout=60_000)
     expect(page.locator(".log")).to_contain_text("--resume")
+    jobs._children[0].wait(60)
 
 
 def test_compare_two_runs(page, root):
