@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+# ... and make test-web, the page in a browser: it needs chromium (Debian: apt-get install chromium).
+.PHONY: demo test test-web check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aios demo --root demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-web: $(VENV)/.installed
+	@$(PIP) --editable '.[manager,web-tests]'
+	$(BIN)/python -m pytest tests/web
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check
@@ -26,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv module; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (a minute or two the first time) ..."
 	@$(PIP) torch==2.13.0
-	@$(PIP) --editable '.[demo,plots,dev]'
+	@$(PIP) --editable '.[demo,plots,manager,dev]'
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Ten minutes of training under a goal, with the whole control layer on: does pressure give the goal's share back?
+"""Minutes of training under a goal, with the whole control layer on: does pressure give the goal's share back?
 
     python -m experiments.goal_training --folder F     after experiments.domain_expert --folder F
     python -m experiments.goal_training --quick        a minute, on a fresh model: does it run?
@@ -110,7 +110,7 @@ def main() -> None:
     """Run the arms and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=None, help="the folder of experiments.domain_expert")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()

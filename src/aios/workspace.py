@@ -50,6 +50,11 @@ class Workspace:
         """The database of goals."""
         return self.root / "artifacts/aios.db"
 
+    @property
+    def jobs(self) -> Path:
+        """What the Subbrains Manager has started."""
+        return self.root / "artifacts/jobs"
+
     def brain(self, name: str, family: str = "mixtral") -> Path:
         """The bundle of one trained model; :class:`ConfigError` for a name that is not a plain word."""
         return self.root / "artifacts/brains" / family / plain_name(name)

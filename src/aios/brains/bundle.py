@@ -45,6 +45,13 @@ def write_run(bundle: Path, run: dict[str, Any], fingerprints: dict[str, str]) -
     write_json(bundle / "run.json", {"format": FORMAT, "version": VERSION, **run, **fingerprints})
 
 
+def brain_names(root: Path) -> list[str]:
+    """family/name of each brain of the workspace, readable or not. Imports nothing heavy."""
+    home = root / "artifacts/brains"
+    found = [file.parent for family in SHAPES for file in sorted((home / family).glob("[!.]*/run.json"))]
+    return [f"{bundle.parent.name}/{bundle.name}" for bundle in found]
+
+
 def find_brain(root: Path, brain: str) -> Path:
     """The folder of a brain: by its name in the workspace, else by its path."""
     workspace = Workspace(root)

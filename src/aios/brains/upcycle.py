@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import load_brain, model_folder, read_run, write_run
+from aios.brains.bundle import data_of, load_brain, model_folder, read_run, write_run
 from aios.brains.card import write_upcycled_card
 from aios.brains.shelf import describe, existing_brain, free_place
 from aios.data.tokenizers import copy_tokenizer
@@ -35,8 +35,9 @@ def upcycle_brain(
     }
     origin = _in_words(made, model.config)
     shape = {"use_moe": True, "num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
+    data = data_of(root, bundle)
     run |= {
-        "settings": run["settings"] | {"student_init": None},
+        "settings": run["settings"] | {"student_init": None, "data": None if data is None else str(data)},
         "shape": run["shape"] | shape,
         "published_step": 0,
         "upcycled": made,

@@ -84,6 +84,12 @@ goals.command("aios.cli.goal_use:explain_command", name="explain", help="Show wh
 goals.command("aios.cli.goal_use:teach_command", name="teach", help="Teach the routers of a brain what goals mean.")
 app.command("aios.cli.generate:generate", help="Sample text from a trained brain.")
 app.command("aios.cli.init:init", help="Prepare a workspace: sample text, tokenizer, base model.")
+app.command(
+    "aios.cli.manager:manager",
+    name="manager",
+    alias="gui",
+    help="See and steer a workspace in the browser; also `aios gui`.",
+)
 app.command("aios.cli.plot:plot", help="Draw a run: loss, control, load, landscape.")
 hrm_hf = cyclopts.App(name="hrm-hf", help="Train hierarchical reasoning models.")
 app.command(hrm_hf)

@@ -100,8 +100,13 @@ def train_command(
     results = train_expert(root, expert, settings, show=(lambda line: print(line, file=sys.stderr)) if json else print)
     if "entry" not in results:
         return 130 if results["interrupted"] else 0
-    after = Workspace(root).command("experts", "attach", expert, "--brain", settings.brain or "BRAIN")
-    _tell(results["entry"], f"Next: {after}", json)
+    workspace, entry = Workspace(root), results["entry"]
+    after = workspace.command("experts", "attach", expert, "--brain", settings.brain or "BRAIN")
+    if entry.attached_to:  # a brain keeps the version it was given
+        brain = entry.attached_to[0]
+        steps = [workspace.command("experts", word, expert, "--brain", brain) for word in ("detach", "attach")]
+        after = " && ".join(steps)
+    _tell(entry, f"Next: {after}", json)
     return 0
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
-from aios.brains.shelf import brain_name, existing_brain
 from aios.experts.entry import now
 from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder, making
 from aios.goals.store import fitted_text
@@ -24,6 +23,7 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
     :class:`ConfigError` for an unknown expert or brain or one attached already, :class:`CheckpointError` for an expert
     that is damaged or does not fit, or a brain in use.
     """
+    from aios.brains.shelf import brain_name, existing_brain
     from aios.data.tokenizers import tokenizer_fingerprint
     from chronomoe.experts.attachment import attach_expert
     from chronomoe.experts.bundle import FOLDER, read_list, write_list
@@ -61,6 +61,7 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
 
 def detach(root: Path, expert_id: str, brain: str) -> str:
     """Take an expert off a brain on disk; returns its uid. :class:`ConfigError` when it is not attached."""
+    from aios.brains.shelf import brain_name, existing_brain
     from chronomoe.experts.bundle import read_list, write_list
 
     registry, bundle = Registry(root), existing_brain(root, brain)
@@ -84,21 +85,21 @@ def detach(root: Path, expert_id: str, brain: str) -> str:
 
 def change(root: Path, action: Callable[..., ExpertEntry], *arguments: Any) -> ExpertEntry:
     """Do something to an expert in the registry, and tell the brains it is attached to."""
-    from chronomoe.experts.bundle import read_list, write_list
+    bundles = [find_brain(root, brain) for brain in Registry(root).get(arguments[0]).attached_to]
+    bundles = sorted(bundle for bundle in bundles if bundle.is_dir())  # others were deleted since
+    if not bundles:
+        return action(*arguments)
+    from chronomoe.experts.bundle import read_list, write_list  # torch: only where a brain must be told
 
     with ExitStack() as held:
-        bundles = [find_brain(root, brain) for brain in Registry(root).get(arguments[0]).attached_to]
-        bundles = [bundle for bundle in bundles if bundle.is_dir()]  # others were deleted since
-        for bundle in sorted(bundles):
-            held.enter_context(exclusive(bundle))  # before anything is changed: one may be in use
+        for bundle in bundles:
+            held.enter_context(exclusive(bundle))
+        # Before anything is changed: one may be in use, or its list damaged.
+        lists = [(folder, read_list(folder)) for folder in map(model_folder, bundles)]
         entry = action(*arguments)
         now_so = {"expert_id": entry.expert_id, "active": entry.is_active, "frozen": entry.is_frozen}
-        for bundle in bundles:
-            folder = model_folder(bundle)
-            write_list(
-                folder,
-                [one | now_so if one["expert_uid"] == entry.expert_uid else one for one in read_list(folder)],
-            )
+        for folder, listed in lists:
+            write_list(folder, [one | now_so if one["expert_uid"] == entry.expert_uid else one for one in listed])
     return entry
 
 
@@ -179,6 +180,7 @@ def gate_along(root: Path, expert_id: str, brain: str, text: str) -> dict[str, A
     """What an attached expert's gate makes of a text: its running log-odds at each token, and where it opens."""
     import torch
 
+    from aios.brains.shelf import existing_brain
     from chronomoe.experts.training import gate_inputs
 
     model, tokenizer = load_brain(existing_brain(root, brain))

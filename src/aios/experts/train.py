@@ -1,5 +1,7 @@
 """Train one expert alone in a brain, and enter it in the registry: `aios experts train`, `train-actv1 --expert-id`."""
 
+import math
+import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder,
 from aios.experts.settings import ExpertTraining
 from aios.goals.links import Goals
 from aios.goals.store import goal_text
-from chronomoe.errors import ConfigError, DataError
+from chronomoe.errors import CheckpointError, ConfigError, DataError, TrainingError
 from chronomoe.training.loading import PackedDataset, heldout_windows, training_windows
 from chronomoe.training.token_store import TokenStore
 
@@ -122,6 +124,11 @@ def _train(
         expert.forced = None
     finally:
         detach_expert(model, expert.uid)
+    if not all(map(math.isfinite, [*after.values(), *forced.values(), expert.mean_mixing])):
+        raise TrainingError(
+            f"expert {expert_id} came to nothing: with it the text's likelihood is not finite. Lower --lr; nothing was "
+            "written, an earlier version stays as it is."
+        )
     metrics = {"before": before, "after": after, "always_open": forced, "unit": "bits per byte"}
     show(f"With the expert behind its gate: {_words(after)}; always open: {_words(forced)}.")
     goals = () if settings.default_goal is None else (goal_text(settings.default_goal),)
@@ -140,6 +147,12 @@ def _train(
         "goals": list(goals),
         "data": {"domain": domain.info.fingerprint, "general": None if general is None else general.info.fingerprint},
     }
+    now_known = {entry.expert_id: entry for entry in Registry(root).entries()}.get(expert_id)
+    if (now_known and now_known.expert_uid) != (known and known.expert_uid) or (now_known and now_known.is_frozen):
+        raise CheckpointError(
+            f"expert {expert_id} was frozen, renamed, deleted or made by somebody else while it was trained; nothing "
+            "was written."
+        )
     save_expert(expert, header, folder / WEIGHTS)
     entry = Registry(root).upsert(
         ExpertEntry(
@@ -201,6 +214,8 @@ def _run(
     if general is not None and settings.anchor_weight > 0:
         data = WithAnchor(data, PackedDataset(general, length, settings.seed, count))
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".training-*"):
+        shutil.rmtree(left, ignore_errors=True)  # of a training that was killed
     with TemporaryDirectory(dir=folder, prefix=".training-") as place:
         config = TrainingConfig(
             checkpoint_dir=place,

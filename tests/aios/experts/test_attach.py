@@ -281,3 +281,30 @@ def test_a_gate_without_memory_judges_each_token_alone(aios, root, expert):
     assert aios("experts", "train", "alone", "--brain", "straight", *text, *TRAIN, "--root", root).code == 0
     one, _ = read_expert(expert.parents[1] / "alone/expert.safetensors")
     assert float(one.gate.leak) == 0
+
+
+def test_a_training_that_diverged_keeps_the_earlier_version(aios, root, expert):
+    old = expert.read_bytes()
+    text = ("--dataset-file", root / "training_data/licences", "--lr", "1e30")
+    outcome = aios("experts", "train", "laws", "--brain", "straight", *text, *TRAIN, "--root", root)
+    assert outcome.code == 1
+    assert "Lower --lr" in outcome.err
+    assert expert.read_bytes() == old
+    assert Registry(root).get("laws").version == 1
+
+
+def test_an_expert_frozen_while_it_is_trained_is_not_written(aios, root, expert, monkeypatch):
+    from chronomoe.experts import training
+
+    old, calibrate = expert.read_bytes(), training.calibrate
+
+    def frozen_meanwhile(*arguments):
+        Registry(root).freeze("laws")
+        return calibrate(*arguments)
+
+    monkeypatch.setattr(training, "calibrate", frozen_meanwhile)
+    text = ("--dataset-file", root / "training_data/licences")
+    outcome = aios("experts", "train", "laws", "--brain", "straight", *text, *TRAIN, "--root", root)
+    assert outcome.code == 1
+    assert "while it was trained" in outcome.err
+    assert expert.read_bytes() == old

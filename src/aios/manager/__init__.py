@@ -1,0 +1,1 @@
+"""Subbrains Manager: the web page over the same functions the commands use (`aios manager`, docs/manager.md)."""

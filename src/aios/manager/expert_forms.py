@@ -1,0 +1,276 @@
+"""What can be done to one expert: buttons, questions and forms. Each calls what the command of its name calls."""
+
+from collections.abc import Callable
+from typing import Any
+
+from nicegui import ui
+
+from aios.brains.bundle import brain_names
+from aios.experts.registry import ExpertEntry, Registry
+from aios.goals.links import Goals
+from aios.goals.store import LONGEST
+from aios.manager import work
+from aios.manager.frame import Page, attempt, heading
+
+
+async def create(page: Page) -> None:
+    """Ask for a new expert and enter it."""
+    others = attempt(Registry(page.site.root).entries).value or []
+    with page.dialog() as dialog:
+        heading("New expert", 2)
+        expert_id = _field("Id", "letters, digits, - and _").props("autofocus")
+        name = _field("Name")
+        description = _field("Description")
+        category = _field("Category", "general")
+        goal = _field("Goal", "what it is for")
+        parent = ui.select(["", *(one.expert_id for one in others)], label="Below", value="")
+        command = ui.label().classes("command")
+        wrong = ui.label().classes("wrong")
+
+        def words() -> tuple[str, ...]:
+            given = {"--name": name, "--description": description, "--category": category, "--goal": goal}
+            found = ["experts", "create", expert_id.value.strip()]
+            for flag, one in given.items():
+                found += [flag, one.value] if one.value else []
+            return (*found, *(["--parent", parent.value] if parent.value else []))
+
+        _follow(page, command, words, [expert_id, name, description, category, goal, parent])
+
+        async def enter() -> None:
+            outcome = await page.do(
+                f"Entered {expert_id.value.strip()}; it has no weights yet.",
+                words(),
+                Registry(page.site.root).create,
+                expert_id.value.strip(),
+                name=name.value,
+                description=description.value,
+                category=category.value,
+                goals=[goal.value] if goal.value else [],
+                parent=parent.value or None,
+            )
+            wrong.set_text(outcome.error)
+            if not outcome.error:
+                dialog.submit(True)
+
+        _buttons("Enter", enter, dialog)
+    await dialog
+    dialog.delete()
+
+
+def actions(page: Page, one: ExpertEntry) -> None:
+    """The row of buttons."""
+    registry, name = Registry(page.site.root), one.expert_id
+
+    async def set_to(verb: str, words: str) -> None:
+        command = ("experts", verb, name)
+        await page.do(words, command, work.change_expert, page.site.root, verb, name, heavy=bool(one.attached_to))
+
+    with ui.element("div").classes("line"):
+        if one.is_frozen:
+            _button("Unfreeze", lambda: set_to("unfreeze", f"{name} may be trained."))
+        else:
+            _button("Freeze", lambda: set_to("freeze", f"Froze {name}."))
+        if one.is_active:
+            _button("Deactivate", lambda: set_to("deactivate", f"{name} is inactive."))
+        else:
+            _button("Activate", lambda: set_to("activate", f"{name} is active."))
+        _button("Set parent", lambda: _set_parent(page, one))
+        if one.parent_expert_id:
+
+            async def clear() -> None:
+                await page.do(f"{name} has no parent.", ("experts", "clear-parent", name), registry.clear_parent, name)
+
+            _button("Clear parent", clear)
+        _button("Rename", lambda: _rename(page, one))
+        _button("Train", lambda: page.go(f"/jobs?expert={name}#train"))
+        _button("Delete", lambda: _delete(page, one)).props("color=negative")
+
+
+async def _set_parent(page: Page, one: ExpertEntry) -> None:
+    registry = Registry(page.site.root)
+    others = [other.expert_id for other in registry.entries() if other.expert_id != one.expert_id]
+    with page.dialog() as dialog:
+        heading(f"Put {one.expert_id} below", 2)
+        if not others:
+            ui.label("There is no other expert.")
+        parent = ui.select(others, label="Parent", value=others[0] if others else None)
+        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
+
+        def words() -> tuple[str, ...]:
+            return ("experts", "set-parent", one.expert_id, parent.value or "PARENT")
+
+        _follow(page, command, words, [parent])
+
+        async def enter() -> None:
+            told = f"{one.expert_id} is below {parent.value}."
+            outcome = await page.do(told, words(), registry.set_parent, one.expert_id, parent.value or "")
+            wrong.set_text(outcome.error)
+            if not outcome.error:
+                dialog.submit(True)
+
+        _buttons("Set parent", enter, dialog)
+    await dialog
+    dialog.delete()
+
+
+async def _rename(page: Page, one: ExpertEntry) -> None:
+    with page.dialog() as dialog:
+        heading(f"Rename {one.expert_id}", 2)
+        new = _field("New id").props("autofocus")
+        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
+
+        def words() -> tuple[str, ...]:
+            return ("experts", "rename", one.expert_id, new.value.strip() or "NEW")
+
+        _follow(page, command, words, [new])
+
+        async def enter() -> None:
+            told, asked = f"Renamed to {new.value.strip()}.", new.value.strip()
+            root = page.site.root
+            change, heavy = work.change_expert, bool(one.attached_to)
+            outcome = await page.do(told, words(), change, root, "rename", one.expert_id, asked, heavy=heavy)
+            wrong.set_text(outcome.error)
+            if not outcome.error:
+                dialog.submit(asked)
+
+        _buttons("Rename", enter, dialog)
+    renamed = await dialog
+    dialog.delete()
+    if renamed:
+        page.go(f"/experts/{renamed}")
+
+
+async def _delete(page: Page, one: ExpertEntry) -> None:
+    """The question before deleting, with what becomes of those below."""
+    with page.dialog() as dialog:
+        heading(f"Delete {one.expert_id} with its weights?", 2)
+        ui.label("This cannot be undone.")
+        children = ui.radio(
+            {"refuse": "Refuse if experts are below it", "orphan": "Leave those below it without a parent",
+             "cascade": "Delete all below it too"},
+            value="refuse",
+        )  # fmt: skip
+        force = ui.checkbox("Even if it is attached to a brain")
+        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
+
+        def words() -> tuple[str, ...]:
+            policy = ["--children", children.value] if children.value != "refuse" else []
+            return ("experts", "delete", one.expert_id, *policy, *(["--force"] if force.value else []), "--yes")
+
+        _follow(page, command, words, [children, force])
+
+        async def enter() -> None:
+            outcome = await page.do(
+                f"Deleted {one.expert_id}.",
+                words(),
+                Registry(page.site.root).delete,
+                one.expert_id,
+                children.value,
+                force=bool(force.value),
+            )
+            wrong.set_text(outcome.error)
+            if not outcome.error:
+                dialog.submit(True)
+
+        _buttons("Delete", enter, dialog, color="negative")
+    gone = await dialog
+    dialog.delete()
+    if gone:
+        page.go("/")
+
+
+def goals_of(page: Page, one: ExpertEntry) -> None:
+    """The goals of an expert, and linking another."""
+    goals = Goals(page.site.root)
+    known = attempt(goals.all, active_only=False).value or []
+    linked = [goal for goal in known if one.expert_uid in goal.experts]
+    free = {goal.id: f"{goal.id}: {goal.text[:80]}" for goal in known if one.expert_uid not in goal.experts}
+    with ui.element("div").classes("panel"):
+        heading("Goals", 2)
+        if not linked:
+            ui.label("No goal is linked to it.").classes("soft")
+        for goal in linked:
+            with ui.element("div").classes("spread"):
+                ui.label(f"{goal.id}: {goal.text}" + ("" if goal.active else " (inactive)")).classes("grow")
+
+                async def unlink(number: int = goal.id) -> None:
+                    command = ("goals", "unlink-expert", str(number), one.expert_id)
+                    await page.do(f"Goal {number} is unlinked.", command, goals.unlink, number, one.expert_id)
+
+                ui.button("Unlink", on_click=unlink).props("flat dense")
+        with ui.element("div").classes("line"):
+            chosen = ui.select(free, label="Goal").props("dense outlined").classes("grow")
+
+            async def link() -> None:
+                if chosen.value is None:
+                    page.told.say("Choose a goal first; the Goals page adds one.", wrong=True)
+                    return
+                command = ("goals", "link-expert", str(chosen.value), one.expert_id)
+                told = f"Goal {chosen.value} is linked to {one.expert_id}."
+                await page.do(told, command, goals.link, chosen.value, one.expert_id)
+
+            ui.button("Link", on_click=link).props("outline")
+
+
+def brains_of(page: Page, one: ExpertEntry) -> None:
+    """Where an expert is attached, and attaching it elsewhere."""
+    known = brain_names(page.site.root)
+    free = [brain for brain in known if brain not in one.attached_to]
+    with ui.element("div").classes("panel"):
+        heading("Brains", 2)
+        if not one.attached_to:
+            ui.label("It is attached to no brain.").classes("soft")
+        for brain in one.attached_to:
+            with ui.element("div").classes("spread"):
+                ui.label(brain)
+
+                async def detach(name: str = brain) -> None:
+                    command = ("experts", "detach", one.expert_id, "--brain", name)
+                    if await page.sure(f"Take {one.expert_id} off {name}?", command, "Detach"):
+                        told = f"Detached {one.expert_id} from {name}."
+                        await page.do(told, command, work.detach, page.site.root, one.expert_id, name, heavy=True)
+
+                ui.button("Detach", on_click=detach).props("flat dense")
+        if not known:
+            ui.label("No brain yet; `aios train` makes one.").classes("soft")
+            return
+        if not free:
+            return
+        with ui.element("div").classes("line"):
+            chosen = ui.select(free, label="Brain", value=free[0]).props("dense outlined").classes("grow")
+            force = ui.checkbox("force").tooltip("Even if it was trained in another base, when its shapes fit")
+
+            async def attach() -> None:
+                forced = ["--force"] if force.value else []
+                command = ("experts", "attach", one.expert_id, "--brain", chosen.value, *forced)
+                button.props("loading")
+                told = f"Attached {one.expert_id} to {chosen.value}."
+                root, use = page.site.root, bool(force.value)
+                await page.do(told, command, work.attach, root, one.expert_id, chosen.value, use, heavy=True)
+
+            button = ui.button("Attach", on_click=attach).props("outline")
+
+
+def _field(label: str, hint: str = "") -> ui.input:
+    return ui.input(label, placeholder=hint).props(f"maxlength={LONGEST}")
+
+
+def _button(label: str, act: Callable[[], Any]) -> ui.button:
+    return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")
+
+
+def _buttons(yes: str, act: Callable[[], Any], dialog: ui.dialog, color: str = "primary") -> None:
+    with ui.element("div").classes("line"):
+        ui.button(yes, on_click=act, color=color)
+        ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat")
+
+
+def _follow(page: Page, label: ui.label, words: Callable[[], tuple[str, ...]], fields: list[Any]) -> None:
+    """Keep the command below a form true to it."""
+
+    def write() -> None:
+        label.set_text(page.site.command(*words()))
+
+    for one in fields:
+        one.on_value_change(write)
+    write()

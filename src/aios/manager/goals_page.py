@@ -1,0 +1,134 @@
+"""The page of goals: what is wanted, how much it counts, and which experts serve it."""
+
+from typing import Any
+
+from nicegui import ui
+
+from aios.experts.registry import Registry
+from aios.goals.links import Goals
+from aios.goals.store import LONGEST, Goal
+from aios.manager.experts_page import watch
+from aios.manager.frame import Page, Site, attempt, empty, framed, heading
+
+
+def add_to(site: Site) -> None:
+    """Add the page."""
+
+    @ui.page("/goals")
+    def goals() -> None:
+        with framed(site, "Goals", "Goals") as page:
+            _Goals(page)
+
+
+class _Goals:
+    """All goals, active or not."""
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.goals = page, Goals(page.site.root)
+        heading("Goals")
+        with ui.element("div").classes("panel"), ui.element("div").classes("line"):
+            self.text = ui.input("New goal").props(f"maxlength={LONGEST} dense outlined").classes("grow")
+            self.weight = ui.number("Weight", value=1.0, min=0.05, max=1, step=0.05).props("dense outlined")
+            self.weight.style("width: 110px")
+            ui.button("Add", on_click=self._add)
+        self.content = ui.element("div").style("display: contents")
+        self.seen: Any = None
+        page.refresh = self.show
+        self.show()
+        watch([self.goals.registry.file, self.goals.registry.database], self.show)
+
+    def show(self) -> None:
+        """Read the goals and show them."""
+        outcome = attempt(self.goals.all, active_only=False)
+        experts = attempt(Registry(self.page.site.root).entries).value or []
+        ids = {one.expert_uid: one.expert_id for one in experts}
+        free = [one.expert_id for one in experts if one.is_active]
+        if (outcome, experts) == self.seen:
+            return
+        self.seen = (outcome, experts)
+        self.content.clear()
+        with self.content:
+            if outcome.error:
+                ui.label(outcome.error).classes("panel wrong")
+            elif not outcome.value:
+                empty(
+                    "No goal yet. Say what is wanted above, then link it to an expert that serves it.",
+                    self.page.site.command("goals", "add", "Quote licences word for word", "--expert-id", "laws"),
+                )
+            for goal in outcome.value or []:
+                self._goal(goal, ids, free)
+
+    def _goal(self, goal: Goal, ids: dict[str, str], free: list[str]) -> None:
+        number = goal.id
+        with ui.element("section").classes("panel"):
+            with ui.element("div").classes("spread"):
+                ui.label(f"{number}: {goal.text}").classes("grow").style("font-weight: 600; overflow-wrap: anywhere")
+                ui.label("active" if goal.active else "inactive").classes("mark")
+            with ui.element("div").classes("line"):
+                if not goal.experts:
+                    ui.label("Linked to no expert.").classes("soft")
+                for expert in goal.experts:
+                    self._link_of(number, ids.get(expert, expert))
+            with ui.element("div").classes("line"):
+                weight = ui.number("Weight", value=goal.weight, min=0.05, max=1, step=0.05).props("dense outlined")
+                weight.props(f'aria-label="Weight of goal {number}"').style("width: 96px")
+
+                async def weigh() -> None:
+                    if weight.value != goal.weight:
+                        await self._weigh(goal, weight.value or 0)
+
+                weight.on("blur", weigh)
+                weight.on("keydown.enter", weigh)
+                choices = [one for one in free if one not in {ids.get(expert) for expert in goal.experts}]
+                chosen = (
+                    ui.select(choices, label="Expert", with_input=True).props("dense outlined").style("width: 200px")
+                )
+                chosen.props(f'aria-label="Expert for goal {number}"')
+                _small("Link", lambda: self._link(number, chosen.value))
+                if goal.active:
+                    _small("Deactivate", lambda: self._turn(number, "deactivate"))
+                else:
+                    _small("Activate", lambda: self._turn(number, "activate"))
+                _small("Remove", lambda: self._remove(goal)).props("color=negative")
+
+    def _link_of(self, number: int, expert: str) -> None:
+        async def unlink() -> None:
+            command = ("goals", "unlink-expert", str(number), expert)
+            await self.page.do(f"Goal {number} is not linked to {expert}.", command, self.goals.unlink, number, expert)
+
+        with ui.element("div").classes("line mark"):
+            ui.label(expert)
+            button = ui.button(icon="close", on_click=unlink).props("flat round size=xs")
+            button.props["aria-label"] = f"Unlink {expert}"
+
+    async def _add(self) -> None:
+        text, weight = self.text.value or "", self.weight.value
+        command = ("goals", "add", text, "--weight", f"{weight or 0:g}")
+        outcome = await self.page.do("Added the goal.", command, self.goals.add, text, weight=weight or 0)
+        if not outcome.error:
+            self.text.set_value("")
+
+    async def _weigh(self, goal: Goal, weight: float) -> None:
+        command = ("goals", "add", goal.text, "--weight", f"{weight:g}")
+        told = f"Goal {goal.id} has weight {weight:g}" + (" and is active." if not goal.active else ".")
+        await self.page.do(told, command, self.goals.add, goal.text, weight=weight)
+
+    async def _turn(self, number: int, verb: str) -> None:
+        act = self.goals.activate if verb == "activate" else self.goals.deactivate
+        await self.page.do(f"Goal {number} is {verb}d.", ("goals", verb, str(number)), act, number)
+
+    async def _link(self, number: int, expert: str | None) -> None:
+        if not expert:
+            self.page.told.say("Choose an expert first.", wrong=True)
+            return
+        command = ("goals", "link-expert", str(number), expert)
+        await self.page.do(f"Goal {number} is linked to {expert}.", command, self.goals.link, number, expert)
+
+    async def _remove(self, goal: Goal) -> None:
+        command = ("goals", "remove", str(goal.id))
+        if await self.page.sure(f"Delete goal {goal.id} and its links for good? {goal.text}", command, "Remove"):
+            await self.page.do(f"Removed goal {goal.id}.", command, self.goals.remove, goal.id)
+
+
+def _small(label: str, act: Any) -> ui.button:
+    return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")

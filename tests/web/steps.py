@@ -1,0 +1,21 @@
+"""What tests do and look at again and again."""
+
+from playwright.sync_api import Locator, Page, expect
+
+
+def told(page: Page, words: str, command: str = "") -> None:
+    """The strip at the bottom says this."""
+    expect(page.locator(".told .sentence")).to_contain_text(words)
+    if command:
+        expect(page.locator(".told .command")).to_contain_text(command)
+
+
+def button(page: Page, name: str) -> Locator:
+    """A button by its whole name."""
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    """Choose in a list."""
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option).click()
