@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/aios demo --root demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-web: $(VENV)/.installed
 	@$(PIP) --editable '.[manager,web-tests]'
