@@ -101,7 +101,7 @@ class Tuned(nn.Module):
         num_items_in_batch: Any = None,
         **_: Any,
     ) -> Any:
-        """The loss of chronomoe.experts.training.ExpertTrainee."""
+        """The loss of chronomoe.experts.training.Trainee."""
         model: Any = vars(self)["model"]
         with parametrize.cached():
             output = model(input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, use_cache=False)

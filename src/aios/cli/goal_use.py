@@ -1,5 +1,6 @@
 """aios goals explain and teach: what goals do in a brain."""
 
+import dataclasses
 import json as jsonlib
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def explain_command(
     *,
     brain: Brain,
     text: str,
-    goals: Annotated[GoalFlags, Flat] = GoalFlags(goals_active=True),  # noqa: B008 (frozen)
+    goals: Annotated[GoalFlags, Flat] = GoalFlags(),  # noqa: B008 (frozen)
     json: Annotated[bool, Parameter(help="Print JSON, for programs.")] = False,
     root: Path = Path(),
 ) -> None:
@@ -40,6 +41,8 @@ def explain_command(
     from aios.brains.bundle import find_brain, load_brain
     from aios.goals.use import explain, words
 
+    if not goals.any:
+        goals = dataclasses.replace(goals, goals_active=True)
     bundle = find_brain(root, brain)
     model, tokenizer = load_brain(bundle)
     words_read = sys.stdin.read() if text == "-" else text

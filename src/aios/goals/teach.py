@@ -15,6 +15,7 @@ from aios.goals.flags import GoalFlags
 from aios.goals.lesson import Lesson
 from aios.goals.use import asked_goals
 from chronomoe.errors import ConfigError
+from chronomoe.experts.attachment import detach_expert
 from chronomoe.experts.training import WithAnchor
 from chronomoe.goals.conditioning import conditioned, conditioning_trainee, embed, load_conditioning, save_conditioning
 from chronomoe.training.config import TrainingConfig
@@ -53,6 +54,8 @@ def teach(
     bundle = existing_brain(root, brain)
     with exclusive(bundle), TemporaryDirectory() as place:
         model, tokenizer = load_brain(bundle)
+        for uid in list(getattr(model, "subbrains", {})):
+            detach_expert(model, uid)  # the base alone is what is taught
         folder = model_folder(bundle)
         # Without regard to links: what is taught needs none.
         found = [asked_goals(root, bundle, tokenizer, GoalFlags(goal=(one,), goals_learned=True))[0] for one in goals]

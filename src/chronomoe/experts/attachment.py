@@ -155,9 +155,8 @@ def _listen(expert: DomainExpert, number: int, hearing: Hearing, h_BSD: Tensor, 
         parts[number] = gate.part(number, h_BSD.view(*hearing.batch, -1))
     if len(parts) < len(gate.layers):
         return
-    x_BS = gate.offset + torch.stack([parts[layer] for layer in gate.layers]).sum(dim=0)
     counted_BS = None if counted_T is None else counted_T.view(hearing.batch)
-    odds_BS, hearing.later[expert.uid] = gate.log_odds(x_BS, counted_BS, hearing.earlier.get(expert.uid))
+    odds_BS, hearing.later[expert.uid] = gate.log_odds(gate.whole(parts), counted_BS, hearing.earlier.get(expert.uid))
     open_BS = odds_BS > gate.threshold
     if expert.forced is not None:
         open_BS = torch.as_tensor(expert.forced, device=open_BS.device).expand_as(open_BS)

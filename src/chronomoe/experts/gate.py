@@ -55,7 +55,11 @@ class DomainGate(Fp32Module):
 
     def evidence(self, h: dict[int, Tensor]) -> Tensor:
         """x_t in nats, (B, S), from the inputs (B, S, D) of each layer listened to."""
-        return self.offset + torch.stack([self.part(layer, h[layer]) for layer in self.layers]).sum(dim=0)
+        return self.whole({layer: self.part(layer, h[layer]) for layer in self.layers})
+
+    def whole(self, parts: dict[int, Tensor]) -> Tensor:
+        """x_t in nats, (B, S), from the parts of all layers, whichever came first."""
+        return self.offset + torch.stack([parts[layer] for layer in self.layers]).sum(dim=0)
 
     def log_odds(
         self, x_BS: Tensor, counted_BS: Tensor | None = None, state_B2: Tensor | None = None

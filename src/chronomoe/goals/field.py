@@ -21,7 +21,7 @@ from chronomoe.routing.steering import Steering
 CAP = 1.0
 """Largest |g|, in logits: the router's own distribution then moves by half a nat at most (Lemma 3: range^2 / 8)."""
 _CLOSE = 0.02
-_HALVINGS = 24
+_HALVINGS = 14  # of the cap: finer than any choice notices
 
 
 def centred(affinity_LN: Tensor, available_LN: Tensor, layers: Sequence[int] | None = None) -> Tensor:

@@ -57,6 +57,8 @@ def test_a_goal_opens_the_gate_of_its_expert_and_off_is_as_before(aios, root, br
     )
     assert told["on"]["open"]["laws"] >= told["off"]["open"]["laws"]
     assert told["priors"] == {"laws": 3.0}
+    words = ("goals", "explain", "--brain", "straight", "--text", "the law", "--goal-strength", 5, "--json")
+    assert json.loads(aios(*words, "--root", root).out)["priors"] == {"laws": 5.0}
     assert sum(told["on"]["share"][0]) == pytest.approx(1.0)
     # A goal that rests, or whose expert does, changes nothing.
     assert aios("experts", "deactivate", "laws", "--root", root).code == 0
@@ -120,10 +122,16 @@ def test_without_goals_training_is_what_it_was(aios, root, brain, linked):
 
 
 def test_domains_of_a_goal_are_drawn_more_often(aios, root, linked):
+    twin = root.parent / "twin"
+    shutil.copytree(root, twin)
     more = ("--resume", "--max-steps", 30, "--goal", linked.id, "--goal-domain", "python", "--goal-domain-weight", 50)
     outcome = aios("train", "--root", root, "--name", "straight", *more)
     assert outcome.code == 0, outcome.err
-    assert remembered_flags(root / "artifacts/brains/mixtral/straight").goal_domain == ("python",)
+    brain = root / "artifacts/brains/mixtral/straight"
+    assert remembered_flags(brain).goal_domain == ("python",)
+    other = twin / "artifacts/brains/mixtral/straight"
+    assert aios("train", "--root", twin, "--name", "straight", *more[:-4]).code == 0
+    assert (other / "model.safetensors").read_bytes() != (brain / "model.safetensors").read_bytes()
     wrong = aios("train", "--root", root, "--name", "straight", *more[:-4], "--goal-domain", "cooking")
     assert wrong.code == 1
     assert "no domain 'cooking'" in wrong.err
@@ -200,3 +208,17 @@ def test_a_plain_model_of_the_folder_loads_with_its_fields(brain):
 def test_a_brain_begun_with_a_goal_enters_it(aios, train, workspace):
     assert train(workspace, "kind", "--stop-after", 1, "--default-goal", "Be kind").code == 0
     assert [(goal.text, goal.source) for goal in Goals(workspace).all()] == [("Be kind", "training")]
+
+
+def test_the_base_alone_is_measured_without_its_experts(aios, root, brain, served):
+    from chronomoe.experts.file import read_expert, save_expert
+
+    (weights,) = (brain / "experts").glob("*.safetensors")
+    one, header = read_expert(weights)
+    one.gate.threshold.fill_(-1e9)  # open everywhere
+    save_expert(one, header, weights)
+    words = ("evaluate", "straight", "--root", root, "--tokens", 300, "--json")
+    attached = json.loads(aios(*words).out)
+    assert attached["base"] != attached["experts"]
+    assert aios("experts", "detach", "laws", "--brain", "straight", "--root", root).code == 0
+    assert json.loads(aios(*words).out) == {"base": attached["base"]}

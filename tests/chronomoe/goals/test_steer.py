@@ -46,6 +46,8 @@ def test_on_is_bounded_and_measured_and_off_is_what_was_before(family):
     assert [0, 1] in effect.linked
     assert effect.share_after[1][3] > effect.share_before[1][3]
     assert not torch.equal(logits(model, tokens), before)
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])]
+    assert moved == ["steering.goal_bias"]  # a prior is no part of an expert's file
     turn_off(model)
     assert torch.equal(logits(model, tokens), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

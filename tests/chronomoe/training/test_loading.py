@@ -1,3 +1,4 @@
+import pickle
 from collections import Counter
 from itertools import pairwise
 
@@ -88,6 +89,25 @@ def test_domain_shares_hold_over_short_stretches(weights, seed):
     for domain in range(len(weights)):
         mine = ranks[slots == domain].tolist()
         assert mine == list(range(len(mine)))
+
+
+def test_a_favoured_domain_is_drawn_so_many_times_as_often(tmp_path):
+    train = {"a": [list(range(1, 500))], "b": [list(range(600, 900))]}
+    store = make_store(tmp_path / "d", train, weights={"a": 0.75, "b": 0.25})
+    favoured = store.favouring(["b"], 6.0)
+    assert [domain.weight for domain in favoured.info.domains] == pytest.approx([1 / 3, 2 / 3])
+    data = PackedDataset(pickle.loads(pickle.dumps(favoured)), 16, seed=0, num_samples=3000)
+    drawn = Counter(data.locate(index)[0] for index in range(3000))
+    assert drawn["b"] / 3000 == pytest.approx(2 / 3, abs=0.01)
+    with pytest.raises(DataError, match="no domain 'c'"):
+        store.favouring(["c"], 2.0)
+
+
+def test_text_that_is_all_held_out_can_be_read_but_not_trained_on(tmp_path):
+    store = make_store(tmp_path / "d", {"a": []}, {"a": [list(range(1, 50))]})
+    assert heldout_windows(store, "a", 16).num_text_tokens == 49
+    with pytest.raises(DataError, match="all held out"):
+        PackedDataset(store, 16, seed=0, num_samples=1)
 
 
 def test_weights_zero_and_tiny(tmp_path):

@@ -285,3 +285,19 @@ def test_samples_do_not_disturb_the_run(tmp_path):
     noisy = run(tmp_path / "a", lambda model: str(torch.rand(10).sum()))
     assert equal_weights(noisy, run(tmp_path / "b", None))
     assert len(records(tmp_path / "a", "sample")) == 4
+
+
+def test_goals_are_turned_on_before_the_first_step_and_each_evaluation(tmp_path):
+    trainer = build_trainer(tmp_path, max_steps=6, eval_every_n_steps=4)
+    seen = []
+
+    def goals():
+        seen.append(trainer.state.step)
+        trainer.model.steering.goal_bias[0, 1] = 0.5
+        return {"event": "goal_bias", "beta": 0.5}
+
+    trainer.goals = goals
+    trainer.train()
+    assert seen == [0, 4, 6]
+    assert [record["step"] for record in records(tmp_path, "goal_bias")] == seen
+    assert trainer.model.steering.has_goals
