@@ -51,7 +51,7 @@ def evaluate(
         expert.active = was
     if any(active):
         found["experts"] = measure()
-    if goals.any:
+    if goals.wanted:
         from aios.goals.use import turn_on_goals, words
 
         for line in words(turn_on_goals(root, bundle, model, tokenizer, goals)):

@@ -20,7 +20,7 @@ from aios.brains.plan import describe_plan
 from aios.brains.settings import SHAPES, Run
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.goals.links import Goals
-from aios.goals.use import goals_for_training, remembered_flags
+from aios.goals.use import REMEMBERED, goals_for_training, remembered_flags
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.bundle import read_list
@@ -40,9 +40,11 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     """
     workspace = Workspace(run.settings.root)
     bundle = run.bundle or workspace.brain(run.settings.name, run.family)
+    if run.goals.goals_forget and not run.settings.resume:
+        raise ConfigError("--goals-forget is for a brain that was trained under goals; give --resume too.")
     if run.settings.resume:
         run, changes = run.continuing(saved := read_run(bundle))
-        if not run.goals.any:
+        if not run.goals.wanted and not run.goals.goals_forget:
             run = dataclasses.replace(run, goals=remembered_flags(bundle))
         check_place(bundle, run)  # before its data is missed, which a brain that was not trained has none of
     if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
@@ -79,6 +81,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
                 raise ConfigError(
                     f"the brain has done {trainer.state.step} steps, more than the {trainer.total_steps} asked for."
                 )
+        if run.goals.goals_forget:
+            (bundle / REMEMBERED).unlink(missing_ok=True)
         write_run(bundle, run.to_json(), fingerprints)  # only now: settings that fail must not become the brain's
         results = _results(trainer, store, run.settings.eval_tokens) | {"bundle": bundle}
         if results["finished"]:
@@ -164,7 +168,7 @@ def _make_trainer(
     settings, training = run.settings, run.training
     tokenizer = load_tokenizer(base)
     goals = None
-    if run.goals.any:
+    if run.goals.wanted:
         goals = goals_for_training(settings.root, bundle, model, tokenizer, run.goals)
     trainer = ChronoMoETrainer(
         model,

@@ -64,7 +64,7 @@ def generate(
     bundle = find_brain(root, name or brain)
     model, tokenizer = load_brain(bundle)
     set_halting(model, halt, segments)
-    if goals.any:
+    if goals.wanted:
         from aios.goals.use import turn_on_goals, words
 
         for line in words(turn_on_goals(root, bundle, model, tokenizer, goals)):

@@ -44,6 +44,16 @@ class GoalFlags:
         """Is any goal asked for?"""
         return bool(self.goal) or self.goals_active or self.goals_remembered
 
+    @property
+    def wanted(self) -> bool:
+        """The same; :class:`ConfigError` where it is said how goals are to act but not which."""
+        if not self.any:
+            for setting in dataclasses.fields(self):
+                if getattr(self, setting.name) != setting.default and setting.name != "goals_forget":
+                    flag = setting.name.replace("_", "-")
+                    raise ConfigError(f"--{flag} needs a goal: name one with --goal, or --goals-active.")
+        return self.any
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingGoals(GoalFlags):
@@ -53,9 +63,11 @@ class TrainingGoals(GoalFlags):
     """With goals: domains of the data to be drawn more often; may be given again."""
     goal_domain_weight: float = 2.0
     """How many times as often."""
+    goals_forget: Switch = False
+    """With --resume: go on without the goals the brain was trained under, and remember them no more."""
 
     def __post_init__(self) -> None:
         if not 0 < self.goal_domain_weight < math.inf:
             raise ConfigError(f"goal_domain_weight is {self.goal_domain_weight}; it must be a number above 0.")
-        if self.goal_domain and not self.any:
-            raise ConfigError("--goal-domain is for training under goals; name one with --goal, or --goals-active.")
+        if self.goals_forget and self.any:
+            raise ConfigError("--goals-forget trains on without goals; leave it out to name some.")

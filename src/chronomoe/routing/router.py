@@ -113,10 +113,8 @@ class SteeredRouter(nn.Module):
         h_TD = hidden_states.reshape(-1, self.hidden_dim)
         with without_autocast(h_TD):
             z_TN = F.linear(h_TD.float(), self.weight.float())
-            if (
-                self.steering.conditioning is not None
-                and (learned_N := self.steering.conditioning(self.layer)) is not None
-            ):
+            conditioning = self.steering.conditioning if self.steering.config.enabled else None
+            if conditioning is not None and (learned_N := conditioning(self.layer)) is not None:
                 z_TN = z_TN + learned_N
             p_TN = self._probabilities(z_TN, context)
             chosen_TK, unasked_TK = self._choose(z_TN.detach(), p_TN.detach(), context)

@@ -135,7 +135,7 @@ def test_domains_of_a_goal_are_drawn_more_often(aios, root, linked):
     wrong = aios("train", "--root", root, "--name", "straight", *more[:-4], "--goal-domain", "cooking")
     assert wrong.code == 1
     assert "no domain 'cooking'" in wrong.err
-    assert "for training under goals" in aios("train", "--root", root, "--name", "x", "--goal-domain", "python").err
+    assert "--goal-domain needs a goal" in aios("train", "--root", root, "--name", "x", "--goal-domain", "python").err
 
 
 def test_a_talk_turns_goals_on_and_off(aios, root, served, monkeypatch):
@@ -179,12 +179,25 @@ def test_routers_are_taught_a_goal_by_its_text_and_the_weights_stay(aios, root, 
         (("--goal", "Sound like Python", "--goal-layers", "3"), 2, "layers 0 to 0"),
         (("--goal", "Sound like Python", "--goal-text", "nowhere.txt"), 2, "there is no text"),
         (("--goal", "Sound like Python", "--goals-learned"), 2, "never taught"),
+        (("--goal-strength", "4"), 2, "--goal-strength needs a goal"),
+        (("--goals-learned",), 2, "--goals-learned needs a goal"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(aios, root, linked, options, code, sentence):
     outcome = aios("generate", "straight", "--root", root, *options)
     assert outcome.code == code
     assert sentence in outcome.err
+
+
+def test_a_brain_goes_on_without_the_goals_it_was_trained_under(aios, root, brain, linked):
+    train = ("train", "--root", root, "--name", "straight", "--resume", "--max-steps")
+    assert aios(*train, 32, "--goal", linked.id).code == 0
+    assert remembered(brain)
+    assert aios(*train, 34, "--goals-forget", "--goal", linked.id).code == 2
+    assert aios("train", "--root", root, "--name", "new", "--goals-forget").code == 2
+    assert aios(*train, 34, "--goals-forget").code == 0
+    assert not remembered(brain)
+    assert max(event["step"] for event in events(brain)) == 32
 
 
 def test_a_damaged_memory_and_goals_without_effect_are_said(aios, root, brain):

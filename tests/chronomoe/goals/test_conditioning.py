@@ -1,6 +1,7 @@
 """Learned conditioning: nothing at first and nothing when off; what is taught is what moves."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -59,6 +60,10 @@ def test_untaught_or_off_changes_no_bit_and_only_what_is_taught_changes(family):
     assert torch.equal(logits(model, tokens), before)  # off: teaching left nothing on
     condition(model, [LAWS])
     assert not torch.equal(logits(model, tokens), before)
+    live = model.steering.config
+    model.steering.config = dataclasses.replace(live, enabled=False)
+    assert torch.equal(logits(model, tokens), before)
+    model.steering.config = live
     turn_off(model)
     assert torch.equal(logits(model, tokens), before)
     now = model.state_dict()
