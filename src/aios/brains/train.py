@@ -20,7 +20,7 @@ from aios.brains.plan import describe_plan
 from aios.brains.settings import SHAPES, Run
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.goals.links import Goals
-from aios.goals.use import REMEMBERED, goals_for_training, remembered_flags
+from aios.goals.use import REMEMBERED, goals_for_training, goals_to_train_under, remembered_flags
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.bundle import read_list
@@ -64,6 +64,8 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         _refuse_changed(saved, fingerprints, run, base)
         for name, (old, new) in changes.items():
             show(f"{name}: {new} (was {old})")
+    if run.goals.wanted:
+        goals_to_train_under(run.settings.root, bundle, load_tokenizer(base), run.goals)
     sequences = _sequences(run, store)
     model = build_model(base, run, store)
     if run.settings.dry_run:
@@ -167,9 +169,9 @@ def _make_trainer(
 
     settings, training = run.settings, run.training
     tokenizer = load_tokenizer(base)
-    goals = None
+    goals, goals_key = None, ""
     if run.goals.wanted:
-        goals = goals_for_training(settings.root, bundle, model, tokenizer, run.goals)
+        goals, goals_key = goals_for_training(settings.root, bundle, model, tokenizer, run.goals)
     trainer = ChronoMoETrainer(
         model,
         dataclasses.replace(
@@ -191,6 +193,7 @@ def _make_trainer(
         show=show,
         stop_after=settings.stop_after,
         goals=goals,
+        goals_key=goals_key,
     )
     return trainer, tokenizer
 

@@ -106,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; training takes both over while it runs
-    debug = "--debug" in words or os.environ.get("AIOS_DEBUG") == "1"
-    sys.exit(run([word for word in words if word != "--debug"], debug=debug))
+    end = words.index("--") if "--" in words else len(words)  # what follows is text
+    debug = "--debug" in words[:end] or os.environ.get("AIOS_DEBUG") == "1"
+    sys.exit(run([word for word in words[:end] if word != "--debug"] + words[end:], debug=debug))
 
 
 def run(words: Sequence[str], *, debug: bool = False) -> int:

@@ -59,7 +59,7 @@ def chat(
     from aios.experts.attach import note_use
     from aios.goals.use import turn_on_goals, words
     from chronomoe.allocator import keep_freed_memory
-    from chronomoe.errors import ConfigError
+    from chronomoe.errors import ChronoMoEError
 
     keep_freed_memory()
     bundle = find_brain(root, name or brain)
@@ -88,7 +88,7 @@ def chat(
             try:
                 effect = turn_on_goals(root, bundle, model, tokenizer, changed)
                 print("\n".join(words(effect)) if now else "Goals: off")
-            except ConfigError as error:
+            except ChronoMoEError as error:
                 print(error)
             continue
         text = f"{text}{said}\n"

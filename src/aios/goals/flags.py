@@ -23,7 +23,7 @@ class GoalFlags:
     goals_active: Switch = False
     """Turn on all active goals of the workspace."""
     goals_remembered: Switch = False
-    """Turn on the goals the brain was trained under."""
+    """Turn on the goals the brain was trained under, as they were then."""
     goal_strength: float = 3.0
     """Nats of log-odds that a goal adds to the gates of its attached experts, 0 to 5."""
     goal_kl: float = 0.01
@@ -51,7 +51,9 @@ class GoalFlags:
             for setting in dataclasses.fields(self):
                 if getattr(self, setting.name) != setting.default and setting.name != "goals_forget":
                     flag = setting.name.replace("_", "-")
-                    raise ConfigError(f"--{flag} needs a goal: name one with --goal, or --goals-active.")
+                    raise ConfigError(
+                        f"--{flag} needs a goal: name one with --goal, or say --goals-active or --goals-remembered."
+                    )
         return self.any
 
 
@@ -69,5 +71,7 @@ class TrainingGoals(GoalFlags):
     def __post_init__(self) -> None:
         if not 0 < self.goal_domain_weight < math.inf:
             raise ConfigError(f"goal_domain_weight is {self.goal_domain_weight}; it must be a number above 0.")
+        if self.goals_learned:
+            raise ConfigError("--goals-learned is for using a brain: what was taught is of no use to other weights.")
         if self.goals_forget and self.any:
             raise ConfigError("--goals-forget trains on without goals; leave it out to name some.")

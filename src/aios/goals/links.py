@@ -115,6 +115,8 @@ class Goals:
 
     def remove_like(self, text: str) -> list[Goal]:
         """Delete all goals that hold this text, in upper or lower case, active or not; returns what they were."""
+        if not text.strip():
+            raise ConfigError("say which goals: a part of their text.")
         part = goal_text(text).casefold()
         if not any(part in goal.text.casefold() for goal in self.all(active_only=False)):
             return []
@@ -173,7 +175,9 @@ class Goals:
         entry = _entry(book, word)
         if entry is not None:
             return entry.expert_uid
-        return word if any(word in goal.experts for goal in goals) else self._slot_or_refuse(book, word)
+        # Also of a brain that is not there any more, or not of that size.
+        linked = [one for goal in goals for one in goal.experts if one == word or one.endswith(f"/{word}")]
+        return linked[0] if linked else self._slot_or_refuse(book, word)
 
     def _slot_or_refuse(self, book: Book, word: str) -> str:
         """A slot that is there; else says why there is no such expert."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,7 +15,7 @@ from aios.data.prepare import prepared_with
 from aios.goals.flags import GoalFlags
 from aios.goals.lesson import Lesson
 from aios.goals.use import asked_goals
-from chronomoe.errors import ConfigError
+from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.attachment import detach_expert
 from chronomoe.experts.training import WithAnchor
 from chronomoe.goals.conditioning import conditioned, conditioning_trainee, embed, load_conditioning, save_conditioning
@@ -62,7 +63,10 @@ def teach(
         length = min(lesson.max_seq_len, model.config.max_position_embeddings)
         stores = [prepared_with(folder, file, Path(place) / f"text{number}", show) for number, file in enumerate(files)]
         own = data_of(root, bundle)
-        load_conditioning(model, folder)
+        try:
+            load_conditioning(model, folder)
+        except CheckpointError:
+            show("What this brain was taught before does not fit it any more, and is replaced.")
         count = lesson.steps * lesson.batch_size
         texts: list[Any] = [PackedDataset(store, length, lesson.seed, count) for store in stores]
         if own is None:
@@ -83,9 +87,9 @@ def teach(
                 if one.heldout.documents
             ]
             if windows:
-                off = bits_per_byte(model, windows[0], lesson.batch_size)
+                off = fmean(bits_per_byte(model, one, lesson.batch_size) for one in windows)
                 with conditioned(model.steering.conditioning, embed(model, [goal])):
-                    on = bits_per_byte(model, windows[0], lesson.batch_size)
+                    on = fmean(bits_per_byte(model, one, lesson.batch_size) for one in windows)
                 measured[goal.text] = {"off": round(off, 5), "on": round(on, 5)}
         save_conditioning(model, folder)
         return {"finished": True, "bits_per_byte": measured}

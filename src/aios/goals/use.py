@@ -14,7 +14,10 @@ from aios.brains.shelf import brain_name
 from aios.goals.flags import GoalFlags, TrainingGoals
 from aios.goals.links import Goals
 from aios.goals.slots import read_slot
+from aios.goals.store import goal_text, goal_weight
 from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.goals.conditioning import condition, load_conditioning
+from chronomoe.goals.field import CAP
 from chronomoe.goals.steer import Goal, GoalEffect, GoalSettings, turn_off, turn_on
 from chronomoe.storage import write_json
 
@@ -27,40 +30,54 @@ def turn_on_goals(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: G
 
     Raises :class:`ConfigError` for goals there are none of, or settings that cannot be.
     """
-    goals = asked_goals(root, bundle, tokenizer, flags)
-    settings = GoalSettings(
+    if flags.goals_remembered:
+        flags = _as_remembered(bundle, flags)
+    return _turn_on(root, bundle, model, tokenizer, asked_goals(root, bundle, tokenizer, flags), flags)
+
+
+def _turn_on(root: Path, bundle: Path, model: Any, tokenizer: Any, goals: list[Goal], flags: GoalFlags) -> GoalEffect:
+    settings = _settings(flags)
+    if flags.goals_learned and goals and not load_conditioning(model, model_folder(bundle)):
+        raise ConfigError(f"{bundle.name} was never taught a goal; `aios goals teach` does that.")
+    needs_text = flags.goal_likeness > 0 or any(goal.slots for goal in goals)
+    windows = calibration_text(root, bundle, model, tokenizer, flags) if needs_text else None
+    effect = turn_on(model, goals, settings, windows)
+    ids = Goals(root).expert_ids()
+    effect = dataclasses.replace(effect, missing=[ids.get(uid, uid) for uid in effect.missing])
+    if flags.goals_learned:
+        condition(model, goals)
+    return effect
+
+
+def _settings(flags: GoalFlags) -> GoalSettings:
+    return GoalSettings(
         strength=flags.goal_strength,
         kl=flags.goal_kl,
         beta=flags.goal_beta,
         layers=flags.goal_layers or None,
         likeness=flags.goal_likeness,
     )
-    needs_text = flags.goal_likeness > 0 or any(goal.slots for goal in goals)
-    windows = calibration_text(root, bundle, model, tokenizer, flags) if needs_text else None
-    effect = turn_on(model, goals, settings, windows)
-    ids = Goals(root).expert_ids()
-    effect = dataclasses.replace(effect, missing=[ids.get(uid, uid) for uid in effect.missing])
-    if flags.goals_learned and goals:
-        from chronomoe.goals.conditioning import condition, load_conditioning
 
-        if not load_conditioning(model, model_folder(bundle)):
-            raise ConfigError(f"{bundle.name} was never taught a goal; `aios goals teach` does that.")
-        condition(model, goals)
-    return effect
+
+def _as_remembered(bundle: Path, flags: GoalFlags) -> GoalFlags:
+    """What the flags leave at its default is as it was in training."""
+    known = remembered_flags(bundle)
+    same = [one.name for one in dataclasses.fields(GoalFlags) if getattr(flags, one.name) == one.default]
+    return dataclasses.replace(flags, **{name: getattr(known, name) for name in same})
 
 
 def asked_goals(root: Path, bundle: Path, tokenizer: Any, flags: GoalFlags) -> list[Goal]:
-    """The goals asked for, with their links into this brain; those without any are left out unless likeness counts."""
+    """The goals asked for, with their links into this brain; :class:`ConfigError` for one there is not."""
     stored = _stored(root, flags)
     goals = [] if not flags.goals_remembered else remembered(bundle)
+    if flags.goals_remembered and not goals:
+        raise ConfigError(f"{bundle.name} was not trained under goals; name one with --goal.")
     for one in stored:
         slots = [read_slot(link) for link in one.experts if ":" in link]
         here = tuple((slot.layer, slot.expert) for slot in slots if slot.brain == brain_name(bundle))
         experts = tuple(link for link in one.experts if ":" not in link)
         goals.append(Goal(text=one.text, weight=one.weight, experts=experts, slots=here))
     goals = list({goal.text: goal for goal in goals}.values())
-    if flags.goal_likeness == 0 and not flags.goals_learned:
-        goals = [goal for goal in goals if goal.experts or goal.slots]
     return [dataclasses.replace(goal, tokens=tuple(_ids(tokenizer, goal.text))) for goal in goals]
 
 
@@ -68,7 +85,8 @@ def _stored(root: Path, flags: GoalFlags) -> list[Any]:
     known = Goals(root).all(active_only=False)
     found = [one for one in known if one.active] if flags.goals_active else []
     for word in flags.goal:
-        named = [one for one in known if word.strip() in (str(one.id), one.text)]
+        word = word.strip()
+        named = [one for one in known if word == str(one.id)] or [one for one in known if word == one.text]
         if not named:
             raise ConfigError(
                 f"there is no goal {word!r}; `aios goals list --all` shows them, `aios goals add` adds one."
@@ -111,11 +129,10 @@ def calibration_text(root: Path, bundle: Path, model: Any, tokenizer: Any, flags
 
 def words(effect: GoalEffect) -> list[str]:
     """What turning goals on did, a line for each thing, for people."""
-    if not effect.goals:
-        return ["Goals: none of those asked for is linked to an expert of this brain; nothing changes."]
-    lines = [f"Goals: {'; '.join(effect.goals)}"]
+    lines = [f"Goals: {'; '.join(effect.goals) or 'none, nothing changes'}"]
+    lines += [f"  linked to no expert of this brain: {'; '.join(effect.idle)}"] if effect.idle else []
     lines += [f"  expert {name}: {nats:+.2f} nats for its gate" for name, nats in effect.priors.items()]
-    lines += [f"  expert {name} is not attached, or not active: skipped" for name in effect.missing]
+    lines += [f"  expert {name} is not in this brain, or not active: skipped" for name in effect.missing]
     if effect.linked:
         known = f", output KL {effect.kl:.4f} nats a token" if effect.kl is not None else ""
         lines.append(f"  the brain's own experts: bias {effect.beta:.3f}{known}")
@@ -126,7 +143,8 @@ def words(effect: GoalEffect) -> list[str]:
             ]
             lines.append(f"  share of tokens: {', '.join(moved)}{', ...' if len(effect.linked) > 8 else ''}")
         if not effect.within_budget:
-            lines.append(f"  the budget of {effect.budget:g} is out of reach: the bias is at its largest")
+            why = "out of reach: the bias is at its largest" if effect.beta == CAP else "less than one choice changes"
+            lines.append(f"  the budget of {effect.budget:g} is {why}")
     return lines
 
 
@@ -135,34 +153,45 @@ def words(effect: GoalEffect) -> list[str]:
 
 def goals_for_training(
     root: Path, bundle: Path, model: Any, tokenizer: Any, flags: TrainingGoals
-) -> Callable[[], dict[str, Any] | None]:
-    """What a trainer calls to turn the goals on; the bundle remembers them. Raises as :func:`turn_on_goals`."""
-    goals = asked_goals(root, bundle, tokenizer, flags)
-    if not any(goal.slots for goal in goals) and not (goals and flags.goal_likeness):
-        raise ConfigError(
-            "none of these goals is linked to an expert of this brain's own, so there is nothing to train under; "
-            f"`aios goals link-expert ID {brain_name(bundle)}:LAYER.EXPERT` links one, or give --goal-likeness."
-        )
-    remember(bundle, goals, flags)
-    asked = dataclasses.replace(flags, goal=(), goals_active=False, goals_remembered=True)
+) -> tuple[Callable[[], dict[str, Any] | None], str]:
+    """What a trainer calls to turn the goals on, and its ``goals_key``; the bundle remembers them.
+
+    Raises :class:`ConfigError` for goals there are none of, or that have nothing to act on.
+    """
+    goals, note = goals_to_train_under(root, bundle, tokenizer, flags)
 
     def steer() -> dict[str, Any] | None:
-        if flags.goal_likeness and not bool(model.steering.direction.any()):
-            return None  # what experts usually receive is not known before training
-        return turn_on_goals(root, bundle, model, tokenizer, asked).to_json()
+        # What experts usually receive is not known before training.
+        known = not flags.goal_likeness or bool(model.steering.direction.any())
+        event = _turn_on(root, bundle, model, tokenizer, goals, flags).to_json() if known else None
+        write_json(bundle / REMEMBERED, note)  # only now: what cannot be turned on must not be in the way of the next
+        return event
 
-    return steer
+    return steer, json.dumps(note, sort_keys=True)
 
 
-def remember(bundle: Path, goals: list[Goal], flags: TrainingGoals) -> None:
-    """Note in the bundle which goals it is trained under."""
+def goals_to_train_under(
+    root: Path, bundle: Path, tokenizer: Any, flags: TrainingGoals
+) -> tuple[list[Goal], dict[str, Any]]:
+    """The goals asked for, and the note of them that the bundle keeps. Raises as :func:`goals_for_training`."""
+    goals = [one for one in asked_goals(root, bundle, tokenizer, flags) if one.slots or flags.goal_likeness]
+    _settings(flags)
+    if not goals:
+        slot = f"{brain_name(bundle)}:LAYER.EXPERT"
+        raise ConfigError(
+            "none of these goals is linked to an expert of this brain's own, so there is nothing to train under; link "
+            f"one with `aios goals link-expert ID {slot}` (a brain has experts once it is trained: go on with --resume "
+            "then), or give --goal-likeness."
+        )
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(flags).items()
-        if name.startswith("goal_") and name != "goal_text"
+        if name.startswith("goal_")
     }
+    if flags.goal_text is not None:
+        settings["goal_text"] = str(flags.goal_text.resolve())
     kept = [dataclasses.asdict(dataclasses.replace(goal, tokens=())) for goal in goals]
-    write_json(bundle / REMEMBERED, {"goals": kept, "settings": settings})
+    return goals, {"goals": kept, "settings": settings}
 
 
 def remembered(bundle: Path) -> list[Goal]:
@@ -184,9 +213,9 @@ def _memory(bundle: Path) -> tuple[list[Goal], dict[str, Any]]:
         found = json.loads(file.read_text(encoding="utf-8"))
         goals = [
             Goal(
-                text=str(one["text"]),
-                weight=float(one["weight"]),
-                experts=tuple(map(str, one["experts"])),
+                text=goal_text(one["text"]),
+                weight=goal_weight(one["weight"]),
+                experts=tuple(str(name) for name in _listed(one["experts"])),
                 slots=tuple((None if layer is None else int(layer), int(expert)) for layer, expert in one["slots"]),
             )
             for one in found["goals"]
@@ -194,10 +223,18 @@ def _memory(bundle: Path) -> tuple[list[Goal], dict[str, Any]]:
         settings: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in found["settings"].items()
         }
-        TrainingGoals(goals_remembered=True, **settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if settings.get("goal_text") is not None:
+            settings["goal_text"] = Path(settings["goal_text"])
+        _settings(TrainingGoals(goals_remembered=True, **settings))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); put a copy back, or remove it to forget goals.") from error
     return goals, settings
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
 
 
 # -- explain -----------------------------------------------------------------------------------------------------------
@@ -210,6 +247,8 @@ def explain(
     """Where the tokens of ``text`` go with the goals ``off`` and ``on``: shares by layer and expert, and open gates."""
     from chronomoe.routing.observe import routed
 
+    if getattr(model, "steering", None) is None:
+        raise ConfigError(f"{bundle.name} has no experts of its own and none attached: there is nothing to explain.")
     ids = [tokenizer.eos_token_id, *_ids(tokenizer, text)][: model.config.max_position_embeddings]
     if len(ids) < 2:
         raise ConfigError("the text is empty; give some.")

@@ -11,7 +11,7 @@ Shape suffixes: L MoE layers, N experts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,10 +72,12 @@ class GoalEffect:
     """What turning goals on did."""
 
     goals: list[str]
+    idle: list[str] = field(default_factory=list)
+    """Goals linked to nothing in this model."""
     priors: dict[str, float] = field(default_factory=dict)
     """Attached expert -> nats."""
     missing: list[str] = field(default_factory=list)
-    """Linked experts that are not in the model, or not active: skipped."""
+    """Linked experts that are not in the model, not active or closed: skipped."""
     beta: float = 0.0
     kl: float | None = None
     """Measured on the calibration text; None where there was none."""
@@ -99,6 +101,7 @@ class GoalEffect:
             "event": "goal_bias",
             "goals": self.goals,
             "experts": [*self.priors, *(f"{layer}.{expert}" for layer, expert in self.linked)],
+            "idle": self.idle,
             "missing": self.missing,
             "priors": self.priors,
             "beta": round(self.beta, 6),
@@ -127,22 +130,23 @@ def turn_on(
 ) -> GoalEffect:
     """Let ``goals``, and no others, steer ``model``; ``windows`` (n, S) are text to find beta on and to measure with.
 
-    Raises :class:`ConfigError` for goals that ask for experts or layers there are none of, or a budget without text.
+    Links to what is not there are skipped and told. Raises :class:`ConfigError`, and what was on stays on, for layers
+    there are none of, a budget without text, or likeness where nothing is known.
     """
     if getattr(model, "steering", None) is None:
         raise ConfigError("this model has no experts of its own and none attached: goals have nothing to act on.")
+    acting, effect = _acting(model, goals, settings)
+    if settings.beta is None and windows is None and (settings.likeness or any(goal.slots for goal in acting)):
+        raise ConfigError("a budget of KL needs text to measure it on; give some, or the size of the bias (beta).")
     turn_off(model)
-    if not goals:
-        return GoalEffect(goals=[])
+    if not acting:
+        return effect
     was_training, uses = model.training, [(one, one.heard, one.asked) for one in _attached(model)]
     model.eval()
     try:
-        priors, missing = _priors(model, goals, settings.strength)
-        s_LN = _preferences(model, goals, settings)
-        found: dict[str, Any] = {"goals": [goal.text for goal in goals], "priors": priors, "missing": missing}
-        if not bool(s_LN.any()):
-            return GoalEffect(**found)
-        return _bias(model, s_LN, settings, windows, found)
+        effect = replace(effect, priors=_priors(model, acting, settings.strength))
+        s_LN = _preferences(model, acting, settings)
+        return _bias(model, s_LN, settings, windows, effect) if bool(s_LN.any()) else effect
     finally:
         model.train(was_training)
         # What was read to measure with is no use of anything.
@@ -156,36 +160,64 @@ def _attached(model: Any) -> list[Any]:
     return list(getattr(model, "subbrains", {}).values())
 
 
-def _priors(model: Any, goals: Sequence[Goal], strength: float) -> tuple[dict[str, float], list[str]]:
+def _acting(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> tuple[list[Goal], GoalEffect]:
+    """The goals that have something to act on here; the others, and links to what is not here, are told of."""
+    available_LN = model.steering.available
+    layers = len(available_LN)
+    for layer in settings.layers or ():
+        if not 0 <= layer < layers:
+            raise ConfigError(f"goals are to act in MoE layer {layer}; there are layers 0 to {layers - 1}.")
+    if settings.likeness and goals and not bool(model.steering.direction.any()):
+        raise ConfigError(
+            "it is not known what the experts of this model usually receive, so nothing can be like a goal's text; "
+            "link the goal to experts, or train the model with its control layer."
+        )
+    here = {name for one in _attached(model) if one.active for name in (one.expert_id, one.uid)}
+    acting: list[Goal] = []
+    effect = GoalEffect(goals=[])
+    for goal in goals:
+        if settings.likeness and not goal.tokens:
+            raise ConfigError(f"goal {goal.text!r} has no tokens to compare with.")
+        slots = tuple(slot for slot in goal.slots if _usable(slot, available_LN))
+        gone = [name for name in goal.experts if name not in here]
+        gone += [
+            "{}.{}".format("*" if slot[0] is None else slot[0], slot[1]) for slot in goal.slots if slot not in slots
+        ]
+        effect.missing.extend(name for name in gone if name not in effect.missing)
+        if settings.likeness or slots or not here.isdisjoint(goal.experts):
+            acting.append(replace(goal, slots=slots))
+            effect.goals.append(goal.text)
+        else:
+            effect.idle.append(goal.text)
+    return acting, effect
+
+
+def _usable(slot: tuple[int | None, int], available_LN: Tensor) -> bool:
+    layers, experts = available_LN.shape
+    layer, expert = slot
+    if not (0 <= expert < experts and (layer is None or 0 <= layer < layers)):
+        return False
+    return bool(available_LN[slice(None) if layer is None else layer, expert].any())
+
+
+def _priors(model: Any, goals: Sequence[Goal], strength: float) -> dict[str, float]:
     total = sum(goal.weight for goal in goals)
-    attached = [expert for expert in _attached(model) if expert.active]
-    known = {name for expert in attached for name in (expert.expert_id, expert.uid)}
     priors = {}
-    for expert in attached:
-        worth = sum(goal.weight**2 for goal in goals if {expert.expert_id, expert.uid} & set(goal.experts)) / total
-        if worth:
-            priors[expert.expert_id] = strength * worth
-            expert.gate.prior.fill_(strength * worth)
-    missing = dict.fromkeys(name for goal in goals for name in goal.experts if name not in known)
-    return priors, list(missing)
+    for expert in _attached(model):
+        worth = sum(goal.weight**2 for goal in goals if {expert.expert_id, expert.uid} & set(goal.experts))
+        if worth and expert.active:
+            priors[expert.expert_id] = strength * worth / total
+            expert.gate.prior.fill_(strength * worth / total)
+    return priors
 
 
 def _preferences(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> Tensor:
     """s (L, N)."""
     available_LN = model.steering.available
-    layers, experts = available_LN.shape
-    for layer in settings.layers or ():
-        if not 0 <= layer < layers:
-            raise ConfigError(f"goals are to act in MoE layer {layer}; there are layers 0 to {layers - 1}.")
-    affinity_LN = torch.zeros(layers, experts, device=available_LN.device)
+    affinity_LN = torch.zeros(available_LN.shape, device=available_LN.device)
     for goal in goals:
         links_LN = torch.zeros_like(affinity_LN)
         for place, expert in goal.slots:
-            if not (0 <= expert < experts and (place is None or 0 <= place < layers)):
-                raise ConfigError(
-                    f"goal {goal.text!r} is linked to expert {expert} of layer {'*' if place is None else place}; "
-                    f"the model has {layers} MoE layers of {experts} experts."
-                )
             links_LN[slice(None) if place is None else place, expert] = 1
         like_LN = _likeness(model, goal) if settings.likeness else torch.zeros_like(links_LN)
         affinity_LN += goal.weight * ((1 - settings.likeness) * links_LN + settings.likeness * like_LN)
@@ -195,13 +227,6 @@ def _preferences(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> T
 def _likeness(model: Any, goal: Goal) -> Tensor:
     """cos of the goal's text and what each expert usually receives, mean over its tokens, (L, N)."""
     steering = model.steering
-    if not bool(steering.direction.any()):
-        raise ConfigError(
-            "it is not known what the experts of this model usually receive, so nothing can be like a goal's text; "
-            "link the goal to experts, or train the model with its control layer."
-        )
-    if not goal.tokens:
-        raise ConfigError(f"goal {goal.text!r} has no tokens to compare with.")
     layers = range(len(steering.direction))
     inputs = gate_inputs(model, layers, torch.tensor([goal.tokens], device=steering.direction.device))
     usual_LMD = torch.cat([steering.direction, steering.input_mean.unsqueeze(1)], dim=1)
@@ -211,15 +236,12 @@ def _likeness(model: Any, goal: Goal) -> Tensor:
     )
 
 
-def _bias(
-    model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | None, found: dict[str, Any]
-) -> GoalEffect:
+def _bias(model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | None, effect: GoalEffect) -> GoalEffect:
     steering = model.steering
     if windows is None:
-        if settings.beta is None:
-            raise ConfigError("a budget of KL needs text to measure it on; give some, or the size of the bias (beta).")
-        steering.goal_bias.copy_(settings.beta * s_LN)
-        return GoalEffect(**found, beta=settings.beta, linked=_asked(s_LN))
+        beta = settings.beta or 0.0
+        steering.goal_bias.copy_(beta * s_LN)
+        return replace(effect, beta=beta, linked=_asked(s_LN))
     if settings.beta is None:
         beta, measured = find_beta(lambda size: output_kl(model, windows, size * s_LN), settings.kl)
     else:
@@ -229,8 +251,8 @@ def _bias(
         before = routed(model, windows, reach_L)
     steering.goal_bias.copy_(beta * s_LN)
     after = routed(model, windows)
-    return GoalEffect(
-        **found,
+    return replace(
+        effect,
         beta=beta,
         kl=measured,
         budget=None if settings.beta is not None else settings.kl,

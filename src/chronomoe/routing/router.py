@@ -192,22 +192,25 @@ class SteeredRouter(nn.Module):
         if context.open_TN is not None:
             # Chosen for want of an open expert: it adds nothing.
             w_TK = w_TK.masked_fill(~context.open_TN.gather(-1, chosen_TK), 0.0)
-        if steering.config.capacity_factor is None or not self.training:
+        kept_TK = self._kept(chosen_TK, context)
+        if kept_TK is None:
             return w_TK, None
-        # ceil(factor K T / N), T the tokens of the forward: how many halt is not known before they do.
-        tokens = torch.as_tensor(context.num_tokens, dtype=torch.float64, device=w_TK.device)
-        capacity = torch.ceil(steering.config.capacity_factor * self.top_k * tokens / self.num_experts)
-        counted_T = self._counted(context, w_TK)
-        kept_TK = within_capacity(chosen_TK, self.num_experts, capacity, counted_T, context.row_length)
         kept_w_TK = w_TK * kept_TK
         rescale = w_TK.sum(dim=-1, keepdim=True) / kept_w_TK.sum(dim=-1, keepdim=True).clamp(min=1e-9)
         return kept_w_TK * rescale, kept_TK
 
-    @staticmethod
-    def _counted(context: RoutingContext, like_TK: Tensor) -> Tensor:
-        if context.counted_T is not None:
-            return context.counted_T
-        return torch.ones(like_TK.shape[0], dtype=torch.bool, device=like_TK.device)
+    def _kept(self, chosen_TK: Tensor, context: RoutingContext) -> Tensor | None:
+        """Which choices are within capacity; None where nothing limits them."""
+        factor = self.steering.config.capacity_factor
+        if factor is None or not self.training:
+            return None
+        # ceil(factor K T / N), T the tokens of the forward: how many halt is not known before they do.
+        tokens = torch.as_tensor(context.num_tokens, dtype=torch.float64, device=chosen_TK.device)
+        capacity = torch.ceil(factor * self.top_k * tokens / self.num_experts)
+        counted_T = context.counted_T
+        if counted_T is None:
+            counted_T = torch.ones(len(chosen_TK), dtype=torch.bool, device=chosen_TK.device)
+        return within_capacity(chosen_TK, self.num_experts, capacity, counted_T, context.row_length)
 
     def _observe(
         self,
@@ -237,7 +240,8 @@ class SteeredRouter(nn.Module):
             self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T, flips, depth
         )
         if unasked_TK is not None:  # neither pressure nor the balance loss is to fight what a goal asks for
-            assigned = assigned - steering.statistics.record_goals(self.layer, chosen_TK, unasked_TK, counted_T)
+            kept_TK = self._kept(unasked_TK, context)
+            assigned = steering.statistics.record_goals(self.layer, assigned, unasked_TK, kept_TK, counted_T)
         sums = context.sums.setdefault(self.layer, LayerSums())
         sums.assigned = sums.assigned + assigned
         if carries_gradient:

@@ -220,14 +220,15 @@ class RoutingStatistics(nn.Module):
         self.sums[layer, start + n : start + 2 * n].index_add_(0, index, grad_z_TK.abs().reshape(-1))
 
     @torch.no_grad()
-    def record_goals(self, layer: int, chosen_TK: Tensor, unasked_TK: Tensor, counted_T: Tensor | None) -> Tensor:
-        """Add what goals moved: the chosen experts against those there would be without; returns the shift (N,)."""
-        one_TK = torch.ones_like(chosen_TK, dtype=torch.float32)
+    def record_goals(
+        self, layer: int, assigned_N: Tensor, unasked_TK: Tensor, kept_TK: Tensor | None, counted_T: Tensor | None
+    ) -> Tensor:
+        """Add what goals moved: assignments less those there would be without goals, which are returned (N,)."""
+        one_TK = torch.ones_like(unasked_TK, dtype=torch.float32) if kept_TK is None else kept_TK.float()
         one_TK = one_TK if counted_T is None else one_TK * counted_T.unsqueeze(-1)
-        shift_N = self.sums.new_zeros(self.num_experts).index_add_(0, chosen_TK.flatten(), one_TK.flatten())
-        shift_N.index_add_(0, unasked_TK.flatten(), one_TK.flatten(), alpha=-1)
-        self.sums[layer, -self.num_experts :] += shift_N
-        return shift_N
+        unasked_N = self.sums.new_zeros(self.num_experts).index_add_(0, unasked_TK.flatten(), one_TK.flatten())
+        self.sums[layer, -self.num_experts :] += assigned_N - unasked_N
+        return unasked_N
 
     def window(self) -> RoutingWindow:
         """The sums so far, copied, split by name."""

@@ -26,7 +26,7 @@ from chronomoe.errors import CheckpointError
 from chronomoe.routing.attach import STATE_PREFIXES
 
 FORMAT = "chronomoe-checkpoint"
-VERSION = 3
+VERSION = 4
 _NAME = re.compile(r"step_(\d+)(\.\d+)?$")
 _PARTS = (
     "format", "version", "state", "config", "total_steps", "optimizer_groups", "optimizer_tensors", "schedule",

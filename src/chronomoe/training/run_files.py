@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -18,6 +19,7 @@ from chronomoe.training.geology import ChronovisorCheckpoint
 from chronomoe.training.optimizer import apply_settings
 from chronomoe.training.run_control import RunControl
 
+GOALS = "steering.goal_bias"
 Rng = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -38,6 +40,8 @@ class RunState:
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     """Loss terms summed since the last log line."""
     summed: int = 0
+    goals: str = ""
+    """Which goals are on, by the trainer's ``goals_key``."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,8 +105,10 @@ class RunFiles:
 
     def _write(self, work: Path, state: RunState, total_steps: int, rng: list[Rng]) -> None:
         keep = self.config.save_chronovisor_state
-        with self.control.deployed():
+        with self.control.deployed():  # a file steers nobody: what is on is kept with the controller's state
             state_dict = self.model.state_dict()
+            if GOALS in state_dict:
+                state_dict[GOALS] = torch.zeros_like(state_dict[GOALS])
             weights = {name: t for name, t in state_dict.items() if keep or not name.startswith(STATE_PREFIXES)}
             self.model.save_pretrained(work, state_dict=weights)
         if self.control.controller is not None and keep:
@@ -151,6 +157,8 @@ class RunFiles:
         checkpoint.load_weights(self.model, path)
         if (controller := self.control.controller) is not None:
             controller.reset()
+            if not saved["config"]["save_chronovisor_state"]:
+                state.goals = ""
             if saved["config"]["save_chronovisor_state"]:
                 geology = ChronovisorCheckpoint.load(path)
                 geology.restore_to_controller(controller, path)

@@ -54,6 +54,7 @@ class ChronoMoETrainer:
     tokenizer) to each checkpoint; ``show`` prints a line; ``stop_after`` saves and stops at that step;
     ``knob_agent`` turns kappa in place of the rules when ``kappa_schedule`` is adaptive; ``goals`` turns goals on,
     before the first step and anew before each evaluation (as routers learn a bias means less), and tells the log what.
+    A run that is resumed with the ``goals_key`` of its checkpoint has them on already.
 
     Raises :class:`ConfigError` for settings that cannot work and :class:`DataError` for an empty loader.
     """
@@ -71,6 +72,7 @@ class ChronoMoETrainer:
         stop_after: int | None = None,
         knob_agent: Agent | None = None,
         goals: Callable[[], dict[str, Any] | None] | None = None,
+        goals_key: str = "goals",
     ) -> None:
         keep_freed_memory()
         self.config = config = config.ablated()
@@ -125,6 +127,7 @@ class ChronoMoETrainer:
         log_file = Path(config.log_file) if config.log_file else self.files.folder / "metrics.jsonl"
         self.report = Reporter(log_file, self.total_steps, show, active=self.accelerator.is_main_process)
         self.sample, self.stop_after, self.goals = sample, stop_after, goals
+        self.goals_key = "" if goals is None else goals_key
         self._pending_rng: Rng | None = None
         self._saved_step = 0  # nothing worth keeping before the first step
         self.window: RoutingWindow | None = None
@@ -162,23 +165,19 @@ class ChronoMoETrainer:
         with SafeStop() as stop, self.report.live():
             self.report.start(self.state.step)
             self.control.announce()
-            if self.state.step == 0:  # a checkpoint holds its own
-                self._turn_on_goals()
+            if self.state.goals != self.goals_key:
+                self._change_goals()
             stopped = False
             last = self.total_steps if self.stop_after is None else min(self.total_steps, self.stop_after)
             for batches in self._steps(last):
                 self._step(batches)
-                try:
-                    evaluation = self._after_step() or evaluation
-                except Exception:
-                    self.save_checkpoint()  # what failed is an evaluation or a sample, not the training
-                    raise
+                evaluation = self._or_save(self._after_step) or evaluation
                 stopped = stop.requested or (stop_file is not None and stop_file.exists())
                 if stopped:
                     break
             done = self.state.step >= self.total_steps
             if done and (not evaluation or self.state.step % self.config.eval_every_n_steps):
-                evaluation = self._evaluate_and_log()
+                evaluation = self._or_save(self._evaluate_and_log)
             if self._report_usage(at_end=True):
                 self._saved_step = 0  # a checkpoint of this step would count again what has been reported
             self.save_checkpoint()
@@ -196,6 +195,13 @@ class ChronoMoETrainer:
             "interrupted": stop.requested,
             "evaluation": evaluation,
         }
+
+    def _or_save(self, act: Callable[[], dict[str, float]]) -> dict[str, float]:
+        try:
+            return act()
+        except Exception:
+            self.save_checkpoint()  # what failed is an evaluation or a sample, not the training
+            raise
 
     def _steps(self, last: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step up to ``last``; the last group of an epoch may be smaller."""
@@ -376,6 +382,12 @@ class ChronoMoETrainer:
         if not result:
             raise ConfigError("there is nothing to evaluate on: eval_dataloader has no held-out windows.")
         return {**result, "mean": sum(result.values()) / len(result)}
+
+    def _change_goals(self) -> None:
+        if self.steering is not None:
+            self.steering.goal_bias.zero_()
+        self.state.goals = self.goals_key
+        self._turn_on_goals()
 
     def _turn_on_goals(self) -> None:
         event = None if self.goals is None else self.goals()

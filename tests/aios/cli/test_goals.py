@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-import aios.cli.goals as goals_module
 from aios.experts.registry import ExpertEntry, Registry
 
 VERBS = (
@@ -41,7 +40,8 @@ def told(goals):
 @pytest.fixture
 def people(monkeypatch):
     """Standard output is a terminal."""
-    monkeypatch.setattr(goals_module, "_wants_json", lambda json: json)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
 
 
 def test_every_command_has_help_and_both_spellings(aios):

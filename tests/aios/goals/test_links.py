@@ -153,7 +153,7 @@ def test_remove_like_takes_wildcards_as_they_are(goals):
     assert [goal.text for goal in goals.remove_like("äRGER")] == ["Ärger"]
     goals.deactivate(goals.all()[0].id)
     assert len(goals.remove_like("1")) == 1
-    with pytest.raises(ConfigError, match="needs words"):
+    with pytest.raises(ConfigError, match="say which goals"):
         goals.remove_like(" ")
     assert [goal.text for goal in goals.all(active_only=False)] == ["axb"]
 

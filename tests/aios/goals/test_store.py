@@ -135,6 +135,8 @@ def test_how_the_file_is_kept(file, change):
         connection.execute("UPDATE goals SET weight = 2")
     with pytest.raises(sqlite3.IntegrityError):
         connection.execute("UPDATE goals SET active = 'maybe'")
+    with pytest.raises(sqlite3.IntegrityError):  # the tables are strict
+        connection.execute("UPDATE goals SET text = x'00'")
     connection.close()
     with GoalStore.changing(file) as store:
         assert store._sql.execute("PRAGMA foreign_keys").fetchone() == (1,)

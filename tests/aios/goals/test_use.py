@@ -5,11 +5,16 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from aios.brains import generate
 from aios.brains.bundle import load_brain
 from aios.goals.links import Goals
 from aios.goals.use import REMEMBERED, remembered, remembered_flags
+from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.errors import CheckpointError
+from chronomoe.experts.file import read_expert, save_expert
+from chronomoe.goals.conditioning import FILE
 
 EXPERT = ("--steps", 4, "--batch-size", 2, "--max-seq-len", 32, "--eval-tokens", 300, "--calibration-windows", 12)
 
@@ -63,7 +68,7 @@ def test_a_goal_opens_the_gate_of_its_expert_and_off_is_as_before(aios, root, br
     # A goal that rests, or whose expert does, changes nothing.
     assert aios("experts", "deactivate", "laws", "--root", root).code == 0
     resting = aios("generate", "straight", "--root", root, "--temperature", 0, "--goal", "Read laws")
-    assert "expert laws is not attached, or not active: skipped" in resting.err
+    assert "expert laws is not in this brain, or not active: skipped" in resting.err
     Goals(root).deactivate(served.id)
     none = aios("generate", "straight", "--root", root, "--goals-active")
     assert none.code == 0
@@ -91,7 +96,7 @@ def test_training_under_a_goal_is_logged_remembered_and_resumes_bit_for_bit(aios
     more = ("--resume", "--max-steps", 34, "--goal", linked.id, "--goal-kl", 0.002)
     assert aios("train", "--root", root, "--name", "straight", *more).code == 0
     (first, *_) = found = events(brain)
-    assert [event["step"] for event in found] == [30, 34]
+    assert [event["step"] for event in found] == [24, 30, 34]  # before the first of the new steps, too
     assert first["goals"] == ["Sound like Python"]
     assert first["share_after"][0][2] > first["share_before"][0][2]
     assert 0 < first["beta"] <= 1
@@ -103,10 +108,51 @@ def test_training_under_a_goal_is_logged_remembered_and_resumes_bit_for_bit(aios
     assert aios("train", "--root", twin, "--name", "straight", *more, "--stop-after", 31).code == 0
     assert aios("train", "--root", twin, "--name", "straight", "--resume").code == 0
     assert (other / "model.safetensors").read_bytes() == (brain / "model.safetensors").read_bytes()
-    # The file has the field; who loads the brain has it off, until asked for.
-    model, _ = load_brain(brain)
-    assert not model.steering.goal_bias.any()
+    # Who loads the brain, or its file, has no goal on until asked for; the goals remembered are on as they were.
+    for model in (load_brain(brain)[0], ChronovisorMixtralForCausalLM.from_pretrained(brain)):
+        assert not model.steering.goal_bias.any()
+    told = aios(
+        "goals", "explain", "--brain", "straight", "--text", "x", "--root", root, "--goals-remembered", "--json"
+    )
+    assert json.loads(told.out)["kl_budget"] == 0.002
     assert aios("generate", "straight", "--root", root, "--goals-remembered").err.startswith("Goals: Sound like Python")
+
+
+def test_other_goals_act_from_the_first_step_of_a_resumed_run_and_none_do_without(aios, root, brain, linked):
+    more = ("train", "--root", root, "--name", "straight", "--resume", "--eval-every-n-steps", 100, "--max-steps")
+
+    def field():
+        folder = max((brain / "checkpoints").glob("step_*"), key=lambda path: int(path.name[5:]))
+        return load_file(folder / "chronovisor.safetensors")["lens_states.0.steering.goal_bias"]
+
+    assert aios(*more, 26, "--goal", linked.id, "--goal-beta", 0.5).code == 0
+    first = field()
+    assert first[2] > 0
+    other, _ = Goals(root).add("Sound like a law", expert="straight:0.1")
+    assert aios(*more, 28, "--goal", other.id, "--goal-beta", 0.5).code == 0
+    assert field()[1] > 0 > field()[2]
+    assert [event["step"] for event in events(brain)] == [24, 26, 26, 28]
+    (brain / REMEMBERED).unlink()
+    assert aios(*more, 30).code == 0
+    assert not field().any()
+
+
+def test_what_cannot_be_turned_on_is_refused_before_training_and_not_remembered(aios, root, brain, linked):
+    words = ("train", "--root", root, "--name", "straight", "--resume", "--max-steps", 30, "--goal", linked.id)
+    before = (brain / "metrics.jsonl").read_bytes()
+    for wrong in (("--goal-kl", 0), ("--goal-strength", 7), ("--goal-layers", 7), ("--goal-text", "/nowhere"),
+                  ("--goals-learned",)):  # fmt: skip
+        outcome = aios(*words, *wrong)
+        assert outcome.code == 2, wrong
+        assert not (brain / REMEMBERED).exists()
+    records = [json.loads(line) for line in (brain / "metrics.jsonl").read_bytes()[len(before) :].splitlines()]
+    assert {record["event"] for record in records} <= {"resumed"}
+    # A brain that is begun has no experts to link a goal to.
+    new = aios("train", "--root", root, "--name", "new", "--goal", linked.id)
+    assert new.code == 2
+    assert "go on with --resume" in new.err
+    assert not (brain.parent / "new").exists()
+    assert aios("train", "--root", root, "--name", "new", "--goal", "77", "--dry-run").code == 2
 
 
 def test_without_goals_training_is_what_it_was(aios, root, brain, linked):
@@ -138,14 +184,105 @@ def test_domains_of_a_goal_are_drawn_more_often(aios, root, linked):
     assert "--goal-domain needs a goal" in aios("train", "--root", root, "--name", "x", "--goal-domain", "python").err
 
 
-def test_a_talk_turns_goals_on_and_off(aios, root, served, monkeypatch):
-    said = iter(["/goal Read laws", "hello", "/goal nonsense", "/goal off", ""])
+def test_a_talk_turns_goals_on_and_off(aios, root, brain, served, monkeypatch):
+    said = iter(["/goal Read laws", "hello", "/goal nonsense", "hello", "/goal off", "hello", "/goal 1", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(said))
-    outcome = aios("chat", "straight", "--root", root, "--max-new-tokens", 3)
+    priors, speak = [], generate.stream_text
+
+    def heard(model, *words, **settings):
+        priors.extend(float(expert.gate.prior) for expert in model.subbrains.attached)
+        if len(priors) == 4:
+            (root / "artifacts/aios.db").write_bytes(b"no database" * 1000)
+        return speak(model, *words, **settings)
+
+    monkeypatch.setattr(generate, "stream_text", heard)
+    outcome = aios("chat", "straight", "--root", root, "--max-new-tokens", 3, "--goal", served.id, "--goal-strength", 2)
     assert outcome.code == 0, outcome.err
-    assert "expert laws: +3.00 nats" in outcome.out
+    assert "expert laws: +2.00 nats" in outcome.out
     assert "there is no goal 'nonsense'" in outcome.out
     assert "Goals: off" in outcome.out
+    assert priors == [2.0, 2.0, 0.0]
+    # What fails in the middle of a talk is told, and the talk goes on.
+    said = iter(["hello", "/goal 1", "hello", ""])
+    outcome = aios("chat", "straight", "--root", root, "--max-new-tokens", 3, "--goal", served.id)
+    assert outcome.code == 0, outcome.err
+    assert "is damaged or no database of goals" in outcome.out
+    assert priors[3:] == [3.0, 3.0]
+
+
+def test_text_is_made_under_the_goal(aios, root, brain, served):
+    (weights,) = (brain / "experts").glob("*.safetensors")
+    one, header = read_expert(weights)
+    one.gate.direction.data.zero_()
+    one.gate.offset.fill_(0.0)
+    one.gate.threshold.fill_(2.0)  # without evidence only a goal opens it
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(0.5)  # loud
+    save_expert(one, header, weights)
+    words = ("generate", "straight", "--root", root, "--temperature", 0, "--max-new-tokens", 12)
+    plain, on = aios(*words), aios(*words, "--goal", served.id)
+    assert on.code == 0, on.err
+    assert on.out != plain.out
+    told = json.loads(
+        aios("goals", "explain", "--brain", "straight", "--text", "the law", "--root", root, "--json").out
+    )
+    assert told["off"]["open"] == {"laws": 0.0}
+    assert told["on"]["open"] == {"laws": 1.0}
+
+
+def test_the_flags_of_a_brains_own_experts_reach_it(aios, root, linked):
+    other = root / "artifacts/brains/mixtral/other"
+    shutil.copytree(root / "artifacts/brains/mixtral/straight", other)
+    Goals(root).add("4", expert="other:0.1")
+    words = ("goals", "explain", "--brain", "straight", "--text", "def f(x):", "--root", root, "--json", "--goal")
+
+    def told(*options):
+        outcome = aios(*words, *options)
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)
+
+    found = told(linked.id)
+    assert found["kl_budget"] == 0.01
+    assert found["on"]["share"][0][2] > found["off"]["share"][0][2]
+    assert told(linked.id, "--goal-beta", 0.25)["beta"] == 0.25
+    assert told(linked.id, "--goal-beta", 0.25, "--goal-layers", 0)["experts"] == ["0.2"]
+    like = told(linked.id, "--goal-beta", 0.25, "--goal-likeness", 1.0)
+    assert like["experts"] not in ([], ["0.2"])
+    # Slots of another brain act there; a text that is a number is not the goal of that number.
+    foreign = told("4", "--goal", linked.id, "--goal-beta", 0.25)
+    assert foreign["idle"] == ["4"]
+    assert foreign["experts"] == ["0.2"]
+    Goals(root).add("1")
+    assert told("1", "--goal-beta", 0.25)["goals"] == ["Sound like Python"]
+    # The budget is measured on what it was trained on, or on the text given.
+    texts = [root / "training_data/oratory", root / "training_data/python"]
+    budget = (linked.id, "--goal-kl", 1e-4)
+    measured = [told(*budget, "--goal-text", next(text.iterdir()))["kl"] for text in texts]
+    assert len({told(*budget)["kl"], *measured}) == 3
+
+
+def test_a_dense_brain_has_nothing_to_explain(aios, root, linked):
+    words = ("hrm-hf", "train-actv1", "--root", root, "--brain-name", "dense", "--no-moe", "--steps", 1)
+    base = root / "artifacts/hf_implant/base_model"
+    sizes = ("--hidden-size", 32, "--num-heads", 4, "--max-seq-len", 16, "--batch-size", 2, "--model", base)
+    text = root / "training_data/curated_datasets/test_sample.txt"
+    assert aios(*words, *sizes, "--dataset-file", text).code == 0
+    outcome = aios("goals", "explain", "--brain", "actv1/dense", "--text", "x", "--root", root)
+    assert outcome.code == 2
+    assert "nothing to explain" in outcome.err
+
+
+def test_a_brain_that_halts_trains_under_a_goal(aios, root):
+    base, text = root / "artifacts/hf_implant/base_model", root / "training_data/curated_datasets/test_sample.txt"
+    words = ("hrm-hf", "train-actv1", "--root", root, "--brain-name", "thinker", "--dataset-file", text)
+    sizes = ("--hidden-size", 32, "--num-heads", 4, "--h-layers", 1, "--l-layers", 1, "--max-seq-len", 16,
+             "--batch-size", 2, "--model", base, "--halt-max-steps", 2, "--eval-batches", 1)  # fmt: skip
+    assert aios(*words, *sizes, "--steps", 1).code == 0
+    goal, _ = Goals(root).add("Think", expert="actv1/thinker:1.3")
+    outcome = aios(*words, "--resume", "--steps", 2, "--goal", goal.id, "--goal-beta", 0.5)
+    assert outcome.code == 0, outcome.err
+    assert [event["experts"] for event in events(root / "artifacts/brains/actv1/thinker")] == [["1.3"], ["1.3"]]
 
 
 def test_routers_are_taught_a_goal_by_its_text_and_the_weights_stay(aios, root, brain):
@@ -167,6 +304,56 @@ def test_routers_are_taught_a_goal_by_its_text_and_the_weights_stay(aios, root, 
     assert json.loads(learned.out)["goals"] != json.loads(learned.out)["base"]
     assert aios(*words).code == 2
     assert aios(*words, *text, "--goal", "Nothing").code == 2
+    # Weights that changed, or damage, are no reason not to teach it anew.
+    assert aios("train", "--root", root, "--name", "straight", "--resume", "--max-steps", 26).code == 0
+    stale = aios("evaluate", "straight", "--root", root, "--tokens", 300, "--goal", "Read laws", "--goals-learned")
+    assert "teach the goals again" in stale.err
+    anew = aios(*words, *text)
+    assert anew.code == 0, anew.err
+    assert "is replaced" in anew.out
+
+
+def test_what_is_taught_is_of_the_base_alone(aios, root, brain, served):
+    twin = root.parent / "twin"
+    shutil.copytree(root, twin)
+    assert aios("experts", "detach", "laws", "--brain", "straight", "--root", twin).code == 0
+    (weights,) = (brain / "experts").glob("*.safetensors")
+    one, header = read_expert(weights)
+    one.gate.threshold.fill_(-1e9)
+    save_expert(one, header, weights)
+    found = []
+    for place in (root, twin):
+        text = (
+            "--dataset-file",
+            place / "training_data/licences",
+            "--max-seq-len",
+            32,
+            "--steps",
+            3,
+            "--batch-size",
+            2,
+        )
+        words = ("goals", "teach", "--brain", "straight", "--root", place, "--goal", "Read laws", *text)
+        assert aios(*words).code == 0
+        found.append(load_file(place / "artifacts/brains/mixtral/straight" / FILE)["weight"])
+    assert found[0].any()
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"weight": -1}, {"weight": 0}, {"experts": "laws"}, {"text": 3}, {"slots": [[0]]}, {"settings": {"goal_kl": "1"}}],
+)
+def test_a_memory_that_cannot_be_is_damaged(aios, root, brain, linked, damage):
+    train = ("train", "--root", root, "--name", "straight", "--resume", "--max-steps", 25)
+    assert aios(*train, "--goal", linked.id).code == 0
+    kept = json.loads((brain / REMEMBERED).read_text())
+    kept["settings"] |= damage.pop("settings", {})
+    kept["goals"][0] |= damage
+    (brain / REMEMBERED).write_text(json.dumps(kept))
+    outcome = aios("generate", "straight", "--root", root, "--goals-remembered")
+    assert outcome.code == 1
+    assert "goals.json is damaged" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -181,6 +368,7 @@ def test_routers_are_taught_a_goal_by_its_text_and_the_weights_stay(aios, root, 
         (("--goal", "Sound like Python", "--goals-learned"), 2, "never taught"),
         (("--goal-strength", "4"), 2, "--goal-strength needs a goal"),
         (("--goals-learned",), 2, "--goals-learned needs a goal"),
+        (("--goals-remembered",), 2, "was not trained under goals"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(aios, root, linked, options, code, sentence):
@@ -224,8 +412,6 @@ def test_a_brain_begun_with_a_goal_enters_it(aios, train, workspace):
 
 
 def test_the_base_alone_is_measured_without_its_experts(aios, root, brain, served):
-    from chronomoe.experts.file import read_expert, save_expert
-
     (weights,) = (brain / "experts").glob("*.safetensors")
     one, header = read_expert(weights)
     one.gate.threshold.fill_(-1e9)  # open everywhere

@@ -72,6 +72,15 @@ def test_untaught_or_off_changes_no_bit_and_only_what_is_taught_changes(family):
     assert [parameter.requires_grad for parameter in model.parameters()] == trained
 
 
+def test_goals_average_by_weight_in_the_embedding():
+    model = build_base("mixtral")
+    laws, tales = (embed(model, [goal]) for goal in (LAWS, TALES))
+    assert laws.norm().item() == pytest.approx(1.0)
+    torch.testing.assert_close(embed(model, [LAWS, LAWS]), laws)
+    light = dataclasses.replace(TALES, weight=0.5)
+    torch.testing.assert_close(embed(model, [LAWS, light]), (laws + 0.5 * tales) / 1.5)
+
+
 def test_what_was_taught_helps_on_its_text_and_another_goal_helps_less():
     model = build_base("mixtral")
     teach(model, 120)

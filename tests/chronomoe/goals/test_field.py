@@ -98,3 +98,21 @@ def test_shares_are_what_the_routers_did(family):
     model.steering.pressure[1, 2] = 50.0  # everybody's first choice
     assert routed(model, rows).share[1, 2].item() == pytest.approx(0.5)
     assert output_kl(model, rows, torch.zeros_like(model.steering.goal_bias)) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_the_divergence_is_of_the_model_without_goals_from_the_one_with_and_leaves_nothing_on():
+    model = build_base("mixtral")
+    tokens = torch.randint(0, VOCAB, (3, 12), generator=torch.Generator().manual_seed(0))
+    g = centred(torch.tensor([[0.0, 1, 0, 0]] * 3), torch.ones(3, 4, dtype=torch.bool)) * 3
+    model.steering.goal_bias[0, 3] = 0.25
+    before = model.steering.goal_bias.clone()
+    found = output_kl(model, tokens, g)
+    assert torch.equal(model.steering.goal_bias, before)
+    with torch.no_grad():
+        with biased(model.steering, torch.zeros_like(g)):
+            off = model(tokens, use_cache=False).logits.log_softmax(dim=-1)
+        with biased(model.steering, g):
+            on = model(tokens, use_cache=False).logits.log_softmax(dim=-1)
+    assert found == pytest.approx((off.exp() * (off - on)).sum(dim=-1).mean().item(), rel=1e-4)
+    backwards = (on.exp() * (on - off)).sum(dim=-1).mean().item()
+    assert abs(found - backwards) > 0.01 * found  # the other direction is another number

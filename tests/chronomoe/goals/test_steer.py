@@ -11,6 +11,7 @@ from chronomoe.errors import ConfigError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.goals.field import output_kl
 from chronomoe.goals.steer import Goal, GoalSettings, turn_off, turn_on
+from chronomoe.routing.observe import routed
 from tests.chronomoe.conftest import build_host
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base, build_expert
 
@@ -51,6 +52,23 @@ def test_on_is_bounded_and_measured_and_off_is_what_was_before(family):
     turn_off(model)
     assert torch.equal(logits(model, tokens), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_evidence_to_the_contrary_still_closes_the_gate(family):
+    model = build_base(family)
+    expert = build_expert(threshold=0.0)
+    attach_expert(model, expert)
+    turn_on(model, [Goal(text="x", experts=("licences",))], GoalSettings(strength=5))
+    expert.heard = 0
+    logits(model, rows())
+    assert expert.heard
+    with torch.no_grad():
+        expert.gate.direction.zero_()
+        expert.gate.offset.fill_(-50.0)
+    expert.heard = 0
+    logits(model, rows())
+    assert not expert.heard
 
 
 @pytest.mark.parametrize("family", ["mixtral", "olmoe", "qwen3_moe"])
@@ -163,16 +181,64 @@ def test_the_field_acts_in_the_chosen_layers_only_and_says_when_a_budget_is_out_
 @pytest.mark.parametrize(
     ("goal", "settings", "sentence"),
     [
-        (Goal(text="x", slots=((7, 1),)), GoalSettings(beta=1), "3 MoE layers of 4 experts"),
-        (Goal(text="x", slots=((0, 4),)), GoalSettings(beta=1), "3 MoE layers of 4 experts"),
         (Goal(text="x", slots=((0, 1),)), GoalSettings(), "needs text to measure"),
         (Goal(text="x", slots=((0, 1),)), GoalSettings(beta=1, layers=(3,)), "there are layers 0 to 2"),
         (Goal(text="x"), GoalSettings(beta=1, likeness=1), "usually receive"),
     ],
 )
-def test_what_cannot_be_is_said(goal, settings, sentence):
+def test_what_cannot_be_is_said_and_what_was_on_stays_on(goal, settings, sentence):
+    model = build_base("mixtral")
+    turn_on(model, [Goal(text="before", slots=((1, 2),))], GoalSettings(beta=0.5))
+    before = model.steering.goal_bias.clone()
     with pytest.raises(ConfigError, match=sentence):
-        turn_on(build_base("mixtral"), [goal], settings)
+        turn_on(model, [goal], settings)
+    assert before.any()
+    assert torch.equal(model.steering.goal_bias, before)
+
+
+def test_what_is_not_there_is_told_and_weakens_nobody():
+    model = build_base("mixtral")
+    attach_expert(model, build_expert("a"))
+    model.steering.available[0, 3] = False
+    here = Goal(text="here", experts=("a",), slots=((1, 2),))
+    turn_on(model, [here], GoalSettings(beta=0.5))
+    alone = model.steering.goal_bias.clone()
+    elsewhere = [
+        Goal(text="gone", experts=("b",), slots=((7, 1), (0, 4), (0, 3))),
+        Goal(text="nobody's", weight=0.5),
+    ]
+    effect = turn_on(model, [*elsewhere, here], GoalSettings(beta=0.5))
+    assert effect.priors == {"a": 3.0}
+    assert torch.equal(model.steering.goal_bias, alone)
+    assert effect.goals == ["here"]
+    assert effect.idle == ["gone", "nobody's"]
+    assert effect.missing == ["b", "7.1", "0.4", "0.3"]
+    assert effect.to_json()["experts"] == ["a", "1.2"]
+    assert turn_on(model, elsewhere, GoalSettings(beta=0.5)).goals == []
+    assert not model.steering.goal_bias.any()
+    # An expert closed in some layers only is asked for in the others.
+    assert [0, 3] not in turn_on(model, [Goal(text="x", slots=((None, 3),))], GoalSettings(beta=0.5)).linked
+
+
+def test_a_heavier_goal_asks_for_more():
+    model = build_base("mixtral")
+    goals = [Goal(text="1", slots=((0, 1),)), Goal(text="2", slots=((0, 2),), weight=0.5)]
+    turn_on(model, goals, GoalSettings(beta=1.0))
+    g = model.steering.goal_bias[0]
+    # Affinities 1 and 0.5 of four experts, less their mean 0.375, over the largest of those.
+    torch.testing.assert_close(g, torch.tensor([-0.6, 1.0, 0.2, -0.6]), atol=1e-6, rtol=0)
+
+
+def test_who_cannot_be_moved_is_counted():
+    model = build_base("mixtral")
+    effect = turn_on(model, [Goal(text="x", slots=((0, 2),))], GoalSettings(beta=0.3), rows(12))
+    assert effect.protected[1:] == [1.0, 1.0]  # no field there
+    assert 0 < effect.protected[0] < 1
+    field = model.steering.goal_bias
+    turn_off(model)
+    reach = effect.beta * 4 / 3  # one expert of four: the largest s is 1, the smallest -1/3
+    assert effect.protected[0] == pytest.approx(routed(model, rows(12), torch.tensor([reach, 0, 0])).protected[0])
+    assert field is model.steering.goal_bias
 
 
 @pytest.mark.parametrize("wrong", [{"strength": -1}, {"strength": 5.1}, {"strength": float("nan")}, {"kl": 0},

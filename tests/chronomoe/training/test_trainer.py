@@ -296,7 +296,7 @@ def test_goals_are_turned_on_before_the_first_step_and_each_evaluation(tmp_path)
         trainer.model.steering.goal_bias[0, 1] = 0.5
         return {"event": "goal_bias", "beta": 0.5}
 
-    trainer.goals = goals
+    trainer.goals, trainer.goals_key = goals, "x"
     trainer.train()
     assert seen == [0, 4, 6]
     assert [record["step"] for record in records(tmp_path, "goal_bias")] == seen
