@@ -114,8 +114,6 @@ def test_training_and_generating_count_what_was_heard(aios, root, brain, expert)
     assert len(found["tokens"]) == len(found["log_odds"]) == len(found["open"]) > 1
     listed = json.loads((brain / "experts.json").read_text())["attached"][0]
     weights = brain / f"experts/{listed['expert_uid']}.safetensors"
-    from chronomoe.experts.file import read_expert, save_expert
-
     one, header = read_expert(weights)
     one.gate.threshold.fill_(-1e9)
     save_expert(one, header, weights)
@@ -208,6 +206,10 @@ def test_an_expert_of_no_general_text_hears_only_a_goal(aios, root, brain, tmp_p
     assert "No general text" in outcome.out
     metrics = Registry(root).get("laws").performance_metrics
     assert metrics["after"] == metrics["before"]
+    (file,) = (root / "artifacts/experts").rglob("*.safetensors")
+    gate = read_expert(file)[0].gate
+    assert float(gate.threshold) == 0  # shut without evidence, open with any prior
+    assert not gate.direction.any()
 
 
 def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expert, monkeypatch):
@@ -275,7 +277,8 @@ def test_an_expert_learns_in_the_base_alone_whatever_is_attached(aios, root, bra
 
 
 def test_a_gate_without_memory_judges_each_token_alone(aios, root, expert):
-    from chronomoe.experts.file import read_expert
+    from chronomoe.experts.file import read_expert, save_expert
+from chronomoe.experts.file import read_expert
 
     text = ("--dataset-file", root / "training_data/licences", "--gate-memory", 0)
     assert aios("experts", "train", "alone", "--brain", "straight", *text, *TRAIN, "--root", root).code == 0
