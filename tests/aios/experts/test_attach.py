@@ -8,6 +8,7 @@ import torch
 
 from aios.brains.bundle import exclusive, load_brain
 from aios.experts.registry import Registry
+from chronomoe.experts.file import read_expert, save_expert
 
 TRAIN = ("--steps", 4, "--batch-size", 2, "--max-seq-len", 32, "--eval-tokens", 300, "--calibration-windows", 12)
 
@@ -277,9 +278,6 @@ def test_an_expert_learns_in_the_base_alone_whatever_is_attached(aios, root, bra
 
 
 def test_a_gate_without_memory_judges_each_token_alone(aios, root, expert):
-    from chronomoe.experts.file import read_expert, save_expert
-from chronomoe.experts.file import read_expert
-
     text = ("--dataset-file", root / "training_data/licences", "--gate-memory", 0)
     assert aios("experts", "train", "alone", "--brain", "straight", *text, *TRAIN, "--root", root).code == 0
     one, _ = read_expert(expert.parents[1] / "alone/expert.safetensors")
