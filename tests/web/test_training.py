@@ -9,6 +9,7 @@ import time
 from playwright.sync_api import expect
 
 from aios.experts.registry import Registry
+from aios.manager import charts
 from aios.manager.jobs import Jobs
 from tests.web.conftest import Served
 from tests.web.steps import button, choose
@@ -126,8 +127,8 @@ def test_compare_two_runs(page, root):
     page.goto("/training")
     choose(page, "Run", "brains/mixtral/small")
     expect(page.get_by_text("step 40")).to_be_visible()
-    expect(page.get_by_role("heading", name="Held out, bits per byte")).to_be_visible()
-    expect(page.get_by_role("heading", name="Load (1 is a fair share)")).to_be_visible()
+    for name in (*charts.LINES.values(), *charts.HEAT.values()):
+        expect(page.get_by_role("heading", name=name)).to_be_visible()
     choose(page, "Compare with", "experts/laws")
     expect(page).to_have_url(re.compile("other=artifacts%2Fexperts%2Flaws%2Fmetrics.jsonl"))
     expect(page.locator("canvas").first).to_be_visible()

@@ -9,6 +9,7 @@ LINES = {
     "bits": "Held out, bits per byte",
     "control": "kappa, R and gate",
     "lb_loss": "Balance loss (1 is balanced)",
+    "landscape": "Valleys, ridges and dead experts",
     "lr": "Learning rate",
     "tokens_per_second": "Tokens per second",
 }
@@ -53,6 +54,8 @@ def _series(chart: str, log: RunLog) -> Series:
         return [(domain, log.bits(domain)) for domain in log.domains()]
     if chart == "control":
         return [(name, log.line(name)) for name in ("kappa", "R", "gate")]
+    if chart == "landscape":
+        return [(name.replace("_", " "), log.line(name)) for name in ("valleys", "ridges", "dead_experts")]
     if chart == "loss":
         return [("training", log.line("lm_loss") or log.line("loss"))]
     return [(chart.replace("_", " "), log.line(chart))]

@@ -170,7 +170,8 @@ def _summary(path: str, file: Path, state: os.stat_result) -> RunSummary:
 
 
 def _numbers(record: Record) -> Record:
-    return {name: value for name, value in record.items() if type(value) in (int, float)}
+    counts = {name: len(record[name]) for name in ("valleys", "ridges") if isinstance(record.get(name), list)}
+    return counts | {name: value for name, value in record.items() if type(value) in (int, float)}
 
 
 def _heat(record: Record) -> Record:
