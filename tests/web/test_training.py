@@ -134,17 +134,17 @@ def test_train_a_brain_with_its_plan_first_then_stop_and_resume_it(page, root, s
 def test_train_a_hierarchical_brain(page, root):
     page.goto("/training/new")
     button(page, "HRM ACTv1").click()
+    page.get_by_label("Text, a path in this workspace").fill("../texts")
     page.get_by_label("Name of the brain").fill("deep")
     button(page, "Show the plan").click()
-    expect(page.locator("section .wrong")).to_contain_text("is not in this workspace")
+    wrong = page.locator("section .wrong")
+    expect(wrong).to_contain_text("is not in this workspace")
     page.get_by_label("Text, a path in this workspace").fill("training_data/oratory")
     form(page, steps="4", batch_size="2", max_seq_len="32")
     choose(page, "Size", "tiny")
     form(page, hidden_size="30")
     button(page, "Show the plan").click()
-    expect(page.locator("section .wrong")).to_contain_text(
-        "hidden_size is 30, not a multiple of 4 attention heads", timeout=60_000
-    )
+    expect(wrong).to_contain_text("hidden_size is 30, not a multiple of 4 attention heads", timeout=60_000)
     form(page, hidden_size="32")
     button(page, "Show the plan").click()
     expect(page.get_by_role("region", name="Plan")).to_contain_text("1 high and 1 low blocks", timeout=60_000)
@@ -159,10 +159,10 @@ def test_a_run_of_another_terminal_is_stopped_by_its_stop_file(page, root):
     metrics = brain / "metrics.jsonl"
     lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["event"] != "final"]
     page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
-    expect(page.get_by_text("step 40")).to_be_visible()
+    expect(page.locator(".soft", has_text="step 40")).to_be_visible()
     expect(button(page, "Resume this run")).to_be_hidden()  # it is finished
     metrics.write_text("\n".join(lines) + "\n")
-    expect(page.get_by_text("running")).to_be_visible()
+    expect(page.locator(".soft", has_text="running")).to_be_visible()
     expect(button(page, "Stop this run")).to_be_hidden()  # not within reach
     run = json.loads((brain / "run.json").read_text())
     run["training"]["stop_file"] = str(root / "STOP")
@@ -195,7 +195,7 @@ def test_goals_of_a_brains_own_experts(page, root):
 def test_compare_two_runs(page, root):
     page.goto("/training")
     choose(page, "Run", "brains/mixtral/small")
-    expect(page.get_by_text("step 40")).to_be_visible()
+    expect(page.locator(".soft", has_text="step 40")).to_be_visible()
     for name in (*charts.LINES.values(), *charts.HEAT.values()):
         expect(page.get_by_role("heading", name=name)).to_be_visible()
     choose(page, "Compare with", "experts/laws")

@@ -31,7 +31,7 @@ class Form:
     """Flags of the shape, by the name of a size; the first has all of them as the command does."""
 
 
-_GOALS: dict[str, float | None] = {"goal-likeness": 0.5}
+_LIKENESS = "goal-likeness"
 """Only with goals: a new brain has no experts yet that one could be linked to."""
 _EXPERTS = ("num-experts", "num-experts-per-tok")
 _WIDTHS = ("hidden-dim", "num-layers", *_EXPERTS)
@@ -49,8 +49,15 @@ FORMS = {
         "name",
         "data",
         "Prepared data, a path in this workspace (training_data/prepared when empty)",
-        {"max-steps": 1000, "batch-size": 8, "seq-len": 128, "learning-rate": 4e-3, "log-every-n-steps": 20, "seed": 0}
-        | _GOALS,
+        {
+            "max-steps": 1000,
+            "batch-size": 8,
+            "seq-len": 128,
+            "learning-rate": 4e-3,
+            "log-every-n-steps": 20,
+            "seed": 0,
+            _LIKENESS: 0.5,
+        },
         _sizes(_WIDTHS, tiny=(64, 2, 4, 2), small=(128, 4, 8, 2), medium=(256, 6, 8, 2)),
     ),
     "actv1": Form(
@@ -59,7 +66,7 @@ FORMS = {
         "brain-name",
         "dataset-file",
         "Text, a path in this workspace",
-        {"steps": 200, "batch-size": 8, "max-seq-len": 128, "lr": 1e-3, "log-every": None, "seed": 0} | _GOALS,
+        {"steps": 200, "batch-size": 8, "max-seq-len": 128, "lr": 1e-3, "log-every": None, "seed": 0, _LIKENESS: 0.5},
         _sizes(_HEIGHTS, tiny=(64, 4, 1, 1, 4, 2), small=(128, 4, 2, 2, 8, 2), medium=(256, 8, 2, 2, 8, 2)),
     ),
 }
@@ -90,7 +97,7 @@ def run_words(site: Site, family: str, name: str, text: str, numbers: dict[str, 
     form = FORMS[family]
     words = [*form.words, f"--{form.name}={plain_name(name)}"]
     words += [f"--{form.text}={inside(site, text)}"] if text.strip() or family == "actv1" else []
-    given = {flag: value for flag, value in numbers.items() if value is not None and (goals or flag not in _GOALS)}
+    given = {flag: value for flag, value in numbers.items() if value is not None and (goals or flag != _LIKENESS)}
     words += [f"--{flag}={float(value):.12g}" for flag, value in given.items()]
     return [*words, *(f"--goal={int(goal)}" for goal in goals), *site.here]
 
