@@ -175,7 +175,7 @@ def test_a_run_of_another_terminal_is_stopped_by_its_stop_file(page, root):
 
 def test_goals_of_a_brains_own_experts(page, root):
     page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
-    place = page.get_by_label("Layer and expert")
+    place = page.get_by_label("Layer and expert, as 2.5 or *.5")
     for slot, said in (("x", "'mixtral/small:x' is no slot"), ("7.1", "has no layer 7"), ("0.9", "has no expert 9")):
         place.fill(slot)
         choose(page, "Goal", "Know licences")

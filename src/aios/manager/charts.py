@@ -44,7 +44,12 @@ def lines(chart: str, runs: list[tuple[str, RunLog]]) -> dict[str, Any] | None:
         # As text: a name is never read as HTML.
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}},
-        "yAxis": {"type": "value", "scale": True, "axisLabel": {"hideOverlap": True}},
+        "yAxis": {
+            "type": "value",
+            "scale": True,
+            "axisLabel": {"hideOverlap": True},
+            "minInterval": int(chart == "landscape"),
+        },
         "series": series,
     }
 

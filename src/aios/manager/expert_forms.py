@@ -196,7 +196,7 @@ def slots_of(page: Page, brain: str) -> None:
     with ui.element("section").classes("panel"):
         heading("Goals of its own experts", 2)
         _links(page, links, "No goal is linked to one of them.")
-        place = ui.input("Layer and expert", placeholder="2.5, or *.5 in all layers").props("maxlength=20")
+        place = ui.input("Layer and expert, as 2.5 or *.5").props("maxlength=20 dense outlined")
         _link(page, known, lambda: f"{brain}:{place.value.strip()}")
 
 

@@ -48,7 +48,7 @@ FORMS = {
         ("train",),
         "name",
         "data",
-        "Prepared data, a path in this workspace (training_data/prepared when empty)",
+        "Prepared data (may be empty)",
         {
             "max-steps": 1000,
             "batch-size": 8,
@@ -81,6 +81,7 @@ def add_to(site: Site) -> None:
             heading("Train a brain")
             with ui.element("section").classes("panel"):
                 family = ui.toggle({name: form.title for name, form in FORMS.items()}, value="mixtral")
+                family.style("align-self: start")
                 place = ui.element("div").classes("stack")
 
                 def show() -> None:
