@@ -16,6 +16,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+# Threads of a job that wait for each other while browser and page hold the cores take five times as long as one alone.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 

@@ -9,18 +9,23 @@ import time
 from playwright.sync_api import expect
 
 from aios.experts.registry import Registry
+from aios.goals.links import Goals
+from aios.manager import charts
 from aios.manager.jobs import Jobs
 from tests.web.conftest import Served
-from tests.web.steps import button, choose
+from tests.web.steps import button, choose, told
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 90
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def wait_for(jobs, job_id, *states):
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if jobs.get(job_id).state in states:
-            return jobs.get(job_id)
-        time.sleep(0.1)
-    raise AssertionError(jobs.log(job_id))
+    wait_until(lambda: jobs.get(job_id).state in states)
+    return jobs.get(job_id)
 
 
 def test_train_an_expert_with_progress_and_log(page, root):
@@ -47,43 +52,61 @@ def test_train_an_expert_with_progress_and_log(page, root):
     expect(page.get_by_role("link", name="Train verse")).to_be_visible()
 
 
-def test_a_run_outlives_the_manager_and_is_stopped_safely(page, root, served):
-    jobs = Jobs(root)
-    brain = root / "artifacts/brains/mixtral/long"
-    words = [
-        "train",
-        "--name",
-        "long",
-        "--hidden-dim",
-        "32",
-        "--num-layers",
-        "1",
-        "--seq-len",
-        "32",
-        "--batch-size",
-        "2",
-    ]
-    words += ["--max-steps", "100000", "--log-every-n-steps", "5", "--eval-every-n-steps", "1000", "--root", str(root)]
-    metrics = "artifacts/brains/mixtral/long/metrics.jsonl"
-    job = jobs.start("Train long", words, kind="brain", metrics=metrics)
-    deadline = time.monotonic() + 90
-    while not list(brain.glob("metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+def form(page, **values):
+    for label, value in values.items():
+        page.get_by_label(label.replace("_", " "), exact=True).fill(value)
 
-    page.goto(f"/training?run={metrics}")
+
+def test_train_a_brain_with_its_plan_first_then_stop_and_resume_it(page, root, served):
+    jobs, brain = Jobs(root), root / "artifacts/brains/mixtral/long"
+    page.goto("/training")
+    button(page, "New run").click()
+    page.get_by_label("Name of the brain").fill("small")
+    expect(button(page, "Start training")).to_be_hidden()
+    form(page, max_steps="100000", batch_size="2", seq_len="32", log_every_n_steps="5")
+    choose(page, "Size", "tiny")
+    form(page, hidden_dim="32", num_layers="1")
+    choose(page, "Goals (may be empty)", "Know licences")
+    page.keyboard.press("Escape")
+    button(page, "Show the plan").click()
+    wrong = page.locator("section .wrong")
+    expect(wrong).to_contain_text(f"the brain {brain.with_name('small')} exists already", timeout=60_000)
+    page.get_by_label("Name of the brain").fill("../long")
+    button(page, "Show the plan").click()
+    expect(wrong).to_contain_text("'../long' is not a name")
+    page.get_by_label("Name of the brain").fill("long")
+    button(page, "Show the plan").click()
+    plan = page.get_by_role("region", name="Plan")
+    expect(plan).to_contain_text("1 layers x 4 experts, top-2, width 32", timeout=60_000)
+    for word in ("parameters", "memory", "100,000 steps x 64 tokens", "time"):
+        expect(plan).to_contain_text(word)
+    assert not brain.exists()
+    command = page.locator("section .command")
+    expect(command).to_contain_text("aios train --name=long --max-steps=100000 --batch-size=2 --seq-len=32")
+    expect(command).to_contain_text(f"--goal=1 --root={root}")
+    form(page, seed="1")
+    expect(plan).to_be_hidden()  # it was of other settings
+    expect(button(page, "Start training")).to_be_hidden()
+    button(page, "Show the plan").click()
+    button(page, "Start training").click(timeout=60_000)
+    expect(page).to_have_url(re.compile("/jobs/[0-9-]+-brain-0$"))
+    expect(page.locator(".log")).to_contain_text("Step 10", timeout=60_000)
+    page.get_by_role("link", name="Its curves").click()
     state = page.locator(".soft", has_text="running")
     expect(state).to_be_visible()
     expect(page.locator("canvas").first).to_be_visible()
     before = state.text_content()
     expect(state).not_to_have_text(before)  # it follows
+    (job,) = jobs.all()
 
+    page.goto("about:blank")  # or it would complain of the manager that is gone
     served.stop(signal.SIGKILL)
-    page.goto("about:blank")
-    time.sleep(1)
+    step = len((brain / "metrics.jsonl").read_text())
+    wait_until(lambda: len((brain / "metrics.jsonl").read_text()) > step)
     assert jobs.get(job.id).state == "running"
     again = Served(root)
     try:
-        page.goto(f"{again.address}/training?run={metrics}")
+        page.goto(f"{again.address}/training?run=artifacts/brains/mixtral/long/metrics.jsonl")
         button(page, "Stop this run").click()
         page.locator(".dialog").get_by_role("button", name="Stop").click()
         expect(page.locator(".told")).to_contain_text("Asked it to save and stop.")
@@ -91,43 +114,90 @@ def test_a_run_outlives_the_manager_and_is_stopped_safely(page, root, served):
         assert "saved. Continue with" in jobs.log(job.id)
         last = sorted((brain / "checkpoints").glob("step_*"))[-1]
         assert json.loads((last / "trainer.json").read_text())
-        jobs._children[0].wait(60)
+        saved = int(last.name.removeprefix("step_"))
+
+        expect(page.locator(".soft", has_text="stopped")).to_be_visible()
+        button(page, "Resume this run").click()
+        expect(page.locator(".panel .command")).to_contain_text(f"aios train --name=long --resume --root={root}")
+        done = page.get_by_text(re.compile("step [0-9,]+ of 100,000"))
+        expect(done).to_be_visible(timeout=60_000)
+        assert int(re.search("step ([0-9,]+)", done.text_content())[1].replace(",", "")) > saved
+        button(page, "Stop").click()  # from its own page
+        page.locator(".dialog").get_by_role("button", name="Stop").click()
+        expect(page.locator(".mark")).to_have_text("stopped", timeout=60_000)
+        expect(page.locator(".log")).to_contain_text("--resume")
         page.goto("about:blank")
     finally:
         again.stop()
 
 
-def test_stop_a_job_from_its_page(page, root):
-    words = [
-        "train",
-        "--name",
-        "long",
-        "--hidden-dim",
-        "32",
-        "--num-layers",
-        "1",
-        "--seq-len",
-        "32",
-        "--batch-size",
-        "2",
-    ]
-    jobs = Jobs(root)
-    job = jobs.start("Train long", [*words, "--max-steps", "100000", "--root", str(root)], kind="brain")
-    page.goto(f"/jobs/{job.id}")
-    expect(page.locator(".log")).to_contain_text("Step", timeout=60_000)
-    button(page, "Stop").click()
+def test_train_a_hierarchical_brain(page, root):
+    page.goto("/training/new")
+    button(page, "HRM ACTv1").click()
+    page.get_by_label("Text, a path in this workspace").fill("../texts")
+    page.get_by_label("Name of the brain").fill("deep")
+    button(page, "Show the plan").click()
+    wrong = page.locator("section .wrong")
+    expect(wrong).to_contain_text("is not in this workspace")
+    page.get_by_label("Text, a path in this workspace").fill("training_data/oratory")
+    form(page, steps="4", batch_size="2", max_seq_len="32")
+    choose(page, "Size", "tiny")
+    form(page, hidden_size="30")
+    button(page, "Show the plan").click()
+    expect(wrong).to_contain_text("hidden_size is 30, not a multiple of 4 attention heads", timeout=60_000)
+    form(page, hidden_size="32")
+    button(page, "Show the plan").click()
+    expect(page.get_by_role("region", name="Plan")).to_contain_text("1 high and 1 low blocks", timeout=60_000)
+    button(page, "Start training").click()
+    expect(page.locator(".mark")).to_have_text("done", timeout=90_000)
+    expect(page.get_by_text("step 4 of 4")).to_be_visible()
+    assert (root / "artifacts/brains/actv1/deep/model.safetensors").is_file()
+
+
+def test_a_run_of_another_terminal_is_stopped_by_its_stop_file(page, root):
+    brain = root / "artifacts/brains/mixtral/small"
+    metrics = brain / "metrics.jsonl"
+    lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["event"] != "final"]
+    page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
+    expect(page.locator(".soft", has_text="step 40")).to_be_visible()
+    expect(button(page, "Resume this run")).to_be_hidden()  # it is finished
+    metrics.write_text("\n".join(lines) + "\n")
+    expect(page.locator(".soft", has_text="running")).to_be_visible()
+    expect(button(page, "Stop this run")).to_be_hidden()  # not within reach
+    run = json.loads((brain / "run.json").read_text())
+    run["training"]["stop_file"] = str(root / "STOP")
+    (brain / "run.json").write_text(json.dumps(run))
+    button(page, "Stop this run").click()
     page.locator(".dialog").get_by_role("button", name="Stop").click()
-    expect(page.locator(".mark")).to_have_text("stopped", timeout=60_000)
-    expect(page.locator(".log")).to_contain_text("--resume")
-    jobs._children[0].wait(60)
+    expect(page.locator(".told")).to_contain_text("Asked it to save and stop.")
+    assert (root / "STOP").read_bytes() == b""
+
+
+def test_goals_of_a_brains_own_experts(page, root):
+    page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
+    place = page.get_by_label("Layer and expert, as 2.5 or *.5")
+    for slot, said in (("x", "'mixtral/small:x' is no slot"), ("7.1", "has no layer 7"), ("0.9", "has no expert 9")):
+        place.fill(slot)
+        choose(page, "Goal", "Know licences")
+        button(page, "Link").click()
+        told(page, said)
+        expect(page.locator(".told .wrong")).to_be_visible()
+    place.fill("*.2")
+    choose(page, "Goal", "Know licences")
+    button(page, "Link").click()
+    told(page, "Goal 1 is linked to mixtral/small:*.2.", "aios goals link-expert 1 'mixtral/small:*.2'")
+    assert "mixtral/small:*.2" in Goals(root).get(1).experts
+    button(page, "Unlink goal 1 from mixtral/small:*.2").click()
+    told(page, "Goal 1 is not linked to mixtral/small:*.2.", "aios goals unlink-expert 1 'mixtral/small:*.2'")
+    assert "mixtral/small:*.2" not in Goals(root).get(1).experts
 
 
 def test_compare_two_runs(page, root):
     page.goto("/training")
     choose(page, "Run", "brains/mixtral/small")
-    expect(page.get_by_text("step 40")).to_be_visible()
-    expect(page.get_by_role("heading", name="Held out, bits per byte")).to_be_visible()
-    expect(page.get_by_role("heading", name="Load (1 is a fair share)")).to_be_visible()
+    expect(page.locator(".soft", has_text="step 40")).to_be_visible()
+    for name in (*charts.LINES.values(), *charts.HEAT.values()):
+        expect(page.get_by_role("heading", name=name)).to_be_visible()
     choose(page, "Compare with", "experts/laws")
     expect(page).to_have_url(re.compile("other=artifacts%2Fexperts%2Flaws%2Fmetrics.jsonl"))
     expect(page.locator("canvas").first).to_be_visible()

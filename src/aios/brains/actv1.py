@@ -195,6 +195,8 @@ def _train(flags: ACTv1Flags, shape: HRMShape, goals: TrainingGoals, bundle: Pat
     else:
         hrm_config(shape, 1, max(1, flags.max_seq_len))  # a shape that cannot be is refused before anything is touched
     run = dataclasses.replace(to_run(flags, shape, bundle, use_moe), goals=goals)
+    if flags.dry_run and flags.brain_name is not None:
+        check_place(flags.bundle, run)  # a plan has a place of its own
     lr, _ = adjusted_rates(flags.lr, use_moe, flags.auto_adjust_lr)
     if lr < flags.lr and (not flags.resume or "lr" in flags.given_names):
         show(

@@ -1,4 +1,4 @@
-"""The brains of a workspace: list, show, rename, delete, export."""
+"""The brains of a workspace: list, show, rename, delete, export. Imports nothing heavy."""
 
 import json
 import shutil
@@ -9,7 +9,6 @@ from aios.brains.bundle import checkpoint_folder, exclusive, find_brain, load_br
 from aios.brains.settings import SHAPES
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.training.checkpoint import list_checkpoints, read_trainer_state
 
 
 def list_brains(root: Path) -> list[dict[str, Any]]:
@@ -26,6 +25,8 @@ def list_brains(root: Path) -> list[dict[str, Any]]:
 
 def describe(bundle: Path) -> dict[str, Any]:
     """What is known of a brain: its family, training, evaluation and size; :class:`CheckpointError` if it is none."""
+    from chronomoe.training.checkpoint import list_checkpoints, read_trainer_state
+
     run = read_run(bundle)
     checkpoints = list_checkpoints(checkpoint_folder(bundle))
     # Not from the metrics: several brains may write into one log.

@@ -69,11 +69,14 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     sequences = _sequences(run, store)
     model = build_model(base, run, store)
     if run.settings.dry_run:
+        check_place(bundle, run)
         for line in describe_plan(model, run, store):
             show(line)
         return {}
     with exclusive(bundle):
         check_place(bundle, run)
+        if not run.settings.resume:
+            (bundle / METRICS).unlink(missing_ok=True)  # of a run that ended before it saved anything
         if run.settings.default_goal and not run.settings.resume:
             Goals(run.settings.root).add(run.settings.default_goal, source="training")
         trainer, tokenizer = _make_trainer(model, run, store, sequences, bundle, base, show)
@@ -154,8 +157,6 @@ def check_place(bundle: Path, run: Run) -> None:
             raise CheckpointError(f"{bundle} has no checkpoint to continue from; {instead}.")
     elif any(map(list_checkpoints, places)) or any(bundle.glob("model*.safetensors")):
         raise ConfigError(f"the brain {bundle} exists already; add --resume to continue it or choose another name.")
-    else:
-        (bundle / METRICS).unlink(missing_ok=True)  # of a run that ended before it saved anything
 
 
 def _make_trainer(

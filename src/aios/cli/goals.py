@@ -19,12 +19,13 @@ from chronomoe.errors import CheckpointError
 
 Number = Annotated[int, Parameter(help="Number of the goal.")]
 Expert = Annotated[str, Parameter(help="Id or uid of an expert, or BRAIN:LAYER.EXPERT.")]
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Json = Annotated[bool, Parameter(help="Print JSON, for programs.")]
 Root = Annotated[Path, Parameter(help="Workspace folder.")]
 
 
 def add_command(
-    text: str,
+    text: Text,
     /,
     *,
     expert_id: str | None = None,
@@ -122,7 +123,7 @@ def remove_command(goal_id: Number, /, *, json: Json = False, root: Root = Path(
         _tell(json, f"Removed goal {goal_id}.", {"success": True, "removed": True, "id": goal_id, "text": goal.text})
 
 
-def remove_like_command(text: str, /, *, json: Json = False, root: Root = Path()) -> None:
+def remove_like_command(text: Text, /, *, json: Json = False, root: Root = Path()) -> None:
     """Delete all goals that hold a text, active or not, for good.
 
     Parameters

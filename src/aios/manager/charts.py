@@ -9,6 +9,7 @@ LINES = {
     "bits": "Held out, bits per byte",
     "control": "kappa, R and gate",
     "lb_loss": "Balance loss (1 is balanced)",
+    "landscape": "Valleys, ridges and dead experts",
     "lr": "Learning rate",
     "tokens_per_second": "Tokens per second",
 }
@@ -43,7 +44,12 @@ def lines(chart: str, runs: list[tuple[str, RunLog]]) -> dict[str, Any] | None:
         # As text: a name is never read as HTML.
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}},
-        "yAxis": {"type": "value", "scale": True, "axisLabel": {"hideOverlap": True}},
+        "yAxis": {
+            "type": "value",
+            "scale": True,
+            "axisLabel": {"hideOverlap": True},
+            "minInterval": int(chart == "landscape"),
+        },
         "series": series,
     }
 
@@ -53,6 +59,8 @@ def _series(chart: str, log: RunLog) -> Series:
         return [(domain, log.bits(domain)) for domain in log.domains()]
     if chart == "control":
         return [(name, log.line(name)) for name in ("kappa", "R", "gate")]
+    if chart == "landscape":
+        return [(name.replace("_", " "), log.line(name)) for name in ("valleys", "ridges", "dead_experts")]
     if chart == "loss":
         return [("training", log.line("lm_loss") or log.line("loss"))]
     return [(chart.replace("_", " "), log.line(chart))]

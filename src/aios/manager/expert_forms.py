@@ -8,7 +8,7 @@ from nicegui import ui
 from aios.brains.bundle import brain_names
 from aios.experts.registry import ExpertEntry, Registry
 from aios.goals.links import Goals
-from aios.goals.store import LONGEST
+from aios.goals.store import LONGEST, Goal
 from aios.manager import work
 from aios.manager.frame import Page, attempt, heading
 
@@ -31,7 +31,7 @@ async def create(page: Page) -> None:
             given = {"--name": name, "--description": description, "--category": category, "--goal": goal}
             found = ["experts", "create", expert_id.value.strip()]
             for flag, one in given.items():
-                found += [flag, one.value] if one.value else []
+                found += [f"{flag}={one.value}"] if one.value else []
             return (*found, *(["--parent", parent.value] if parent.value else []))
 
         _follow(page, command, words, [expert_id, name, description, category, goal, parent])
@@ -181,35 +181,58 @@ async def _delete(page: Page, one: ExpertEntry) -> None:
 
 def goals_of(page: Page, one: ExpertEntry) -> None:
     """The goals of an expert, and linking another."""
-    goals = Goals(page.site.root)
-    known = attempt(goals.all, active_only=False).value or []
+    known = attempt(Goals(page.site.root).all, active_only=False).value or []
     linked = [goal for goal in known if one.expert_uid in goal.experts]
-    free = {goal.id: f"{goal.id}: {goal.text[:80]}" for goal in known if one.expert_uid not in goal.experts}
     with ui.element("div").classes("panel"):
         heading("Goals", 2)
-        if not linked:
-            ui.label("No goal is linked to it.").classes("soft")
-        for goal in linked:
-            with ui.element("div").classes("spread"):
-                ui.label(f"{goal.id}: {goal.text}" + ("" if goal.active else " (inactive)")).classes("grow")
+        _links(page, [(goal, one.expert_id) for goal in linked], "No goal is linked to it.")
+        _link(page, [goal for goal in known if goal not in linked], lambda: one.expert_id)
 
-                async def unlink(number: int = goal.id) -> None:
-                    command = ("goals", "unlink-expert", str(number), one.expert_id)
-                    await page.do(f"Goal {number} is unlinked.", command, goals.unlink, number, one.expert_id)
 
-                ui.button("Unlink", on_click=unlink).props("flat dense")
-        with ui.element("div").classes("line"):
-            chosen = ui.select(free, label="Goal").props("dense outlined").classes("grow")
+def slots_of(page: Page, brain: str) -> None:
+    """The goals linked to a brain's own experts, and linking another to one of them."""
+    known = attempt(Goals(page.site.root).all, active_only=False).value or []
+    links = [(goal, slot) for goal in known for slot in goal.experts if slot.startswith(f"{brain}:")]
+    with ui.element("section").classes("panel"):
+        heading("Goals of its own experts", 2)
+        _links(page, links, "No goal is linked to one of them.")
+        place = ui.input("Layer and expert, as 2.5 or *.5").props("maxlength=20 dense outlined")
+        _link(page, known, lambda: f"{brain}:{place.value.strip()}")
 
-            async def link() -> None:
-                if chosen.value is None:
-                    page.told.say("Choose a goal first; the Goals page adds one.", wrong=True)
-                    return
-                command = ("goals", "link-expert", str(chosen.value), one.expert_id)
-                told = f"Goal {chosen.value} is linked to {one.expert_id}."
-                await page.do(told, command, goals.link, chosen.value, one.expert_id)
 
-            ui.button("Link", on_click=link).props("outline")
+def _links(page: Page, links: list[tuple[Goal, str]], none: str) -> None:
+    """Goals with whom they are linked to, and taking the link away."""
+    if not links:
+        ui.label(none).classes("soft")
+    for goal, expert in links:
+        with ui.element("div").classes("spread"):
+            where = f" ({expert})" * (":" in expert) + " (inactive)" * (not goal.active)
+            ui.label(f"{goal.id}: {goal.text}{where}").classes("grow")
+
+            async def unlink(number: int = goal.id, expert: str = expert) -> None:
+                command = ("goals", "unlink-expert", str(number), expert)
+                told = f"Goal {number} is not linked to {expert}."
+                await page.do(told, command, Goals(page.site.root).unlink, number, expert)
+
+            button = ui.button("Unlink", on_click=unlink).props("flat dense")
+            button.props["aria-label"] = f"Unlink goal {goal.id} from {expert}"
+
+
+def _link(page: Page, goals: list[Goal], expert: Callable[[], str]) -> None:
+    """Choosing a goal and linking it."""
+    with ui.element("div").classes("line"):
+        choices = {goal.id: f"{goal.id}: {goal.text[:80]}" for goal in goals}
+        chosen = ui.select(choices, label="Goal").props("dense outlined").classes("grow")
+
+        async def link() -> None:
+            if chosen.value is None:
+                page.told.say("Choose a goal first; the Goals page adds one.", wrong=True)
+                return
+            command = ("goals", "link-expert", str(chosen.value), expert())
+            told = f"Goal {chosen.value} is linked to {expert()}."
+            await page.do(told, command, Goals(page.site.root).link, chosen.value, expert())
+
+        ui.button("Link", on_click=link).props("outline")
 
 
 def brains_of(page: Page, one: ExpertEntry) -> None:

@@ -25,6 +25,7 @@ _COLUMNS = [
 _LINK = (
     """<q-td :props="props"><a :href="'/experts/' + encodeURIComponent(props.row.id)">{{ props.row.id }}</a></q-td>"""
 )
+_HEADER = """<q-th :props="props" tabindex="0" @keydown.enter="props.sort(props.col)">{{ props.col.label }}</q-th>"""
 EVERY = 1.0
 """Seconds between two looks at a file."""
 
@@ -151,6 +152,7 @@ class _Experts:
                 rows = [self._row(one) for one in found]
                 table = ui.table(columns=columns, rows=rows, row_key="id", pagination={"rowsPerPage": 25})
                 table.props("flat dense").add_slot("body-cell-id", _LINK)
+                table.add_slot("header-cell", _HEADER)
                 if len(rows) <= 25:
                     table.props("hide-bottom")
 

@@ -30,6 +30,11 @@ class Site:
         object.__setattr__(self, "jobs", Jobs(self.root))
         object.__setattr__(self, "runs", Runs(self.root))
 
+    @property
+    def here(self) -> list[str]:
+        """Words that tell a command which workspace is meant."""
+        return [] if self.root == Path() else [f"--root={self.root}"]
+
     def command(self, *words: str) -> str:
         """The ``aios`` command that does the same."""
         return Workspace(self.root).command(*words)
@@ -84,7 +89,7 @@ class Page:
 
     def __init__(self, site: Site, told: Told) -> None:
         self.site, self.told = site, told
-        self.refresh: Callable[[], None] = lambda: None
+        self.refresh: Callable[[], Any] = lambda: None
         """Shows what there is now; each page sets its own."""
         # Not where the button is: that part may be drawn anew while a question is open.
         self._place = ui.element("div")

@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.brains.bundle import brain_names
+from aios.brains.bundle import METRICS, brain_names, read_run
 from aios.experts.settings import ExpertTraining
 from aios.manager.frame import Page, Site, aside, attempt, empty, facts, framed, heading
 from aios.manager.jobs import Job
@@ -136,6 +136,9 @@ def _steps(site: Site, job: Job) -> tuple[int, int]:
     words = [word.partition("=") for word in job.words]
     total = next((int(value) for name, _, value in words if name in ("--steps", "--max-steps") and value.isdigit()), 0)
     file = site.root / job.metrics
+    if not total:  # a resumed run has its own settings
+        saved = attempt(read_run, file.parent).value or {"training": {}}
+        total = saved["training"].get("max_steps") or 0
     if not job.metrics or not file.is_file() or file.stat().st_mtime < job.created:
         return 0, total
     return next((one.step for one in site.runs.all() if one.path == job.metrics), 0), total
@@ -165,9 +168,19 @@ def expert_words(site: Site, expert_id: str, brain: str, text: str, goal: str, n
     ExpertTraining(brain=brain, dataset_file=place, default_goal=goal or None, **given)  # type: ignore[arg-type]
     words = ["experts", "train", expert_id, f"--brain={brain}", f"--dataset-file={place}"]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    return (
-        words + ([f"--default-goal={goal}"] if goal else []) + ([] if site.root == Path() else [f"--root={site.root}"])
-    )
+    return words + ([f"--default-goal={goal}"] if goal else []) + site.here
+
+
+async def begin(page: Page, title: str, words: list[str], *, kind: str, metrics: str) -> str:
+    """Start a job on a run and show it; returns the sentence why not."""
+    jobs = page.site.jobs
+    busy = await aside(jobs.of_run, metrics)
+    if busy.value is not None:
+        return f"job {busy.value.id} is at work on it already."
+    begun = await aside(jobs.start, title, words, kind=kind, metrics=metrics)
+    if begun.value is not None:
+        page.go(f"/jobs/{begun.value.id}")
+    return begun.error
 
 
 def _train_form(page: Page, expert: str) -> None:
@@ -205,15 +218,8 @@ def _train_form(page: Page, expert: str) -> None:
             if outcome.value is None:
                 return
             name = expert_id.value.strip()
-            metrics = f"artifacts/experts/{name}/metrics.jsonl"
-            busy = site.jobs.of_run(metrics)
-            if busy is not None:
-                wrong.set_text(f"job {busy.id} is training {name} already.")
-                return
-            begun = await aside(site.jobs.start, f"Train {name}", outcome.value, kind="expert", metrics=metrics)
-            wrong.set_text(begun.error)
-            if begun.value is not None:
-                page.go(f"/jobs/{begun.value.id}")
+            metrics = f"artifacts/experts/{name}/{METRICS}"
+            wrong.set_text(await begin(page, f"Train {name}", outcome.value, kind="expert", metrics=metrics))
 
         for field in (expert_id, brain, text, goal, *numbers.values()):
             field.on_value_change(preview)

@@ -37,11 +37,6 @@ class RunSummary:
     changed: float
     size: int
 
-    @property
-    def live(self) -> bool:
-        """Was it written to just now?"""
-        return time.time() - self.changed < LIVE
-
 
 class RunLog:
     """The metrics of one run, followed."""
@@ -57,6 +52,8 @@ class RunLog:
         self.heat = History("train", COLUMNS, _heat)
         self.evaluations = History("eval", POINTS, _numbers)
         self.last: Record = {}
+        self.final: Record | None = None
+        """How it ended, unless it goes on."""
         self.changed = 0.0
 
     def poll(self) -> bool:
@@ -83,10 +80,19 @@ class RunLog:
     def _take(self, block: bytes) -> None:
         for line in block.decode("utf-8", errors="replace").splitlines():
             record = read_record(line)
+            if record is None:
+                continue
             for history in (self.train, self.heat, self.evaluations):
                 history.take(record)
-            if record is not None and record.get("event") == "train":
+            if record.get("event") == "train":
                 self.last = _numbers(record)
+            if record.get("event") in ("train", "resumed", "final"):
+                self.final = record if record["event"] == "final" else None
+
+    @property
+    def live(self) -> bool:
+        """Was it written to just now, and not for the last time?"""
+        return self.final is None and time.time() - self.changed < LIVE
 
     def line(self, name: str) -> list[list[float]]:
         """Steps and values of one number of the training records."""
@@ -170,7 +176,8 @@ def _summary(path: str, file: Path, state: os.stat_result) -> RunSummary:
 
 
 def _numbers(record: Record) -> Record:
-    return {name: value for name, value in record.items() if type(value) in (int, float)}
+    counts = {name: len(record[name]) for name in ("valleys", "ridges") if isinstance(record.get(name), list)}
+    return counts | {name: value for name, value in record.items() if type(value) in (int, float)}
 
 
 def _heat(record: Record) -> Record:

@@ -5,7 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.manager import charts
+from aios.manager import charts, expert_forms, run_form
 from aios.manager.frame import Page, Site, aside, attempt, empty, framed, heading
 from aios.manager.runs import RunLog, RunSummary
 
@@ -26,14 +26,16 @@ class _Training:
 
     def __init__(self, page: Page, run: str, other: str) -> None:
         self.page, self.site = page, page.site
-        heading("Training")
+        with ui.element("div").classes("spread"):
+            heading("Training")
+            ui.button("New run", on_click=lambda: ui.navigate.to("/training/new"))
         runs = attempt(self.site.runs.all).value or []
         if not runs:
             empty(
                 "No run yet. Start one, and its curves appear here while it trains.",
                 self.site.command("train", "--config", "run.toml"),
             )
-            ui.link("Or train an expert", "/jobs#train")
+            ui.link("Train an expert", "/jobs#train")
             return
         names = {one.path: self._name(one) for one in runs}
         for asked in (run, other):
@@ -51,12 +53,17 @@ class _Training:
         with ui.element("div").classes("spread"):
             self.words = ui.label().classes("soft")
             self.stop = ui.button("Stop this run", color="negative", on_click=self._stop).props("outline")
+            self.resume = ui.button("Resume this run", on_click=self._resume).props("outline")
         with ui.element("div").classes("two"):
             self.lines = {name: self._chart(name, label) for name, label in charts.LINES.items()}
         self.layers = ui.select([0], label="Layer", value=0, on_change=self._turn).props("dense outlined")
         self.layers.style("width: 120px")
         with ui.element("div").classes("two"):
             self.heat = {name: self._chart(name, label) for name, label in charts.HEAT.items()}
+        if brain := run_form.brain_of(self.run):
+            slots = ui.refreshable(expert_forms.slots_of)
+            slots(page, "/".join(brain))
+            page.refresh = slots.refresh
         self.drawn: Any = None
         ui.timer(0.05, self._look, once=True)
         ui.timer(EVERY, self._look)
@@ -75,23 +82,27 @@ class _Training:
         if outcome.value is None:
             self.words.set_text(outcome.error)
             return
-        logs, stoppable = outcome.value
-        live = time.time() - logs[0].changed < 120
+        logs, stoppable, resumable = outcome.value
         step = logs[0].last.get("step")
         told = [f"step {step:,}" if step is not None else "no training step recorded yet"]
         told += [f"loss {logs[0].last['loss']:.4f}"] if "loss" in logs[0].last else []
         told += [f"dead experts {logs[0].last['dead_experts']}"] if "dead_experts" in logs[0].last else []
-        self.words.set_text(", ".join(told) + (", running" if stoppable else ", written to just now" if live else ""))
+        told += ["running"] if stoppable or logs[0].live else ["stopped"] if resumable else []
+        self.words.set_text(", ".join(told))
         self.stop.set_visibility(stoppable)
+        self.resume.set_visibility(resumable)
         mark = [(log.offset, log.identity) for log in logs], self.layer
         if mark == self.drawn:
             return
         self.drawn = mark
         self._draw(logs)
 
-    def _read(self) -> tuple[list[RunLog], bool]:
+    def _read(self) -> tuple[list[RunLog], bool, bool]:
         logs = [self.site.runs.follow(path) for path in (self.run, self.other) if path]
-        return logs, self.site.jobs.of_run(self.run) is not None
+        job, brain, one = self.site.jobs.of_run(self.run), run_form.brain_of(self.run), logs[0]
+        stoppable = job is not None or (one.live and run_form.stop_file(self.site, self.run) is not None)
+        unfinished = job is None and not one.live and not (one.final or {}).get("trained")
+        return logs, stoppable, unfinished and brain is not None
 
     def _draw(self, logs: list[RunLog]) -> None:
         names = [
@@ -119,15 +130,12 @@ class _Training:
         if not await self.page.sure("Stop this run? It saves first; --resume goes on.", (), "Stop"):
             return
 
-        def stop() -> str:
-            job = self.site.jobs.of_run(self.run)
-            if job is None:
-                return "It has ended already."
-            self.site.jobs.cancel(job.id)
-            return "Asked it to save and stop."
-
-        outcome = await aside(stop)
+        outcome = await aside(run_form.stop, self.site, self.run)
         self.page.told.say(outcome.error or str(outcome.value), wrong=bool(outcome.error))
+
+    async def _resume(self) -> None:
+        if error := await run_form.resume(self.page, self.run):
+            self.page.told.say(error, wrong=True)
 
 
 def _put(chart: ui.echart, options: dict[str, Any]) -> None:

@@ -1,9 +1,23 @@
 """What pages have done in threads and other processes: plain functions of plain values."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from aios.cli import sentence
 from aios.experts.registry import ExpertEntry, Registry
+from chronomoe.errors import ConfigError
+
+
+def plan(words: list[str]) -> str:
+    """What a command that trains says with --dry-run; :class:`ConfigError` with its sentence when it refuses."""
+    done = subprocess.run(
+        [sys.executable, "-m", "aios", *words, "--dry-run"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:  # killed, it says nothing
+        raise ConfigError(done.stderr.rpartition("aios: ")[2].strip() or sentence(MemoryError()))
+    return done.stdout.strip()
 
 
 def change_expert(root: Path, verb: str, *words: str) -> ExpertEntry:

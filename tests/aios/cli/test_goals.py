@@ -220,3 +220,10 @@ def test_a_created_expert_brings_its_goals(aios, told, tmp_path):
     assert told("list")["items"][0]["expert_ids"] == ["c"]
     assert aios("experts", "delete", "c", "--yes", "--root", tmp_path).code == 0
     assert told("list")["items"][0]["expert_ids"] == []
+
+
+@pytest.mark.parametrize("text", ["-x", "- be brief", "--no lies", "-1"])
+def test_a_text_that_looks_like_an_option(goals, text):
+    assert goals("add", text, "--weight", 1).code == 0
+    assert json.loads(goals("list", "--json").out)["directives"] == [text]
+    assert json.loads(goals("remove-like", text, "--json").out)["removed_count"] == 1

@@ -53,6 +53,10 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(train, workspace):
     assert "60,128 in all, 38,624 active" in plan["parameters"]
     assert "24 steps x 64 tokens = 1,536 tokens" in plan["training"]
     assert sorted(workspace.rglob("*")) == before
+    (workspace / "artifacts/brains/mixtral/a").mkdir(parents=True)
+    (workspace / "artifacts/brains/mixtral/a/model.safetensors").touch()
+    outcome = train(workspace, "a", "--dry-run")
+    assert (outcome.code, "exists already" in outcome.err) == (2, True), "no plan for a name that is taken"
 
 
 def test_a_dry_run_of_what_does_not_fit_in_memory_answers(aios, made):

@@ -1,11 +1,12 @@
 """aios manager, and what the form for training makes of what is typed."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import CheckpointError, ConfigError
 
 
 def test_without_nicegui_it_says_what_to_install(aios, tmp_path, monkeypatch):
@@ -74,3 +75,78 @@ def test_what_the_form_refuses(site, expert, brain, text, steps):
         expert_words(site, expert, brain, text, "", {"steps": steps})
     with pytest.raises(ConfigError):
         expert_words(site, "laws", "mixtral/small", "way-out/passwd", "", {})
+
+
+def test_the_words_that_train_a_brain(site):
+    from aios.manager.run_form import run_words
+
+    root = site.root
+    numbers = {"max-steps": 10.0, "learning-rate": 4e-3, "seed": None, "goal-likeness": 0.5}
+    assert run_words(site, "mixtral", "x", " ", numbers, [3]) == [
+        *(
+            "train",
+            "--name=x",
+            "--max-steps=10",
+            "--learning-rate=0.004",
+            "--goal-likeness=0.5",
+            "--goal=3",
+            f"--root={root}",
+        )
+    ]
+    assert run_words(site, "actv1", "x", "texts", {"goal-likeness": 0.5}, []) == [
+        *("hrm-hf", "train-actv1", "--brain-name=x", f"--dataset-file={root / 'texts'}", f"--root={root}")
+    ]
+    for family, name, text in (
+        ("mixtral", "../x", ""),
+        ("mixtral", "x", "/etc"),
+        ("actv1", "x", ""),
+        ("actv1", "", "texts"),
+    ):
+        with pytest.raises(ConfigError):
+            run_words(site, family, name, text, {}, [])
+    with pytest.raises(ValueError, match="could not convert"):
+        run_words(site, "mixtral", "x", "", {"seed": "1 --yes"}, [])
+
+
+def test_every_flag_of_the_forms_is_one_of_the_command(aios):
+    pytest.importorskip("nicegui")
+    from aios.manager.run_form import FORMS
+
+    for form in FORMS.values():
+        told = aios(*form.words, "--help").out
+        for flag in (
+            form.name,
+            form.text,
+            "goal",
+            *form.numbers,
+            *(flag for size in form.sizes.values() for flag in size),
+        ):
+            assert f"--{flag} " in told, flag
+
+
+def test_the_stop_file_of_a_run(site, tmp_path):
+    from aios.brains.bundle import write_run
+    from aios.brains.settings import BrainTraining, Run
+    from aios.manager.run_form import brain_of, stop, stop_file
+
+    metrics = "artifacts/brains/mixtral/small/metrics.jsonl"
+    assert brain_of(metrics) == ("mixtral", "small")
+    assert brain_of("artifacts/experts/laws/metrics.jsonl") is None
+    for named, found in (
+        (str(tmp_path / "STOP"), tmp_path / "STOP"), ("STOP", None), ("/etc/stop", None), (None, None),
+        (str(tmp_path / "../STOP"), None),
+    ):  # fmt: skip
+        write_run(
+            tmp_path / "artifacts/brains/mixtral/small", Run(training=BrainTraining(stop_file=named)).to_json(), {}
+        )
+        assert stop_file(site, metrics) == found
+    with pytest.raises(CheckpointError, match="Ctrl-C there"):
+        stop(site, metrics)
+
+
+def test_the_page_loads_no_torch():
+    pytest.importorskip("nicegui")
+    code = (
+        "import sys, aios.manager.application, aios.brains.shelf; print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -15,6 +15,7 @@ from chronomoe.errors import ConfigError
 
 def step(number, **more):
     record = {"event": "train", "step": number, "loss": 9.0, "lm_loss": 7 - number / 1000, "lr": 1e-3, "kappa": 0.1}
+    record |= {"lb_loss": 1.5, "valleys": [0], "ridges": [], "dead_experts": number % 2}
     record |= {"R": 0.5, "gate": 1.0, "load": [[0.5, 0.5], [0.25, 0.75]], "T_bar": [[1.0, 1.1], [0.9, 1.0]]}
     return json.dumps(record | more) + "\n"
 
@@ -141,6 +142,9 @@ def test_charts_of_one_run_and_of_two(file):
     assert [line["name"] for line in one["series"]] == ["<b>python"]
     assert one["tooltip"]["renderMode"] == "richText"
     assert [line["name"] for line in charts.lines("control", [("a", log)])["series"]] == ["kappa", "R", "gate"]
+    assert charts.lines("lb_loss", [("a", log)])["series"][0]["data"] == [[1, 1.5], [2, 1.5]]
+    landscape = {line["name"]: line["data"] for line in charts.lines("landscape", [("a", log)])["series"]}
+    assert landscape == {"valleys": [[1, 1], [2, 1]], "ridges": [[1, 0], [2, 0]], "dead experts": [[1, 1], [2, 0]]}
     two = charts.lines("loss", [("a", log), ("b", log)])
     assert len({line["itemStyle"]["color"] for line in two["series"]}) == 2
     assert len({line["lineStyle"]["type"] for line in two["series"]}) == 2
