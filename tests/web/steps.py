@@ -20,7 +20,7 @@ def button(page: Page, name: str) -> Locator:
 def choose(page: Page, label: str, option: str) -> None:
     """Choose in a list."""
     page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option).click()
+    page.locator(".q-menu").get_by_role("option", name=option).click()
 
 
 def reach(page: Page, there: Callable[[], bool], most: int = 80) -> None:

@@ -104,14 +104,15 @@ def test_an_hrm_and_its_segments(page, root):
     assert run([
         "hrm-hf", "train-actv1", "--model", str(root / "artifacts/hf_implant/base_model"), "--dataset-file", str(text),
         "--brain-name", "thinker", "--hidden-size", "32", "--num-heads", "4", "--h-layers", "1", "--l-layers", "1",
-        "--max-seq-len", "16", "--batch-size", "2", "--no-gradient-checkpointing", "--eval-batches", "2", "--steps", "4",
-        "--use-moe", "--num-experts", "4", "--halt-max-steps", "2", "--root", str(root),
+        "--max-seq-len", "16", "--batch-size", "2", "--no-gradient-checkpointing", "--eval-batches", "2",
+        "--steps", "4", "--use-moe", "--num-experts", "4", "--halt-max-steps", "2", "--root", str(root),
     ]) == 0  # fmt: skip
     page.goto("/routing")
     choose(page, "Brain", "actv1/thinker")
     inspect(page, "The law of the land")
     expect(page.locator(".flow .token").nth(1)).to_have_attribute("aria-label", re.compile("segments [12]"))
     choose(page, "Layer", "1 (high)")
+    expect(page.locator(".q-menu")).to_have_count(0)
     choose(page, "Segment", "1")
     expect(page.locator(".flow .token").nth(1)).to_have_attribute("aria-label", re.compile(r"expert \d"))
 

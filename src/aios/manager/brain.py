@@ -63,7 +63,8 @@ class Brain:
             self.process.terminate()
 
     def _connected(self) -> Connection:
-        if self._link is None or self.process is None or not self.process.is_alive():
+        # Nothing is unread between two questions: what can be read then is the end of the process.
+        if self._link is None or self._link.poll():
             context = multiprocessing.get_context("spawn")
             self._link, theirs = context.Pipe()
             # A daemon: it ends with the manager. Killed without a word, the manager leaves it a broken pipe.

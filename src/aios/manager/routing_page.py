@@ -78,7 +78,9 @@ class _Routing:
         self.found, self.with_goals = outcome.value, flags.value.any
         cut = " The brain reads no more of it." if self.found["tokens"] >= self.found["room"] else ""
         self.words.set_text(f"{self.found['tokens']:,} tokens.{cut}")
-        self.page.told.say(" ".join(self.found["lines"]) if self.with_goals else "No goal is on.", command)
+        self.page.told.say(
+            "; ".join(map(str.strip, self.found["lines"])) if self.with_goals else "No goal is on.", command
+        )
         layers = dict(enumerate(self.found["layers"]))
         self.layer.set_options(layers, value=self.layer.value if self.layer.value in layers else 0)
         segments = {-1: "each token's last"} | {at: str(at + 1) for at in range(self.found["max_segments"])}
