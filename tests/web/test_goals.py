@@ -74,13 +74,13 @@ def test_sliders_measure_what_the_active_goals_do(page, root):
     first = words.text_content()
     slider = page.get_by_role("slider", name="Strength for the gates of attached experts")
     reach(page, lambda: slider.evaluate("(one) => one.contains(document.activeElement)"))
-    page.keyboard.press("End")
+    page.keyboard.press("PageUp")
     expect(page.get_by_text("attached experts: 5 nats")).to_be_visible()
     told(page, "Measured.", "--goal-strength 5 --goal-kl 0.01")
     expect(words).to_contain_text("expert laws: +2.50 nats")
     assert words.text_content() != first
     page.keyboard.press("Tab")
-    page.keyboard.press("End")
+    page.keyboard.press("PageUp")
     told(page, "Measured.", "--goal-strength 5 --goal-kl 0.1")
     told_by_command = io.StringIO()
     with contextlib.redirect_stdout(told_by_command):
