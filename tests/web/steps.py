@@ -1,5 +1,7 @@
 """What tests do and look at again and again."""
 
+from collections.abc import Callable
+
 from playwright.sync_api import Locator, Page, expect
 
 
@@ -18,4 +20,13 @@ def button(page: Page, name: str) -> Locator:
 def choose(page: Page, label: str, option: str) -> None:
     """Choose in a list."""
     page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option).click()
+    page.locator(".q-menu").get_by_role("option", name=option).click()
+
+
+def reach(page: Page, there: Callable[[], bool], most: int = 80) -> None:
+    """Press Tab until it is there."""
+    for _ in range(most):
+        if there():
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError("Tab does not lead there")

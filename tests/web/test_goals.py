@@ -1,9 +1,15 @@
 """Goals: each action by hand, and what is stored afterwards."""
 
+import contextlib
+import io
+import json
+import shlex
+
 from playwright.sync_api import expect
 
+from aios.cli import run
 from aios.goals.links import Goals
-from tests.web.steps import button, choose, told
+from tests.web.steps import button, choose, reach, told
 
 
 def test_add_weigh_link_turn_and_remove(page, root):
@@ -54,3 +60,33 @@ def test_it_follows_the_database(page, root):
     expect(page.get_by_text("1: Know licences")).to_be_visible()
     Goals(root).add("Write verse")
     expect(page.get_by_text("2: Write verse")).to_be_visible()
+
+
+def test_sliders_measure_what_the_active_goals_do(page, root):
+    assert run(["experts", "attach", "laws", "--brain", "small", "--root", str(root)]) == 0
+    Goals(root).add("Sound like Python", expert="mixtral/small:1.2")
+    page.goto("/goals")
+    expect(page.get_by_text("Give a text, then move a slider.")).to_be_visible()
+    page.get_by_label("Text", exact=True).fill("The law of the land is hereby granted")
+    words = page.locator("[role=status]", has_text="On this text")
+    expect(words).to_contain_text("output KL", timeout=90_000)
+    told(page, "Measured.", "--goals-active --goal-strength 3 --goal-kl 0.01")
+    first = words.text_content()
+    slider = page.get_by_role("slider", name="Strength for the gates of attached experts")
+    reach(page, lambda: slider.evaluate("(one) => one.contains(document.activeElement)"))
+    page.keyboard.press("PageUp")
+    expect(page.get_by_text("attached experts: 5 nats")).to_be_visible()
+    told(page, "Measured.", "--goal-strength 5 --goal-kl 0.01")
+    expect(words).to_contain_text("expert laws: +2.50 nats")
+    assert words.text_content() != first
+    page.keyboard.press("Tab")
+    page.keyboard.press("PageUp")
+    told(page, "Measured.", "--goal-strength 5 --goal-kl 0.1")
+    told_by_command = io.StringIO()
+    with contextlib.redirect_stdout(told_by_command):
+        assert run([*shlex.split(page.locator(".told .command").text_content() or "")[1:], "--json"]) == 0
+    found = json.loads(told_by_command.getvalue())
+    expect(words).to_contain_text(f"output KL {found['text_kl']:.5f}")
+    row = page.get_by_role("row", name="layer 1, expert 2")
+    expect(row).to_contain_text(f"{found['off']['share'][1][2]:.1%}")
+    expect(row).to_contain_text(f"{found['on']['share'][1][2]:.1%}")

@@ -1,7 +1,7 @@
 """Sample text from a brain."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from threading import Thread
 from typing import Any
 
@@ -20,15 +20,17 @@ def sample_text(
     max_new_tokens: int = 100,
     temperature: float = 0.8,
     top_p: float = 0.95,
+    top_k: int = 50,
     streamer: Any = None,
 ) -> str:
-    """The continuation of ``prompt`` (or of the beginning of a document). Temperature 0 is greedy.
+    """The continuation of ``prompt`` (or of the beginning of a document). Temperature 0 is greedy, ``top_k`` 0 all.
 
     Raises :class:`ConfigError` for settings outside their range or a prompt the model has no room for.
     """
-    if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_new_tokens < 1:
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
         raise ConfigError(
-            "temperature must be a number of at least 0, top_p above 0 and at most 1, max_new_tokens at least 1."
+            "temperature must be a number of at least 0, top_p above 0 and at most 1, top_k at least 0, max_new_tokens "
+            "at least 1."
         )
     # Every document followed a separator in training, so every prompt does here.
     ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
@@ -37,7 +39,9 @@ def sample_text(
         raise ConfigError(
             f"the prompt has {len(ids)} tokens but the model reads {model.config.max_position_embeddings}; shorten it."
         )
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     input_ids = torch.tensor([ids], device=model.device)
     was_training = model.training
     model.eval()
@@ -54,6 +58,12 @@ def sample_text(
     finally:
         model.train(was_training)
     return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+def end_within(tokenizer: Any, text: str, room: int) -> str:
+    """The end of the text, if all of it is more than ``room`` tokens."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text if len(ids) <= room else str(tokenizer.decode(ids[-max(1, room) :]))
 
 
 def set_halting(model: Any, halt: str, segments: int | None) -> None:
@@ -127,7 +137,7 @@ class _Pieces(TextIteratorStreamer):
         super().put(value)
 
 
-def stream_text(model: Any, tokenizer: Any, prompt: str, *, seed: int, **settings: Any) -> Iterator[str]:
+def stream_text(model: Any, tokenizer: Any, prompt: str, *, seed: int, **settings: Any) -> Generator[str]:
     """Pieces of the continuation as they are made; closing the iterator ends it. Raises as :func:`sample_text`."""
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2**64.")

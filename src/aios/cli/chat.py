@@ -17,6 +17,7 @@ def chat(
     max_new_tokens: int = 100,
     temperature: float = 0.8,
     top_p: float = 0.95,
+    top_k: int = 50,
     seed: int = 0,
     experts: bool = False,
     halt: Literal["exact", "max"] = "exact",
@@ -40,6 +41,8 @@ def chat(
         0 takes the likeliest token each time.
     top_p
         Sample among the likeliest tokens that make up this probability.
+    top_k
+        And among so many of the likeliest; 0 for all.
     seed
         The same seed and words give the same answers.
     experts
@@ -55,7 +58,7 @@ def chat(
 
     quiet_libraries()
     from aios.brains.bundle import find_brain, load_brain
-    from aios.brains.generate import ExpertCounts, set_halting, stream_text, thought
+    from aios.brains.generate import ExpertCounts, end_within, set_halting, stream_text, thought
     from aios.experts.attach import note_use
     from aios.goals.use import turn_on_goals, words
     from chronomoe.allocator import keep_freed_memory
@@ -69,7 +72,7 @@ def chat(
         print("\n".join(words(turn_on_goals(root, bundle, model, tokenizer, goals))))
     # Half of what the model reads is left for what was said.
     max_new_tokens = min(max_new_tokens, model.config.max_position_embeddings // 2)
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     text, turn = "", 0
     while True:
         try:
@@ -92,7 +95,7 @@ def chat(
                 print(error)
             continue
         text = f"{text}{said}\n"
-        text = _within(tokenizer, text, model.config.max_position_embeddings - max_new_tokens - 1)
+        text = end_within(tokenizer, text, model.config.max_position_embeddings - max_new_tokens - 1)
         with ExpertCounts(model) as counts:
             for piece in stream_text(model, tokenizer, text, seed=seed + turn, **settings):
                 text += piece
@@ -104,9 +107,3 @@ def chat(
         heard = note_use(root, model)
         for line in [*([*counts.lines(), *heard] if experts else []), *thought(model)]:
             print(f"  {line}")
-
-
-def _within(tokenizer: object, text: str, room: int) -> str:
-    """The end of the text, if all of it is too long for the model."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
-    return text if len(ids) <= room else str(tokenizer.decode(ids[-max(1, room) :]))  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ def generate(
     max_new_tokens: int = 200,
     temperature: float = 0.8,
     top_p: float = 0.95,
+    top_k: int = 50,
     seed: int = 0,
     halt: Literal["exact", "max"] = "exact",
     segments: int | None = None,
@@ -40,6 +41,8 @@ def generate(
         0 takes the likeliest token each time.
     top_p
         Sample among the likeliest tokens that make up this probability.
+    top_k
+        And among so many of the likeliest; 0 for all.
     seed
         The same seed gives the same text.
     halt
@@ -69,9 +72,8 @@ def generate(
 
         for line in words(turn_on_goals(root, bundle, model, tokenizer, goals)):
             print(line, file=sys.stderr)
-    pieces = stream_text(
-        model, tokenizer, prompt, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
-    )
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    pieces = stream_text(model, tokenizer, prompt, seed=seed, **settings)
     sys.stdout.write(prompt)
     for piece in pieces if stream else ["".join(pieces)]:
         sys.stdout.write(piece)

@@ -51,6 +51,7 @@ def explain_command(
         print(jsonlib.dumps(found, indent=2))
         return
     print("\n".join(words(effect)))
+    print(f"On this text: output KL {found['text_kl']:.4f} nats a token")
     rows = [[f"expert {name}: gate open", f"{before:.1%}", f"{found['on']['open'][name]:.1%}"]
             for name, before in found["off"]["open"].items()]  # fmt: skip
     for layer, shares in enumerate(found["off"]["share"]):

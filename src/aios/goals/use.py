@@ -25,23 +25,38 @@ REMEMBERED = "goals.json"
 _WINDOWS, _LENGTH = 32, 128
 
 
-def turn_on_goals(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags) -> GoalEffect:
+def turn_on_goals(
+    root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags, measured: GoalEffect | None = None
+) -> GoalEffect:
     """Turn the goals asked for on in the model of ``bundle``, and all others off.
 
-    Raises :class:`ConfigError` for goals there are none of, or settings that cannot be.
+    ``measured`` is what they did at another strength: nothing of the brain's own experts is measured again. Raises
+    :class:`ConfigError` for goals there are none of, or settings that cannot be.
     """
     if flags.goals_remembered:
         flags = _as_remembered(bundle, flags)
-    return _turn_on(root, bundle, model, tokenizer, asked_goals(root, bundle, tokenizer, flags), flags)
+    return _turn_on(root, bundle, model, tokenizer, asked_goals(root, bundle, tokenizer, flags), flags, measured)
 
 
-def _turn_on(root: Path, bundle: Path, model: Any, tokenizer: Any, goals: list[Goal], flags: GoalFlags) -> GoalEffect:
+def _turn_on(
+    root: Path,
+    bundle: Path,
+    model: Any,
+    tokenizer: Any,
+    goals: list[Goal],
+    flags: GoalFlags,
+    measured: GoalEffect | None = None,
+) -> GoalEffect:
     settings = _settings(flags)
+    if measured is not None:
+        settings = dataclasses.replace(settings, beta=measured.beta)
     if flags.goals_learned and goals and not load_conditioning(model, model_folder(bundle)):
         raise ConfigError(f"{bundle.name} was never taught a goal; `aios goals teach` does that.")
-    needs_text = flags.goal_likeness > 0 or any(goal.slots for goal in goals)
+    needs_text = measured is None and (flags.goal_likeness > 0 or any(goal.slots for goal in goals))
     windows = calibration_text(root, bundle, model, tokenizer, flags) if needs_text else None
     effect = turn_on(model, goals, settings, windows)
+    if measured is not None:
+        effect = dataclasses.replace(measured, priors=effect.priors, missing=effect.missing)
     ids = Goals(root).expert_ids()
     effect = dataclasses.replace(effect, missing=[ids.get(uid, uid) for uid in effect.missing])
     if flags.goals_learned:
@@ -242,10 +257,24 @@ def _listed(value: Any) -> list[Any]:
 
 @torch.no_grad()
 def explain(
-    root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags, text: str
+    root: Path,
+    bundle: Path,
+    model: Any,
+    tokenizer: Any,
+    flags: GoalFlags,
+    text: str,
+    *,
+    each_token: bool = False,
+    segment: int | None = None,
+    measured: GoalEffect | None = None,
 ) -> tuple[GoalEffect, dict[str, Any]]:
-    """Where the tokens of ``text`` go with the goals ``off`` and ``on``: shares by layer and expert, and open gates."""
-    from chronomoe.routing.observe import routed
+    """Where the tokens of ``text`` go with the goals ``off`` and ``on``: shares by layer and expert, and open gates.
+
+    ``each_token`` adds what was chosen for each, in ``segment`` or in the last it ran. ``measured`` as in
+    :func:`turn_on_goals`.
+    """
+    from chronomoe.experts.training import kl
+    from chronomoe.routing.observe import choices
 
     if getattr(model, "steering", None) is None:
         raise ConfigError(f"{bundle.name} has no experts of its own and none attached: there is nothing to explain.")
@@ -253,19 +282,40 @@ def explain(
     if len(ids) < 2:
         raise ConfigError("the text is empty; give some.")
     row = torch.tensor([ids], device=model.device)
-    attached = list(getattr(model, "subbrains", {}).values())
 
-    def look() -> dict[str, Any]:
-        for expert in attached:
+    def look() -> tuple[dict[str, Any], Tensor]:
+        found, seen = shares(model, row), choices(model, row, segment)
+        if each_token:
+            found |= {
+                "chosen": seen.chosen.tolist(),
+                "weights": seen.weights.tolist(),
+                "heard": {name: open_T.tolist() for name, open_T in seen.heard.items()},
+                "segments": None if seen.segments is None else seen.segments.tolist(),
+            }
+        for expert in getattr(model, "subbrains", {}).values():
             expert.heard = expert.asked = 0
-        found = routed(model, row)
-        opened = {expert.expert_id: expert.heard / max(1, expert.asked) for expert in attached}
-        for expert in attached:
-            expert.heard = expert.asked = 0
-        return {"share": found.share.tolist(), "open": opened}
+        return found, seen.logits
 
     turn_off(model)
-    off = look()
-    effect = turn_on_goals(root, bundle, model, tokenizer, flags)
-    on = look()
-    return effect, {**effect.to_json(), "tokens": len(ids), "off": off, "on": on}
+    off, logits_off = look()
+    effect = turn_on_goals(root, bundle, model, tokenizer, flags, measured)
+    on, logits_on = look()
+    told = {**effect.to_json(), "tokens": len(ids), "off": off, "on": on}
+    told["text_kl"] = float(kl(logits_off, logits_on).mean())
+    if each_token:
+        told["pieces"] = ["", *(tokenizer.decode([token]) for token in ids[1:])]
+    return effect, told
+
+
+def shares(model: Any, windows: Tensor) -> dict[str, Any]:
+    """Of texts (n, S), the ``share`` of each layer's experts, and of the tokens that attached ones are ``open`` for."""
+    from chronomoe.routing.observe import routed
+
+    attached = list(getattr(model, "subbrains", {}).values())
+    for expert in attached:
+        expert.heard = expert.asked = 0
+    found = routed(model, windows)
+    opened = {expert.expert_id: expert.heard / max(1, expert.asked) for expert in attached}
+    for expert in attached:
+        expert.heard = expert.asked = 0
+    return {"share": found.share.tolist(), "open": opened}

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from nicegui import app as pages
 from nicegui import run, ui
 
-from aios.manager import experts_page, goals_page, jobs_page, run_form, training_page
+from aios.manager import chat_page, experts_page, goals_page, jobs_page, routing_page, run_form, training_page
 from aios.manager.frame import Site
 from aios.manager.guard import LARGEST, Guard, is_loopback
 from chronomoe.errors import ConfigError
@@ -21,8 +21,9 @@ from chronomoe.errors import ConfigError
 def build(root: Path, *, host: str = "127.0.0.1", token: str | None = None) -> Guard:
     """The application for one workspace, guarded. A process has one."""
     site = Site(root)
-    for page in (experts_page, goals_page, training_page, run_form, jobs_page):
+    for page in (experts_page, goals_page, training_page, run_form, routing_page, chat_page, jobs_page):
         page.add_to(site)
+    pages.on_shutdown(site.brain.end)
     run.process_pool_start_method = "spawn"
     web = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     ui.run_with(

@@ -9,13 +9,21 @@ from typing import Any, Generic, TypeVar
 from nicegui import run, ui
 
 from aios.cli import sentence
+from aios.manager.brain import Brain
 from aios.manager.jobs import Jobs
 from aios.manager.runs import Runs
 from aios.workspace import Workspace
 
 Value = TypeVar("Value")
 STYLE = Path(__file__).with_name("page.css")
-PLACES = {"Experts": "/", "Goals": "/goals", "Training": "/training", "Jobs": "/jobs"}
+PLACES = {
+    "Experts": "/",
+    "Goals": "/goals",
+    "Training": "/training",
+    "Routing": "/routing",
+    "Chat": "/chat",
+    "Jobs": "/jobs",
+}
 
 
 @dataclass(frozen=True)
@@ -25,10 +33,12 @@ class Site:
     root: Path
     jobs: Jobs = field(init=False)
     runs: Runs = field(init=False)
+    brain: Brain = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "jobs", Jobs(self.root))
         object.__setattr__(self, "runs", Runs(self.root))
+        object.__setattr__(self, "brain", Brain(self.root))
 
     @property
     def here(self) -> list[str]:

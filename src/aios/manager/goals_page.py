@@ -9,6 +9,7 @@ from aios.goals.links import Goals
 from aios.goals.store import LONGEST, Goal
 from aios.manager.experts_page import watch
 from aios.manager.frame import Page, Site, attempt, empty, framed, heading
+from aios.manager.goal_effect import GoalEffect
 
 
 def add_to(site: Site) -> None:
@@ -32,6 +33,7 @@ class _Goals:
             self.weight.style("width: 110px")
             ui.button("Add", on_click=self._add)
         self.content = ui.element("div").style("display: contents")
+        self.effect = GoalEffect(page)
         self.seen: Any = None
         page.refresh = self.show
         self.show()

@@ -72,3 +72,64 @@ def protected(steering: Steering, layer: int, z_TN: Tensor, reach: float) -> Ten
     worst_chosen = (scores_TN - change_N).gather(-1, chosen_TK).amin(dim=-1)
     best_other = (scores_TN + change_N).scatter(-1, chosen_TK, -math.inf).amax(dim=-1)
     return worst_chosen > best_other
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was decided for each token of one text."""
+
+    chosen: Tensor
+    """(L, T, K) experts; -1 where the token had halted."""
+    weights: Tensor
+    """(L, T, K)"""
+    heard: dict[str, Tensor]
+    """Id of an attached expert -> bool (T,): its gate is open."""
+    segments: Tensor | None
+    """(T,) segments each token ran, in a model that halts."""
+    logits: Tensor
+    """(T, V)"""
+
+
+@torch.no_grad()
+def choices(model: Any, row: Tensor, segment: int | None = None) -> Choices:
+    """Read one text (1, T); a layer called several times tells of the last call that each token took part in.
+
+    ``segment`` takes calls of that segment alone, where a model has segments.
+    """
+    blocks, base = moe_layers(model), getattr(model, "model", model)
+    shape = len(blocks), row.shape[1], model.steering.top_k
+    chosen_LTK, weights_LTK = torch.full(shape, -1), torch.zeros(shape)
+    length = getattr(model.config, "slots_per_segment", None)
+    counted: dict[int, Tensor | None] = {}
+    heard: dict[str, Tensor] = {}
+
+    def before(router: Any, args: Any) -> None:
+        counted[router.layer] = None if router.context is None else router.context.counted_T  # it takes it away
+
+    def after(router: Any, args: Any, output: Any) -> None:
+        if segment is not None and length is not None and router.slot // length != segment:
+            return
+        _, w_TK, chosen_TK = output
+        real_T = counted[router.layer]
+        at = torch.ones(shape[1], dtype=torch.bool) if real_T is None else real_T.cpu()
+        chosen_LTK[router.layer, at] = chosen_TK.cpu()[at]
+        weights_LTK[router.layer, at] = w_TK.float().cpu()[at]
+
+    def gates(base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        for expert in getattr(model, "subbrains", {}).values():
+            open_T = torch.zeros(shape[1], dtype=torch.bool)
+            index_T = kwargs["routing_context"].hearing.open.get(expert.uid)
+            heard[expert.expert_id] = open_T if index_T is None else open_T.index_fill(0, index_T.cpu(), True)
+
+    handles = [block.gate.register_forward_pre_hook(before) for block in blocks]
+    handles += [block.gate.register_forward_hook(after) for block in blocks]
+    handles.append(base.register_forward_hook(gates, with_kwargs=True))
+    try:
+        output = model(input_ids=row, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    segments = getattr(output, "segments", None)
+    return Choices(
+        chosen_LTK, weights_LTK, heard, None if segments is None else segments[0].cpu(), output.logits[0].cpu()
+    )

@@ -1,0 +1,105 @@
+"""What the pages that ask a brain have in common: which one, on what text, under which goals."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from nicegui import ui
+
+from aios.brains.bundle import brain_names, data_of, find_brain
+from aios.goals.flags import GoalFlags
+from aios.goals.links import Goals
+from aios.manager.frame import Page, Site, aside, attempt, empty
+
+LONGEST = 4000
+"""Characters of a text."""
+
+
+def choose_brain(page: Page, changed: Callable[[], Any] | None = None) -> ui.select | None:
+    """A list of the brains; without any, what to do first."""
+    names = brain_names(page.site.root)
+    if not names:
+        empty("No brain yet. Train one first.", page.site.command("train", "--config", "run.toml"))
+        return None
+    chosen = ui.select(names, label="Brain", value=names[0], on_change=changed)
+    return chosen.props("dense outlined").classes("grow")
+
+
+class TextForm:
+    """A text, typed or taken from the held-out part of a domain of the brain's data."""
+
+    def __init__(self, page: Page, brain: ui.select) -> None:
+        self.page, self.brain = page, brain
+        self.domain = ui.select([], label="Take held-out text of", on_change=self._take)
+        self.domain.props("dense outlined").classes("grow")
+        brain.on_value_change(self._offer)
+
+    def field(self) -> None:
+        """The text itself."""
+        self.text = ui.textarea("Text").props(f"outlined maxlength={LONGEST} counter rows=4")
+        self.text.props(f'hint="Up to {LONGEST:,} characters; a longer text is cut."')
+        self._offer()
+
+    @property
+    def value(self) -> str:
+        """As much of it as is read."""
+        return (self.text.value or "")[:LONGEST]
+
+    def _offer(self) -> None:
+        found = attempt(_domains, self.page.site, self.brain.value).value or []
+        self.domain.set_options(found, value=None)
+        self.domain.set_visibility(bool(found))
+
+    async def _take(self, event: Any) -> None:
+        if event.value:
+            asked = {"domain": event.value, "longest": LONGEST}
+            outcome = await aside(self.page.site.brain.ask, "text", self.brain.value, **asked)
+            if outcome.error:
+                self.page.told.say(outcome.error, wrong=True)
+            else:
+                self.text.set_value(outcome.value)
+
+
+def _domains(site: Site, brain: str) -> list[str]:
+    place = data_of(site.root, find_brain(site.root, brain))
+    if place is None:
+        return []
+    return [one["name"] for one in json.loads((place / "data.json").read_text())["domains"] if one["heldout"]["tokens"]]
+
+
+class GoalForm:
+    """Goals to turn on, and how strongly; nothing where the workspace has none."""
+
+    def __init__(self, page: Page) -> None:
+        goals = attempt(Goals(page.site.root).all, active_only=False).value or []
+        self.chosen = ui.select(
+            {str(goal.id): f"{goal.id}: {goal.text}" for goal in goals}, label="Goals", multiple=True
+        )
+        self.chosen.props("dense outlined use-chips").classes("grow")
+        self.strength = ui.number("Strength, nats", value=3, min=0, max=5, step=0.5).props("dense outlined")
+        self.kl = ui.number("KL budget, nats", value=0.01, min=0.0001, step=0.01).props("dense outlined")
+        for field in (self.strength, self.kl):
+            field.style("width: 130px").set_visibility(bool(goals))
+        self.chosen.set_visibility(bool(goals))
+
+    def flags(self) -> GoalFlags:
+        """As the commands take them."""
+        kept = GoalFlags()
+        strength = kept.goal_strength if self.strength.value is None else float(self.strength.value)
+        return GoalFlags(
+            goal=tuple(self.chosen.value), goal_strength=strength, goal_kl=float(self.kl.value or kept.goal_kl)
+        )
+
+
+def goal_words(flags: GoalFlags) -> list[str]:
+    """The same as words of a command."""
+    if not flags.any:
+        return []
+    words = [word for goal in flags.goal for word in ("--goal", goal)] + ["--goals-active"] * flags.goals_active
+    return [*words, "--goal-strength", f"{flags.goal_strength:g}", "--goal-kl", f"{flags.goal_kl:g}"]
+
+
+def explain_command(brain: str, text: str, flags: GoalFlags) -> tuple[str, ...]:
+    """`aios goals explain`; a long text is read from standard input."""
+    shown = text if len(text) <= 80 and "\n" not in text else "-"
+    return ("goals", "explain", "--brain", brain, "--text", shown, *goal_words(flags))

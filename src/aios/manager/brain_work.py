@@ -1,0 +1,130 @@
+"""What the process that runs brains does: the functions of `aios goals explain` and `aios chat`, on a loaded brain."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aios.brains.bundle import data_of, load_brain, model_folder
+from aios.brains.generate import ExpertCounts, end_within, set_halting, stream_text, thought
+from aios.brains.shelf import existing_brain
+from aios.cli.quiet import quiet_libraries
+from aios.experts.attach import note_use
+from aios.goals.flags import GoalFlags
+from aios.goals.use import asked_goals, explain, shares, turn_on_goals, words
+from chronomoe.allocator import keep_freed_memory
+from chronomoe.goals.steer import GoalEffect, turn_off
+from chronomoe.training.loading import heldout_windows
+from chronomoe.training.token_store import TokenStore
+
+_WINDOWS, _LENGTH = 8, 128
+
+
+class Worker:
+    """Holds one brain, and reads it anew when its files are others."""
+
+    def __init__(self, root: Path, piece: Callable[[str], bool]) -> None:
+        self.root, self.piece = root, piece
+        self.model: Any = None
+        self.tokenizer: Any = None
+        self._mark: Any = None
+        self._halting: dict[str, Any] = {}
+        self._measured: tuple[Any, GoalEffect] | None = None
+        quiet_libraries()
+        keep_freed_memory()
+
+    def text(self, brain: str, *, domain: str, longest: int) -> str:
+        """The first characters of the held-out text of a domain of the brain's data."""
+        bundle = self._load(brain)
+        store = self._store(bundle)
+        tokens = [] if store is None else store.domain(domain).heldout.tokens[:longest].tolist()
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))[:longest]
+
+    def explain(self, brain: str, *, text: str, flags: GoalFlags) -> dict[str, Any]:
+        """What `aios goals explain` tells, with its sentences as ``lines``."""
+        bundle = self._load(brain)
+        # A slider asks for one strength after the other: what is the same for all of them is measured once.
+        goals = asked_goals(self.root, bundle, self.tokenizer, flags)
+        same = self._mark, goals, dataclasses.replace(flags, goal_strength=0.0)
+        measured = self._measured[1] if self._measured and self._measured[0] == same else None
+        effect, found = explain(self.root, bundle, self.model, self.tokenizer, flags, text, measured=measured)
+        self._measured = same, effect
+        return found | {"lines": words(effect)}
+
+    def inspect(self, brain: str, *, text: str, flags: GoalFlags, segment: int | None = None) -> dict[str, Any]:
+        """The same for each token; and shares of the held-out text of each domain, goals off."""
+        bundle = self._load(brain)
+        effect, found = explain(
+            self.root, bundle, self.model, self.tokenizer, flags, text, each_token=True, segment=segment
+        )
+        turn_off(self.model)
+        store, config = self._store(bundle), self.model.config
+        length = min(_LENGTH, config.max_position_embeddings)
+        domains = {
+            name: shares(self.model, heldout_windows(store, name, length, _WINDOWS * length).input_ids[:_WINDOWS])
+            for name in ([] if store is None else store.domains)
+            if store is not None and len(store.domains[name].heldout)
+        }
+        layers = [str(layer) for layer in range(len(found["off"]["share"]))]
+        if config.model_type == "hrm_actv1":
+            layers = [f"{layer} ({'low' if int(layer) < config.l_layers else 'high'})" for layer in layers]
+        segments = config.halt_max_steps if config.model_type == "hrm_actv1" else 1
+        more = {"lines": words(effect), "domains": domains, "layers": layers, "max_segments": segments}
+        return found | more | {"room": config.max_position_embeddings}
+
+    def chat(
+        self,
+        brain: str,
+        *,
+        text: str,
+        flags: GoalFlags,
+        seed: int,
+        halt: str = "exact",
+        segments: int | None = None,
+        max_new_tokens: int,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Continue ``text`` as `aios chat` does; returns all that was said and what it took."""
+        bundle = self._load(brain)
+        set_halting(self.model, halt, segments)
+        told = words(turn_on_goals(self.root, bundle, self.model, self.tokenizer, flags)) if flags.any else []
+        # Half of what the model reads is left for what was said.
+        room = self.model.config.max_position_embeddings
+        max_new_tokens = min(max_new_tokens, room // 2)
+        text = end_within(self.tokenizer, text, room - max_new_tokens - 1)
+        if hasattr(self.model.model, "reset_segments"):
+            self.model.model.reset_segments()
+        pieces = stream_text(self.model, self.tokenizer, text, seed=seed, max_new_tokens=max_new_tokens, **settings)
+        began, tokens, stopped = time.monotonic(), -1, False  # there is one piece a token, and what is left at the end
+        with ExpertCounts(self.model) as counts:
+            for piece in pieces:
+                text, tokens = text + piece, tokens + 1
+                if not self.piece(piece):
+                    tokens, stopped = tokens + 1, True
+                    break
+            pieces.close()
+        seconds = time.monotonic() - began
+        lines = [*told, *counts.lines(), *note_use(self.root, self.model), *thought(self.model)]
+        return {"text": f"{text}\n", "tokens": tokens, "seconds": seconds, "stopped": stopped, "lines": lines}
+
+    def _load(self, brain: str) -> Path:
+        """Have this brain, as it is on disk now, with no goal on."""
+        bundle = existing_brain(self.root, brain)
+        folder = model_folder(bundle)
+        files = [file for part in ("*.json", "*.safetensors", "experts/*") for file in sorted(folder.glob(part))]
+        mark = [(file, (state := file.stat()).st_ino, state.st_mtime_ns, state.st_size) for file in files]
+        if mark != self._mark:
+            self.model = self.tokenizer = self._mark = None  # never two at once
+            self.model, self.tokenizer = load_brain(bundle)
+            self._mark = mark
+            config = self.model.config
+            self._halting = {name: getattr(config, name) for name in ("halting", "halt_cap") if hasattr(config, name)}
+        for name, value in self._halting.items():
+            setattr(self.model.config, name, value)
+        turn_off(self.model)
+        return bundle
+
+    def _store(self, bundle: Path) -> TokenStore | None:
+        place = data_of(self.root, bundle)
+        return None if place is None else TokenStore.open(place)

@@ -1,0 +1,125 @@
+"""The page of chat: a brain goes on with what is said, piece by piece."""
+
+from threading import Event
+from typing import Any
+
+from nicegui import ui
+
+from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain, goal_words
+from aios.manager.frame import Page, Site, aside, attempt, framed, heading
+
+_SAMPLING: dict[str, tuple[str, float, float | None, float]] = {
+    "temperature": ("Temperature", 0.8, None, 0.1),
+    "top_p": ("Top-p", 0.95, 1, 0.05),
+    "top_k": ("Top-k (0: all)", 50, None, 1),
+    "max_new_tokens": ("Most tokens", 100, None, 10),
+    "seed": ("Seed", 0, None, 1),
+}
+_WHOLE = ("top_k", "max_new_tokens", "seed")
+
+
+def add_to(site: Site) -> None:
+    """Add the page."""
+
+    @ui.page("/chat")
+    def chat() -> None:
+        with framed(site, "Chat", "Chat") as page:
+            heading("Chat")
+            _Chat(page)
+
+
+class _Chat:
+    """One talk; it is the page's own and gone with it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.text, self.turn = page, "", 0
+        self.stop = Event()
+        with ui.element("div").classes("panel") as form:
+            with ui.element("div").classes("line"):
+                brain = choose_brain(page, self._new)
+                if brain is None:
+                    form.classes(remove="panel")
+                    return
+                self.brain, self.goals = brain, GoalForm(page)
+            with ui.element("div").classes("line"):
+                self.sampling = {
+                    name: ui.number(label, value=value, min=0, max=most, step=step).props("dense outlined")
+                    for name, (label, value, most, step) in _SAMPLING.items()
+                }
+                self.halt = ui.select(["exact", "max"], label="Halting", value="exact").props("dense outlined")
+                self.segments = ui.number("Most segments", min=1, step=1).props("dense outlined clearable")
+                for one in (*self.sampling.values(), self.halt, self.segments):
+                    one.style("width: 130px")
+        self.talk = ui.element("div").classes("stack").props('role="log" aria-label="Talk"')
+        with ui.element("div").classes("panel"):
+            self.said = ui.textarea("Say something").props(f"outlined autogrow maxlength={LONGEST}")
+            with ui.element("div").classes("line"):
+                self.send = ui.button("Send", on_click=self._send)
+                self.stopping = ui.button("Stop", color="negative", on_click=lambda: self.stop.set()).props("outline")
+                ui.button("New talk", on_click=self._new).props("outline")
+                ui.label("The brain continues the text so far, yours included.").classes("soft")
+        self._show_halting()
+        self.stopping.disable()
+        ui.context.client.on_delete(lambda: self.stop.set())
+
+    def _show_halting(self) -> None:
+        for one in (self.halt, self.segments):
+            one.set_visibility(self._halts())
+
+    def _new(self) -> None:
+        self.stop.set()
+        self.stop = Event()  # what still runs has the other one
+        self.text, self.turn = "", 0
+        self.talk.clear()
+        self._show_halting()
+
+    def _asked(self) -> dict[str, Any]:
+        values = {
+            name: (int if name in _WHOLE else float)(_SAMPLING[name][1] if field.value is None else field.value)
+            for name, field in self.sampling.items()
+        }
+        segments = int(self.segments.value) if self.segments.value else None
+        return values | ({"halt": self.halt.value, "segments": segments} if self._halts() else {})
+
+    def _halts(self) -> bool:
+        return str(self.brain.value).startswith("actv1/")
+
+    async def _send(self) -> None:
+        said = (self.said.value or "")[:LONGEST]
+        outcome = attempt(lambda: (self._asked(), self.goals.flags()))
+        if not said.strip() or outcome.value is None:
+            self.page.told.say(outcome.error or "Say something first.", wrong=True)
+            return
+        asked, flags = outcome.value
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items() if value is not None]
+        command = self.page.site.command("chat", self.brain.value, *words, *goal_words(flags))
+        asked["seed"] += self.turn
+        with self.talk:
+            ui.label(said).classes("panel talk you")
+            with ui.element("div").classes("panel"):
+                answer = ui.label().classes("talk")
+                note = ui.label("The brain is reading.").classes("soft talk")
+        self.said.set_value("")
+        self.send.disable()
+        self.stopping.enable()
+        pieces: list[str] = []
+        follow = ui.timer(0.1, lambda: answer.set_text("".join(pieces)))
+        stop = self.stop
+        stop.clear()
+        asked |= {"text": f"{self.text}{said}\n", "flags": flags, "piece": pieces.append, "stop": stop}
+        done = await aside(self.page.site.brain.ask, "chat", self.brain.value, **asked)
+        follow.cancel()
+        self.send.enable()
+        self.stopping.disable()
+        answer.set_text("".join(pieces))
+        if done.value is None:
+            note.set_text(done.error)
+            note.classes(add="wrong", remove="soft")
+            self.page.told.say(done.error, command, wrong=True)
+            return
+        if stop is self.stop:
+            self.text, self.turn = done.value["text"], self.turn + 1
+        tokens, seconds = done.value["tokens"], done.value["seconds"]
+        told = f"{tokens} tokens{', stopped' * done.value['stopped']}, {tokens / max(seconds, 1e-9):.1f} tokens/s"
+        note.set_text("\n".join([told, *done.value["lines"]]))
+        self.page.told.say(told, command)

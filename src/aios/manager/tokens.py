@@ -1,0 +1,84 @@
+"""Tokens of a text coloured by expert, and shares, as HTML in which every word of others is escaped. No web in here."""
+
+from html import escape
+from typing import Any
+
+from aios.manager.charts import PALETTE
+
+_COLOURS = [*PALETTE, "#F0E442"]
+_STROKES = ["solid", "dashed", "dotted", "double"]
+MOVE = """(event) => {
+    const step = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[event.key];
+    const next = step && event.target[step];
+    if (!next) return;
+    event.preventDefault();
+    event.target.tabIndex = -1; next.tabIndex = 0; next.focus();
+}"""
+"""One stop for Tab; the arrow keys walk from token to token."""
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], layer: int) -> list[bool]:
+    """For each token: does the layer choose other experts, or is another attached expert heard?"""
+    pairs = zip(before["chosen"][layer], after["chosen"][layer], strict=True)
+    return [
+        set(old) != set(new) or any(before["heard"][name][at] != after["heard"][name][at] for name in before["heard"])
+        for at, (old, new) in enumerate(pairs)
+    ]
+
+
+def tokens_html(pieces: list[str], look: dict[str, Any], layer: int, before: dict[str, Any] | None = None) -> str:
+    """The text, each token in the colour of its foremost expert; those that chose otherwise ``before`` are marked."""
+    marks = [False] * len(pieces) if before is None else changed(before, look, layer)
+    parts = []
+    for at, piece in enumerate(pieces):
+        chosen = _weighed(look, layer, at)
+        told = f"{at}: {'beginning' if not at else repr(piece)}, " + _words(chosen)
+        heard = [name for name, opened in look["heard"].items() if opened[at]]
+        told += f"; heard: {', '.join(heard)}" if heard else ""
+        told += f"; segments {look['segments'][at]}" if look["segments"] else ""
+        if before is not None and marks[at]:
+            told += f"; goals off: {_words(_weighed(before, layer, at))}"
+        kinds = ["token"] + ["changed"] * marks[at] + ["heard"] * bool(heard)
+        style = colour(chosen[0][0]) if chosen else ""
+        shown = "▸" if not at else piece.replace("\n", "↵\n")
+        parts.append(
+            f'<span role="option" tabindex="{-1 if at else 0}" class="{" ".join(kinds)}" style="{style}" '
+            f'aria-label="{escape(told)}">{escape(shown)}</span>'
+        )
+    return "".join(parts)
+
+
+def colour(expert: int) -> str:
+    """Colour and stroke of an expert, as style."""
+    stroke = _STROKES[expert // len(_COLOURS) % len(_STROKES)]
+    return f"--expert: {_COLOURS[expert % len(_COLOURS)]}; border-bottom-style: {stroke}"
+
+
+def _weighed(look: dict[str, Any], layer: int, at: int) -> list[tuple[int, float]]:
+    pairs = zip(look["chosen"][layer][at], look["weights"][layer][at], strict=True)
+    return sorted((pair for pair in pairs if pair[0] >= 0), key=lambda pair: -pair[1])
+
+
+def _words(chosen: list[tuple[int, float]]) -> str:
+    return ", ".join(f"expert {expert} {weight:.2f}" for expert, weight in chosen) or "halted before"
+
+
+def shares_html(found: dict[str, Any], layer: int, with_goals: bool) -> str:
+    """Each expert's colour, and its share of the assignments: of this text, goals off and on, and of each domain."""
+    columns = {"this text": found["off"]} | ({"goals on": found["on"]} if with_goals else {})
+    columns |= {f"held-out {name}": look for name, look in found["domains"].items()}
+    rows = [
+        (f'<span class="token" style="{colour(expert)}">expert {expert}</span>',
+         [look["share"][layer][expert] for look in columns.values()])
+        for expert in range(len(found["off"]["share"][layer]))
+    ]  # fmt: skip
+    rows += [
+        (f"{escape(name)}, gate open", [look["open"][name] for look in columns.values()])
+        for name in found["off"]["open"]
+    ]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{share:.1%}</td>" for share in values)}</tr>'
+        for name, values in rows
+    )
+    return f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody>"
