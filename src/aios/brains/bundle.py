@@ -139,7 +139,7 @@ def data_of(root: Path, bundle: Path) -> Path | None:
     if not (bundle / "run.json").is_file():
         return None
     named = read_run(bundle)["settings"].get("data")
-    candidates = [Path(named)] if named else [bundle / "data", Workspace(root).prepared]
+    candidates = [Path(named), root / named] if named else [bundle / "data", Workspace(root).prepared]
     return next((place for place in candidates if (place / "data.json").is_file()), None)
 
 

@@ -1,7 +1,8 @@
 """Sample text from a brain."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from chronomoe.errors import ConfigError
-from chronomoe.routing.router import SteeredRouter
+from chronomoe.routing.observe import listening
 
 
 def sample_text(
@@ -89,41 +90,27 @@ def thought(model: Any) -> list[str]:
     return [line]
 
 
-class ExpertCounts:
-    """Within the block, counts how often each expert of each layer is used."""
+@contextmanager
+def expert_counts(model: Any) -> Iterator[Callable[[], list[str]]]:
+    """Within the block counts how often each expert is used; what it gives tells: a line a layer, most used first."""
+    counts: dict[int, torch.Tensor] = {}
 
-    def __init__(self, model: Any) -> None:
-        self.counts: dict[int, torch.Tensor] = {}
-        self._routers = [module for module in model.modules() if isinstance(module, SteeredRouter)]
-        self._hooks: list[Any] = []
-        self._counted: torch.Tensor | None = None
-
-    def __enter__(self) -> "ExpertCounts":
-        self._hooks = [router.register_forward_pre_hook(self._look) for router in self._routers]
-        self._hooks += [router.register_forward_hook(self._count) for router in self._routers]
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _look(self, router: Any, args: Any) -> None:
-        self._counted = None if router.context is None else router.context.counted_T  # halted tokens do not count
-
-    def _count(self, router: Any, args: Any, output: Any) -> None:
-        chosen = output[2] if self._counted is None else output[2][self._counted]
+    def count(router: Any, counted_T: torch.Tensor | None, output: Any) -> None:
+        chosen = output[2] if counted_T is None else output[2][counted_T]  # tokens that halted do not count
         used = torch.bincount(chosen.flatten(), minlength=router.num_experts)
-        self.counts[router.layer] = self.counts.get(router.layer, 0) + used
+        counts[router.layer] = counts.get(router.layer, 0) + used
 
-    def lines(self) -> list[str]:
-        """One line a layer: experts by use, the most used first."""
+    def lines() -> list[str]:
         found = []
-        for layer, used in sorted(self.counts.items()):
+        for layer, used in sorted(counts.items()):
             share = (used / used.sum()).tolist()
             order = sorted(range(len(share)), key=lambda expert: -share[expert])
             shown = ", ".join(f"{expert} {share[expert]:.0%}" for expert in order[:4] if share[expert] > 0)
             found.append(f"layer {layer}: experts {shown}")
         return found
+
+    with listening(model, count):
+        yield lines
 
 
 class _Pieces(TextIteratorStreamer):

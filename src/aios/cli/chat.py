@@ -58,7 +58,7 @@ def chat(
 
     quiet_libraries()
     from aios.brains.bundle import find_brain, load_brain
-    from aios.brains.generate import ExpertCounts, end_within, set_halting, stream_text, thought
+    from aios.brains.generate import end_within, expert_counts, set_halting, stream_text, thought
     from aios.experts.attach import note_use
     from aios.goals.use import turn_on_goals, words
     from chronomoe.allocator import keep_freed_memory
@@ -96,7 +96,7 @@ def chat(
             continue
         text = f"{text}{said}\n"
         text = end_within(tokenizer, text, model.config.max_position_embeddings - max_new_tokens - 1)
-        with ExpertCounts(model) as counts:
+        with expert_counts(model) as used:
             for piece in stream_text(model, tokenizer, text, seed=seed + turn, **settings):
                 text += piece
                 sys.stdout.write(piece)
@@ -105,5 +105,5 @@ def chat(
         text += "\n"
         turn += 1
         heard = note_use(root, model)
-        for line in [*([*counts.lines(), *heard] if experts else []), *thought(model)]:
+        for line in [*([*used(), *heard] if experts else []), *thought(model)]:
             print(f"  {line}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.brains.bundle import data_of, load_brain, model_folder
-from aios.brains.generate import ExpertCounts, end_within, set_halting, stream_text, thought
+from aios.brains.generate import end_within, expert_counts, set_halting, stream_text, thought
 from aios.brains.shelf import existing_brain
 from aios.cli.quiet import quiet_libraries
 from aios.experts.attach import note_use
@@ -97,7 +97,7 @@ class Worker:
             self.model.model.reset_segments()
         pieces = stream_text(self.model, self.tokenizer, text, seed=seed, max_new_tokens=max_new_tokens, **settings)
         began, tokens, stopped = time.monotonic(), -1, False  # there is one piece a token, and what is left at the end
-        with ExpertCounts(self.model) as counts:
+        with expert_counts(self.model) as used:
             for piece in pieces:
                 text, tokens = text + piece, tokens + 1
                 if not self.piece(piece):
@@ -105,7 +105,7 @@ class Worker:
                     break
             pieces.close()
         seconds = time.monotonic() - began
-        lines = [*told, *counts.lines(), *note_use(self.root, self.model), *thought(self.model)]
+        lines = [*told, *used(), *note_use(self.root, self.model), *thought(self.model)]
         return {"text": f"{text}\n", "tokens": tokens, "seconds": seconds, "stopped": stopped, "lines": lines}
 
     def _load(self, brain: str) -> Path:

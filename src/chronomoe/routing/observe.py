@@ -4,6 +4,8 @@ Shape suffixes: L MoE layers, N experts, T tokens, K chosen experts.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,29 @@ from torch import Tensor
 from chronomoe.routing.attach import moe_layers
 from chronomoe.routing.fields import selection_scores
 from chronomoe.routing.steering import Steering
+
+
+@contextmanager
+def listening(model: Any, hear: Callable[[Any, Tensor | None, Any], None]) -> Iterator[None]:
+    """Within the block each call of a router is heard: the router, bool (T,) of the tokens that count (None: all), and
+    what it returned.
+    """
+    counted: dict[int, Tensor | None] = {}
+
+    def before(router: Any, args: Any) -> None:
+        counted[router.layer] = None if router.context is None else router.context.counted_T  # it takes it away
+
+    blocks = moe_layers(model)
+    handles = [block.gate.register_forward_pre_hook(before) for block in blocks]
+    handles += [
+        block.gate.register_forward_hook(lambda router, args, output: hear(router, counted[router.layer], output))
+        for block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -28,27 +53,21 @@ class Routed:
 @torch.no_grad()
 def routed(model: Any, windows: Tensor, reach_L: Tensor | None = None) -> Routed:
     """Route ``windows`` (n, S) and count; ``reach_L`` is the range max g - min g that ``protected`` is about."""
-    steering, blocks = model.steering, moe_layers(model)
-    counts_LN = torch.zeros(len(blocks), steering.num_experts)
-    safe_L, tokens_L = torch.zeros(len(blocks)), torch.zeros(len(blocks))
+    steering = model.steering
+    counts_LN = torch.zeros(steering.available.shape)
+    safe_L, tokens_L = torch.zeros(len(counts_LN)), torch.zeros(len(counts_LN))
 
-    def count(number: int) -> Any:
-        def hook(router: Any, args: Any, output: Any) -> None:
-            z_TN, _, chosen_TK = output
-            counts_LN[number] += torch.bincount(chosen_TK.flatten().cpu(), minlength=steering.num_experts)
-            tokens_L[number] += len(z_TN)
-            if reach_L is not None:
-                safe_L[number] += float(protected(steering, number, z_TN, float(reach_L[number])).sum())
+    def count(router: Any, counted_T: Tensor | None, output: Any) -> None:
+        z_TN, _, chosen_TK = output if counted_T is None else (x[counted_T] for x in output)
+        layer = router.layer
+        counts_LN[layer] += torch.bincount(chosen_TK.flatten().cpu(), minlength=steering.num_experts)
+        tokens_L[layer] += len(z_TN)
+        if reach_L is not None:
+            safe_L[layer] += float(protected(steering, layer, z_TN, float(reach_L[layer])).sum())
 
-        return hook
-
-    handles = [block.gate.register_forward_hook(count(number)) for number, block in enumerate(blocks)]
-    try:
+    with listening(model, count):
         for part in windows.split(8):
             model(input_ids=part, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return Routed(counts_LN / counts_LN.sum(dim=-1, keepdim=True).clamp(min=1), safe_L / tokens_L.clamp(min=1))
 
 
@@ -96,22 +115,17 @@ def choices(model: Any, row: Tensor, segment: int | None = None) -> Choices:
 
     ``segment`` takes calls of that segment alone, where a model has segments.
     """
-    blocks, base = moe_layers(model), getattr(model, "model", model)
-    shape = len(blocks), row.shape[1], model.steering.top_k
+    base = getattr(model, "model", model)
+    shape = len(model.steering.available), row.shape[1], model.steering.top_k
     chosen_LTK, weights_LTK = torch.full(shape, -1), torch.zeros(shape)
     length = getattr(model.config, "slots_per_segment", None)
-    counted: dict[int, Tensor | None] = {}
     heard: dict[str, Tensor] = {}
 
-    def before(router: Any, args: Any) -> None:
-        counted[router.layer] = None if router.context is None else router.context.counted_T  # it takes it away
-
-    def after(router: Any, args: Any, output: Any) -> None:
+    def note(router: Any, counted_T: Tensor | None, output: Any) -> None:
         if segment is not None and length is not None and router.slot // length != segment:
             return
         _, w_TK, chosen_TK = output
-        real_T = counted[router.layer]
-        at = torch.ones(shape[1], dtype=torch.bool) if real_T is None else real_T.cpu()
+        at = torch.ones(shape[1], dtype=torch.bool) if counted_T is None else counted_T.cpu()
         chosen_LTK[router.layer, at] = chosen_TK.cpu()[at]
         weights_LTK[router.layer, at] = w_TK.float().cpu()[at]
 
@@ -121,14 +135,12 @@ def choices(model: Any, row: Tensor, segment: int | None = None) -> Choices:
             index_T = kwargs["routing_context"].hearing.open.get(expert.uid)
             heard[expert.expert_id] = open_T if index_T is None else open_T.index_fill(0, index_T.cpu(), True)
 
-    handles = [block.gate.register_forward_pre_hook(before) for block in blocks]
-    handles += [block.gate.register_forward_hook(after) for block in blocks]
-    handles.append(base.register_forward_hook(gates, with_kwargs=True))
+    handle = base.register_forward_hook(gates, with_kwargs=True)
     try:
-        output = model(input_ids=row, use_cache=False)
+        with listening(model, note):
+            output = model(input_ids=row, use_cache=False)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     segments = getattr(output, "segments", None)
     return Choices(
         chosen_LTK, weights_LTK, heard, None if segments is None else segments[0].cpu(), output.logits[0].cpu()
