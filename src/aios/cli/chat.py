@@ -3,10 +3,11 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from aios.brains.sampling import Sampling
 from aios.goals.flags import GoalFlags
 
 
@@ -14,14 +15,8 @@ def chat(
     name: str | None = None,
     *,
     brain: str = "small",
-    max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    top_k: int = 50,
-    seed: int = 0,
+    sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),  # noqa: B008 (frozen)
     experts: bool = False,
-    halt: Literal["exact", "max"] = "exact",
-    segments: int | None = None,
     goals: Annotated[GoalFlags, Parameter(name="*")] = GoalFlags(),  # noqa: B008 (frozen)
     root: Path = Path(),
 ) -> None:
@@ -35,22 +30,8 @@ def chat(
         The same as --brain.
     brain
         Name of a brain, family/name, or the path of a bundle or checkpoint.
-    max_new_tokens
-        Length of an answer.
-    temperature
-        0 takes the likeliest token each time.
-    top_p
-        Sample among the likeliest tokens that make up this probability.
-    top_k
-        And among so many of the likeliest; 0 for all.
-    seed
-        The same seed and words give the same answers.
     experts
         Show after each answer which experts its tokens used.
-    halt
-        exact: a token stops thinking where the model says; max: never before the cap (brains that halt).
-    segments
-        At most this many segments a token (brains that halt).
     root
         Workspace folder.
     """
@@ -67,12 +48,11 @@ def chat(
     keep_freed_memory()
     bundle = find_brain(root, name or brain)
     model, tokenizer = load_brain(bundle)
-    set_halting(model, halt, segments)
+    set_halting(model, sampling.halt, sampling.segments)
     if goals.any:
         print("\n".join(words(turn_on_goals(root, bundle, model, tokenizer, goals))))
     # Half of what the model reads is left for what was said.
-    max_new_tokens = min(max_new_tokens, model.config.max_position_embeddings // 2)
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    max_new_tokens = min(sampling.max_new_tokens, model.config.max_position_embeddings // 2)
     text, turn = "", 0
     while True:
         try:
@@ -97,7 +77,8 @@ def chat(
         text = f"{text}{said}\n"
         text = end_within(tokenizer, text, model.config.max_position_embeddings - max_new_tokens - 1)
         with expert_counts(model) as used:
-            for piece in stream_text(model, tokenizer, text, seed=seed + turn, **settings):
+            settings = {"max_new_tokens": max_new_tokens, "seed": sampling.seed + turn}
+            for piece in stream_text(model, tokenizer, text, **sampling.settings | settings):
                 text += piece
                 sys.stdout.write(piece)
                 sys.stdout.flush()

@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from aios.brains.sampling import Sampling
 from aios.goals.flags import GoalFlags
 
 
@@ -14,13 +15,7 @@ def generate(
     *,
     brain: str = "small",
     prompt: str = "",
-    max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    top_k: int = 50,
-    seed: int = 0,
-    halt: Literal["exact", "max"] = "exact",
-    segments: int | None = None,
+    sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),  # noqa: B008 (frozen)
     goals: Annotated[GoalFlags, Parameter(name="*")] = GoalFlags(),  # noqa: B008 (frozen)
     stream: bool = True,
     root: Path = Path(),
@@ -35,20 +30,6 @@ def generate(
         Name of a brain, family/name, or the path of a bundle or checkpoint.
     prompt
         Text to continue; without one a document is begun.
-    max_new_tokens
-        Length of the continuation.
-    temperature
-        0 takes the likeliest token each time.
-    top_p
-        Sample among the likeliest tokens that make up this probability.
-    top_k
-        And among so many of the likeliest; 0 for all.
-    seed
-        The same seed gives the same text.
-    halt
-        exact: a token stops thinking where the model says; max: never before the cap (brains that halt).
-    segments
-        At most this many segments a token (brains that halt).
     stream
         Print while sampling.
     root
@@ -66,14 +47,13 @@ def generate(
     prompt = prompt.encode("utf-8", "replace").decode()  # a shell may hand over bytes that are no text
     bundle = find_brain(root, name or brain)
     model, tokenizer = load_brain(bundle)
-    set_halting(model, halt, segments)
+    set_halting(model, sampling.halt, sampling.segments)
     if goals.wanted:
         from aios.goals.use import turn_on_goals, words
 
         for line in words(turn_on_goals(root, bundle, model, tokenizer, goals)):
             print(line, file=sys.stderr)
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    pieces = stream_text(model, tokenizer, prompt, seed=seed, **settings)
+    pieces = stream_text(model, tokenizer, prompt, **sampling.settings)
     sys.stdout.write(prompt)
     for piece in pieces if stream else ["".join(pieces)]:
         sys.stdout.write(piece)

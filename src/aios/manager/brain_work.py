@@ -8,6 +8,7 @@ from typing import Any
 
 from aios.brains.bundle import data_of, load_brain, model_folder
 from aios.brains.generate import end_within, expert_counts, set_halting, stream_text, thought
+from aios.brains.sampling import Sampling
 from aios.brains.shelf import existing_brain
 from aios.cli.quiet import quiet_libraries
 from aios.experts.attach import note_use
@@ -73,29 +74,18 @@ class Worker:
         more = {"lines": words(effect), "domains": domains, "layers": layers, "max_segments": segments}
         return found | more | {"room": config.max_position_embeddings}
 
-    def chat(
-        self,
-        brain: str,
-        *,
-        text: str,
-        flags: GoalFlags,
-        seed: int,
-        halt: str = "exact",
-        segments: int | None = None,
-        max_new_tokens: int,
-        **settings: Any,
-    ) -> dict[str, Any]:
+    def chat(self, brain: str, *, text: str, flags: GoalFlags, sampling: Sampling) -> dict[str, Any]:
         """Continue ``text`` as `aios chat` does; returns all that was said and what it took."""
         bundle = self._load(brain)
-        set_halting(self.model, halt, segments)
+        set_halting(self.model, sampling.halt, sampling.segments)
         told = words(turn_on_goals(self.root, bundle, self.model, self.tokenizer, flags)) if flags.any else []
         # Half of what the model reads is left for what was said.
         room = self.model.config.max_position_embeddings
-        max_new_tokens = min(max_new_tokens, room // 2)
-        text = end_within(self.tokenizer, text, room - max_new_tokens - 1)
+        sampling = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room // 2))
+        text = end_within(self.tokenizer, text, room - sampling.max_new_tokens - 1)
         if hasattr(self.model.model, "reset_segments"):
             self.model.model.reset_segments()
-        pieces = stream_text(self.model, self.tokenizer, text, seed=seed, max_new_tokens=max_new_tokens, **settings)
+        pieces = stream_text(self.model, self.tokenizer, text, **sampling.settings)
         began, tokens, stopped = time.monotonic(), -1, False  # there is one piece a token, and what is left at the end
         with expert_counts(self.model) as used:
             for piece in pieces:

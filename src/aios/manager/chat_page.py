@@ -1,21 +1,22 @@
 """The page of chat: a brain goes on with what is said, piece by piece."""
 
+import dataclasses
 from threading import Event
-from typing import Any
 
 from nicegui import ui
 
+from aios.brains.sampling import Sampling
 from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain, goal_words
 from aios.manager.frame import Page, Site, aside, attempt, framed, heading
 
-_SAMPLING: dict[str, tuple[str, float, float | None, float]] = {
-    "temperature": ("Temperature", 0.8, None, 0.1),
-    "top_p": ("Top-p", 0.95, 1, 0.05),
-    "top_k": ("Top-k (0: all)", 50, None, 1),
-    "max_new_tokens": ("Most tokens", 100, None, 10),
-    "seed": ("Seed", 0, None, 1),
+_FIELDS: dict[str, tuple[str, float | None, float]] = {
+    "temperature": ("Temperature", None, 0.1),
+    "top_p": ("Top-p", 1, 0.05),
+    "top_k": ("Top-k (0: all)", None, 1),
+    "max_new_tokens": ("Most tokens", None, 10),
+    "seed": ("Seed", None, 1),
 }
-_WHOLE = ("top_k", "max_new_tokens", "seed")
+"""Label, most and step."""
 
 
 def add_to(site: Site) -> None:
@@ -42,14 +43,15 @@ class _Chat:
                     return
                 self.brain, self.goals = brain, GoalForm(page)
             with ui.element("div").classes("line"):
+                usual = Sampling()
                 self.sampling = {
-                    name: ui.number(label, value=value, min=0, max=most, step=step).props("dense outlined")
-                    for name, (label, value, most, step) in _SAMPLING.items()
+                    name: ui.number(label, value=getattr(usual, name), min=0, max=most, step=step)
+                    for name, (label, most, step) in _FIELDS.items()
                 }
-                self.halt = ui.select(["exact", "max"], label="Halting", value="exact").props("dense outlined")
-                self.segments = ui.number("Most segments", min=1, step=1).props("dense outlined clearable")
+                self.halt = ui.select(["exact", "max"], label="Halting", value="exact")
+                self.segments = ui.number("Most segments", min=1, step=1).props("clearable")
                 for one in (*self.sampling.values(), self.halt, self.segments):
-                    one.style("width: 130px")
+                    one.props("dense outlined").style("width: 130px")
         self.talk = ui.element("div").classes("stack").props('role="log" aria-label="Talk"')
         with ui.element("div").classes("panel"):
             self.said = ui.textarea("Say something").props(f"outlined autogrow maxlength={LONGEST}")
@@ -73,13 +75,15 @@ class _Chat:
         self.talk.clear()
         self._show_halting()
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self) -> Sampling:
+        usual = Sampling()
         values = {
-            name: (int if name in _WHOLE else float)(_SAMPLING[name][1] if field.value is None else field.value)
+            name: type(getattr(usual, name))(getattr(usual, name) if field.value is None else field.value)
             for name, field in self.sampling.items()
         }
-        segments = int(self.segments.value) if self.segments.value else None
-        return values | ({"halt": self.halt.value, "segments": segments} if self._halts() else {})
+        if self._halts():
+            values |= {"halt": self.halt.value, "segments": int(self.segments.value) if self.segments.value else None}
+        return Sampling(**values)
 
     def _halts(self) -> bool:
         return str(self.brain.value).startswith("actv1/")
@@ -91,9 +95,10 @@ class _Chat:
             self.page.told.say(outcome.error or "Say something first.", wrong=True)
             return
         asked, flags = outcome.value
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items() if value is not None]
+        said_of = vars(asked) if self._halts() else asked.settings
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in said_of.items() if value is not None]
         command = self.page.site.command("chat", self.brain.value, *words, *goal_words(flags))
-        asked["seed"] += self.turn
+        asked = dataclasses.replace(asked, seed=asked.seed + self.turn)
         with self.talk:
             ui.label(said).classes("panel talk you")
             with ui.element("div").classes("panel"):
@@ -106,8 +111,9 @@ class _Chat:
         follow = ui.timer(0.1, lambda: answer.set_text("".join(pieces)))
         stop = self.stop
         stop.clear()
-        asked |= {"text": f"{self.text}{said}\n", "flags": flags, "piece": pieces.append, "stop": stop}
-        done = await aside(self.page.site.brain.ask, "chat", self.brain.value, **asked)
+        question = {"text": f"{self.text}{said}\n", "flags": flags, "sampling": asked}
+        ask = self.page.site.brain.ask
+        done = await aside(ask, "chat", self.brain.value, **question, piece=pieces.append, stop=stop)
         follow.cancel()
         self.send.enable()
         self.stopping.disable()

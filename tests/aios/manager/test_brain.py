@@ -1,5 +1,6 @@
 """The process that runs brains: what it answers, stopping it, ending, dying, and files that change under it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,13 +10,14 @@ from threading import Event
 import pytest
 from safetensors.torch import load_file, save_file
 
+from aios.brains.sampling import Sampling
 from aios.goals.flags import GoalFlags
 from aios.goals.links import Goals
 from aios.manager.brain import Brain
 from chronomoe.errors import ChronoMoEError
 
 NAME = "mixtral/straight"
-SAMPLING = {"seed": 0, "max_new_tokens": 16, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+SAMPLING = Sampling(max_new_tokens=16, temperature=0.0, top_p=1.0, top_k=0)
 
 
 @pytest.fixture
@@ -27,7 +29,9 @@ def asked(brain):
 
 
 def chat(asked, **options):
-    return asked.ask("chat", NAME, **({"text": "The people\n", "flags": GoalFlags()} | SAMPLING | options))
+    own = {name: options.pop(name) for name in list(options) if hasattr(SAMPLING, name)}
+    sampling = dataclasses.replace(SAMPLING, **own)
+    return asked.ask("chat", NAME, **({"text": "The people\n", "flags": GoalFlags(), "sampling": sampling} | options))
 
 
 def test_it_says_what_the_commands_say(aios, asked):
