@@ -7,18 +7,20 @@ where. Needs nicegui, playwright and chromium (or CHROMIUM=path). Leave the mach
 """
 
 import argparse
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
 from statistics import linear_regression, median
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from playwright.sync_api import Browser, sync_playwright
@@ -37,7 +39,7 @@ RUN = "artifacts/brains/mixtral/long/metrics.jsonl"
 Row = dict[str, Any]
 
 
-@contextmanager
+@contextlib.contextmanager
 def manager(root: Path, every: float = training_page.EVERY) -> Iterator[tuple[psutil.Process, str]]:
     """The manager on a workspace: its process and its address."""
     code = f"from aios.manager import training_page; training_page.EVERY = {every}; from aios.cli import main; main()"
@@ -45,7 +47,14 @@ def manager(root: Path, every: float = training_page.EVERY) -> Iterator[tuple[ps
     with subprocess.Popen([sys.executable, "-uc", code, *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield psutil.Process(process.pid), process.stdout.readline().split()[2].rstrip("/")
+            address = process.stdout.readline().split()[2].rstrip("/")
+            place = urlsplit(address)
+            while True:  # it is bound a moment before it listens
+                with socket.socket() as link:
+                    if not link.connect_ex((place.hostname, place.port)):
+                        break
+                time.sleep(0.01)
+            yield psutil.Process(process.pid), address
         finally:
             process.terminate()
 
@@ -64,14 +73,14 @@ def first_page(browser: Browser, root: Path, rounds: int) -> Row:
     return _row("first page from process start, 200 experts and 50 runs, s", seconds[1:], "at most 2.00", 2.0)
 
 
-def live_chart(browser: Browser, root: Path, rounds: int, seconds: float) -> tuple[Row, Row]:
+def live_chart(browser: Browser, root: Path, rounds: int, steps: int) -> tuple[Row, Row]:
     """How much longer a step takes while a page follows the run, and while it is asked for something else."""
     words = ["train", "--name", "long", "--max-steps", "1000000", "--log-every-n-steps", "1", "--seq-len", "128"]
     words += ["--eval-every-n-steps", "1000000", "--save-every-n-steps", "1000000", "--root", str(root)]
     log, command = root / RUN, [sys.executable, "-m", "aios", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as training, manager(root) as (_, address):
         try:
-            while not log.exists() or log.read_bytes().count(b"\n") < 20:
+            while not log.exists() or log.read_bytes().count(b"\n") < 5:
                 time.sleep(0.5)
                 assert training.poll() is None, "the training has ended"
             page = browser.new_page()
@@ -80,7 +89,7 @@ def live_chart(browser: Browser, root: Path, rounds: int, seconds: float) -> tup
                 taken = {}
                 for open_ in (True, False) if number % 2 else (False, True):
                     page.goto(f"{address}/training?run={RUN}" if open_ else "about:blank")
-                    taken[open_] = _step_time(log, seconds)
+                    taken[open_] = _step_time(log, steps)
                 ratios.append(taken[True] / taken[False])
                 times.append(1000 * taken[False])
             page.close()
@@ -112,15 +121,20 @@ def memory(browser: Browser, root: Path, minutes: float) -> tuple[Row, Row]:
     return size, _row("its growth, MiB in an hour of refreshing", [slope], "at most 10.00", 10.0)
 
 
-def _step_time(log: Path, seconds: float) -> float:
-    """Median seconds of a step in the time to come, once the page is there or gone."""
+def _step_time(log: Path, steps: int) -> float:
+    """Median seconds of the steps to come, once the page is there or gone."""
     time.sleep(3)
-    before = log.stat().st_size
-    time.sleep(seconds)
+    records: list[Any] = []
     with log.open() as file:
-        file.seek(before)
-        records = [json.loads(line) for line in file if line.endswith("\n") and '"event": "train"' in line]
-    return median(8 * 128 / record["tokens_per_second"] for record in records[1:])
+        file.seek(0, os.SEEK_END)
+        file.readline()  # what is left of one that was being written
+        while len(records) < steps:
+            if (line := file.readline()).endswith("\n"):
+                records += [json.loads(line)] if '"event": "train"' in line else []
+            else:
+                file.seek(file.tell() - len(line.encode()))
+                time.sleep(0.1)
+    return median(8 * 128 / record["tokens_per_second"] for record in records)
 
 
 def _row(figure: str, values: Sequence[float], goal: str = "", bound: float | None = None) -> Row:
@@ -134,6 +148,7 @@ def _fill(root: Path) -> None:
     """200 experts and 50 runs."""
     aios(["init", "--root", str(root), "--max-bytes", "400000"])
     registry = Registry(root)
+    registry.create("first")
     with registry._change() as book:
         for number in range(200):
             parent = f"expert{number // 3 - 1}" if number > 5 else None
@@ -159,19 +174,19 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.manager", description="Measure the manager.")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of what is timed (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=20, help="of each turn with and without a page (%(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="in each turn with and without a page (%(default)s)")
     parser.add_argument("--minutes", type=float, default=6, help="of watching the memory (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke test")
     parser.add_argument("--out", type=Path, help="folder of the results (benchmarks/results)")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.minutes = 2, 5, 0.3
+        options.rounds, options.steps, options.minutes = 2, 5, 0.3
     with TemporaryDirectory() as home, sync_playwright() as play:
         place = os.environ.get("CHROMIUM", "/usr/bin/chromium")
         browser, root = play.chromium.launch(executable_path=place, args=["--no-sandbox"]), Path(home) / "w"
         _fill(root)
         rows = [first_page(browser, root, options.rounds)]
-        rows += live_chart(browser, root, options.rounds, options.seconds)
+        rows += live_chart(browser, root, options.rounds, options.steps)
         rows += memory(browser, root, options.minutes)
         browser.close()
     text = f"Load is the machine's, averaged over the minute before each row ended.\n\n{table(rows)}"
