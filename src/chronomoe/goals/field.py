@@ -21,7 +21,8 @@ from chronomoe.routing.steering import Steering
 CAP = 1.0
 """Largest |g|, in logits: the router's own distribution then moves by half a nat at most (Lemma 3: range^2 / 8)."""
 _CLOSE = 0.02
-_HALVINGS = 14  # of the cap: finer than any choice notices
+_TRIES = 24
+_KEPT = 1 << 26  # logits without goals that are worth keeping, not computing again
 
 
 def centred(affinity_LN: Tensor, available_LN: Tensor, layers: Sequence[int] | None = None) -> Tensor:
@@ -51,31 +52,46 @@ def biased(steering: Steering, g_LN: Tensor) -> Iterator[None]:
         steering.goal_bias.copy_(before)
 
 
-@torch.no_grad()
-def output_kl(model: Any, windows: Tensor, g_LN: Tensor) -> float:
-    """Mean KL(off || on) over the tokens of ``windows`` (n, S), nats; the model must be in evaluation mode."""
-    total = 0.0
-    for part in windows.split(8):
-        with biased(model.steering, torch.zeros_like(g_LN)):
-            off = model(input_ids=part, use_cache=False).logits
+def output_kl(model: Any, windows: Tensor) -> Callable[[Tensor], float]:
+    """Of a field g (L, N): mean KL(off || on) over the tokens of ``windows`` (n, S), nats.
+
+    The model must be in evaluation mode, and stay as it is between the calls.
+    """
+    parts = windows.split(8)
+
+    @torch.no_grad()
+    def logits(part: Tensor, g_LN: Tensor) -> Tensor:
         with biased(model.steering, g_LN):
-            total += float(kl(off, model(input_ids=part, use_cache=False).logits).sum())
-    return total / windows.numel()
+            found: Tensor = model(input_ids=part, use_cache=False).logits
+            return found
+
+    zero_LN = torch.zeros_like(model.steering.goal_bias)
+    small = windows.numel() * model.config.vocab_size <= _KEPT
+    kept = [logits(part, zero_LN) for part in parts] if small else []
+
+    def divergence(g_LN: Tensor) -> float:
+        offs = kept or (logits(part, zero_LN) for part in parts)
+        found = [float(kl(off, logits(part, g_LN)).sum()) for part, off in zip(parts, offs, strict=True)]
+        return sum(found) / windows.numel()
+
+    return divergence
 
 
 def find_beta(divergence: Callable[[float], float], budget: float, cap: float = CAP) -> tuple[float, float]:
     """beta in [0, cap] at which ``divergence(beta)``, which grows, meets the budget; and what it is there.
 
-    Where even the cap stays below the budget, it is the cap.
+    Where even the cap stays below the budget, it is the cap. Every other step is one of bisection, the rest take the
+    divergence for a square, which a small one is.
     """
-    low, high, found = 0.0, cap, divergence(cap)
-    if found <= budget:
-        return cap, found
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        found = divergence(middle)
+    low, high, at_low, at_high = 0.0, cap, 0.0, divergence(cap)
+    if at_high <= budget:
+        return cap, at_high
+    for number in range(_TRIES):
+        share = 0.5 if number % 2 else (budget**0.5 - at_low**0.5) / (at_high**0.5 - at_low**0.5)
+        middle = low + (high - low) * share
+        found = max(0.0, divergence(middle))  # rounding may make nothing less than nothing
         if abs(found / budget - 1) <= _CLOSE:
             return middle, found
-        low, high = (middle, high) if found < budget else (low, middle)
+        low, high, at_low, at_high = (middle, high, found, at_high) if found < budget else (low, middle, at_low, found)
     # Choices change one at a time: the budget may lie within one change, and then less is right.
-    return low, divergence(low)
+    return low, at_low

@@ -242,10 +242,11 @@ def _bias(model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | No
         beta = settings.beta or 0.0
         steering.goal_bias.copy_(beta * s_LN)
         return replace(effect, beta=beta, linked=_asked(s_LN))
+    divergence = output_kl(model, windows)
     if settings.beta is None:
-        beta, measured = find_beta(lambda size: output_kl(model, windows, size * s_LN), settings.kl)
+        beta, measured = find_beta(lambda size: divergence(size * s_LN), settings.kl)
     else:
-        beta, measured = settings.beta, output_kl(model, windows, settings.beta * s_LN)
+        beta, measured = settings.beta, divergence(settings.beta * s_LN)
     reach_L = beta * (s_LN.amax(dim=-1) - s_LN.amin(dim=-1))
     with biased(steering, torch.zeros_like(s_LN)):
         before = routed(model, windows, reach_L)

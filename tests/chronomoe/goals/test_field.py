@@ -97,7 +97,7 @@ def test_shares_are_what_the_routers_did(family):
     assert found.protected.tolist() == [1.0] * len(found.share)
     model.steering.pressure[1, 2] = 50.0  # everybody's first choice
     assert routed(model, rows).share[1, 2].item() == pytest.approx(0.5)
-    assert output_kl(model, rows, torch.zeros_like(model.steering.goal_bias)) == pytest.approx(0.0, abs=1e-7)
+    assert output_kl(model, rows)(torch.zeros_like(model.steering.goal_bias)) == pytest.approx(0.0, abs=1e-7)
 
 
 def test_the_divergence_is_of_the_model_without_goals_from_the_one_with_and_leaves_nothing_on():
@@ -106,7 +106,7 @@ def test_the_divergence_is_of_the_model_without_goals_from_the_one_with_and_leav
     g = centred(torch.tensor([[0.0, 1, 0, 0]] * 3), torch.ones(3, 4, dtype=torch.bool)) * 3
     model.steering.goal_bias[0, 3] = 0.25
     before = model.steering.goal_bias.clone()
-    found = output_kl(model, tokens, g)
+    found = output_kl(model, tokens)(g)
     assert torch.equal(model.steering.goal_bias, before)
     with torch.no_grad():
         with biased(model.steering, torch.zeros_like(g)):
