@@ -85,7 +85,8 @@ def read_run(bundle: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({error}); put a copy back or train under another name.") from error
     known = isinstance(run, dict) and (run.get("format"), run.get("version")) == (FORMAT, VERSION)
-    if not known or not all(isinstance(run.get(part), dict) for part in ("settings", "shape", "training")):
+    parts_there = known and all(isinstance(run.get(part), dict) for part in ("settings", "shape", "training"))
+    if not parts_there or not isinstance(run.get("family", ""), str):
         raise CheckpointError(f"{file} was not written by this version of aios.")
     shape = SHAPES.get(run.get("family", "mixtral"), ModelShape)
     parts = {"settings": RunSettings(), "shape": shape(), "training": BrainTraining()}

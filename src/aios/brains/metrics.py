@@ -29,9 +29,10 @@ def read_record(line: str) -> Record | None:
     """One line of the file; None for one that is no record."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if type(step) is int and 0 <= step < 1 << 53 else None
 
 
 class History:

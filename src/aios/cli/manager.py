@@ -38,4 +38,4 @@ def manager(
         raise ConfigError("the manager needs nicegui: pip install 'chronomoe-aios[manager]'.") from None
     from aios.manager.application import serve
 
-    serve(root, host=host, port=port, token=token or os.environ.get("AIOS_TOKEN"), browser=open)
+    serve(root, host=host, port=port, token=token or os.environ.get("AIOS_TOKEN") or None, browser=open)

@@ -6,6 +6,7 @@ import socket
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlencode
 
 import uvicorn
 from fastapi import FastAPI
@@ -58,7 +59,7 @@ def serve(
         address = f"http://{name}:{place.getsockname()[1]}/"
         show(f"Subbrains Manager: {address}{'?token=...' if token else ''} (Ctrl-C ends it; jobs go on)")
         if browser:
-            start = f"{address}?token={token}" if token else address
+            start = f"{address}?{urlencode({'token': token})}" if token else address
             pages.on_startup(lambda: webbrowser.open(start))
         logging.getLogger("nicegui").setLevel(logging.ERROR)
         config = uvicorn.Config(

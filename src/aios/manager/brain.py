@@ -2,8 +2,9 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,6 +25,9 @@ class Brain:
         self.process: BaseProcess | None = None
         self._link: Connection | None = None
         self._lock = Lock()
+        self._ended = False
+        self.threads = ThreadPoolExecutor(32, "brain")
+        """Where questions wait, so that pages need not."""
 
     def ask(
         self,
@@ -39,9 +43,7 @@ class Brain:
         ``piece`` gets text as it is made, ``stop`` ends that early. Raises :class:`ChronoMoEError` with the sentence
         of what failed there, or when the process died; the next question begins another.
         """
-        with self._lock:
-            if stop is not None and stop.is_set():
-                raise ChronoMoEError("stopped before it began.")
+        with self._turn(stop):
             try:
                 link = self._connected()
                 link.send((verb, brain, arguments))
@@ -57,8 +59,24 @@ class Brain:
             except (EOFError, OSError):
                 raise ChronoMoEError(f"{self._end()}; ask again and another begins.") from None
 
+    @contextmanager
+    def _turn(self, stop: Event | None) -> Iterator[None]:
+        waits = True
+        while waits:
+            if stop is not None and stop.is_set():
+                raise ChronoMoEError("stopped before it began.")
+            waits = not self._lock.acquire(timeout=0.2)
+        try:
+            if self._ended:
+                raise ChronoMoEError("the manager is ending.")
+            yield
+        finally:
+            self._lock.release()
+
     def end(self) -> None:
-        """End the process; whoever waits for it is told."""
+        """End the process for good; whoever waits for it is told."""
+        self._ended = True
+        self.threads.shutdown(wait=False)
         if self.process is not None:
             self.process.terminate()
 

@@ -9,7 +9,7 @@ from nicegui import ui
 from aios.brains.bundle import brain_names, data_of, find_brain
 from aios.goals.flags import GoalFlags
 from aios.goals.links import Goals
-from aios.manager.frame import Page, Site, aside, attempt, empty
+from aios.manager.frame import Page, Site, ask_brain, attempt, begin_here
 
 LONGEST = 4000
 """Characters of a text."""
@@ -19,7 +19,7 @@ def choose_brain(page: Page, changed: Callable[[], Any] | None = None) -> ui.sel
     """A list of the brains; without any, what to do first."""
     names = brain_names(page.site.root)
     if not names:
-        empty("No brain yet. Train one first.", page.site.command("train", "--config", "run.toml"))
+        begin_here(page.site, "No brain yet.")
         return None
     chosen = ui.select(names, label="Brain", value=names[0], on_change=changed)
     return chosen.props("dense outlined").classes("grow")
@@ -52,8 +52,10 @@ class TextForm:
 
     async def _take(self, event: Any) -> None:
         if event.value:
-            asked = {"domain": event.value, "longest": LONGEST}
-            outcome = await aside(self.page.site.brain.ask, "text", self.brain.value, **asked)
+            asked = self.brain.value, event.value
+            outcome = await ask_brain(self.page.site, "text", asked[0], domain=asked[1], longest=LONGEST)
+            if asked != (self.brain.value, self.domain.value):
+                return  # it is wanted no more
             if outcome.error:
                 self.page.told.say(outcome.error, wrong=True)
             else:
@@ -102,4 +104,4 @@ def goal_words(flags: GoalFlags) -> list[str]:
 def explain_command(brain: str, text: str, flags: GoalFlags) -> tuple[str, ...]:
     """`aios goals explain`; a long text is read from standard input."""
     shown = text if len(text) <= 80 and "\n" not in text else "-"
-    return ("goals", "explain", "--brain", brain, "--text", shown, *goal_words(flags))
+    return ("goals", "explain", "--brain", brain, f"--text={shown}", *goal_words(flags))

@@ -7,7 +7,7 @@ from nicegui import ui
 
 from aios.brains.sampling import Sampling
 from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain, goal_words
-from aios.manager.frame import Page, Site, aside, attempt, framed, heading
+from aios.manager.frame import Page, Site, ask_brain, attempt, framed, heading
 
 _FIELDS: dict[str, tuple[str, float | None, float]] = {
     "temperature": ("Temperature", None, 0.1),
@@ -112,8 +112,7 @@ class _Chat:
         stop = self.stop
         stop.clear()
         question = {"text": f"{self.text}{said}\n", "flags": flags, "sampling": asked}
-        ask = self.page.site.brain.ask
-        done = await aside(ask, "chat", self.brain.value, **question, piece=pieces.append, stop=stop)
+        done = await ask_brain(self.page.site, "chat", self.brain.value, **question, piece=pieces.append, stop=stop)
         follow.cancel()
         self.send.enable()
         self.stopping.disable()

@@ -10,7 +10,7 @@ from aios.experts.registry import ExpertEntry, Registry
 from aios.goals.links import Goals
 from aios.goals.store import LONGEST, Goal
 from aios.manager import work
-from aios.manager.frame import Page, attempt, heading
+from aios.manager.frame import Page, attempt, heading, put_away
 
 
 async def create(page: Page) -> None:
@@ -54,7 +54,7 @@ async def create(page: Page) -> None:
 
         _buttons("Enter", enter, dialog)
     await dialog
-    dialog.delete()
+    put_away(dialog)
 
 
 def actions(page: Page, one: ExpertEntry) -> None:
@@ -110,7 +110,7 @@ async def _set_parent(page: Page, one: ExpertEntry) -> None:
 
         _buttons("Set parent", enter, dialog)
     await dialog
-    dialog.delete()
+    put_away(dialog)
 
 
 async def _rename(page: Page, one: ExpertEntry) -> None:
@@ -135,7 +135,7 @@ async def _rename(page: Page, one: ExpertEntry) -> None:
 
         _buttons("Rename", enter, dialog)
     renamed = await dialog
-    dialog.delete()
+    put_away(dialog)
     if renamed:
         page.go(f"/experts/{renamed}")
 
@@ -174,7 +174,7 @@ async def _delete(page: Page, one: ExpertEntry) -> None:
 
         _buttons("Delete", enter, dialog, color="negative")
     gone = await dialog
-    dialog.delete()
+    put_away(dialog)
     if gone:
         page.go("/")
 
@@ -270,6 +270,7 @@ def brains_of(page: Page, one: ExpertEntry) -> None:
                 told = f"Attached {one.expert_id} to {chosen.value}."
                 root, use = page.site.root, bool(force.value)
                 await page.do(told, command, work.attach, root, one.expert_id, chosen.value, use, heavy=True)
+                button.props(remove="loading")
 
             button = ui.button("Attach", on_click=attach).props("outline")
 

@@ -45,10 +45,11 @@ def add_to(site: Site) -> None:
 
 
 def watch(files: list[Path], changed: Callable[[], Any]) -> None:
-    """Call ``changed`` when one of the files is another than it was."""
+    """Call ``changed`` when one of the files, or what it says of an expert's weights and brains, is another."""
+    registry = files[0]
 
-    def look() -> list[tuple[int, int, int]]:
-        found = []
+    def look() -> list[Any]:
+        found: list[Any] = [attempt(read_overview, registry.parents[2]).value] if registry.is_file() else []
         for file in files:
             try:
                 state = file.stat()

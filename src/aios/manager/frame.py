@@ -1,8 +1,10 @@
 """What all pages share: the frame with its navigation, and doing things with their command and their errors told."""
 
+import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -71,9 +73,19 @@ async def aside(function: Callable[..., Value], *arguments: Any, **options: Any)
     return await run.io_bound(attempt, function, *arguments, **options) or Outcome(error="the page is being closed.")
 
 
+async def ask_brain(site: Site, verb: str, brain: str, **arguments: Any) -> Outcome[Any]:
+    """Ask the process that runs brains; questions that wait for each other keep no page waiting."""
+    question = partial(attempt, site.brain.ask, verb, brain, **arguments)
+    return await asyncio.get_running_loop().run_in_executor(site.brain.threads, question)
+
+
 async def apart(function: Callable[..., Value], *arguments: Any, **options: Any) -> Outcome[Value]:
     """Call it in another process, which may load torch and a model: the page's own stays small."""
-    return await run.cpu_bound(attempt, function, *arguments, **options) or Outcome(error="the page is being closed.")
+    try:
+        done = await run.cpu_bound(attempt, function, *arguments, **options)
+    except Exception:  # whatever the pool raises when its process was killed
+        return Outcome(error="the process that does this has ended, perhaps for want of memory; try again.")
+    return done or Outcome(error="the page is being closed.")
 
 
 class Told:
@@ -125,6 +137,8 @@ class Page:
         **options: Any,
     ) -> Outcome[Any]:
         """Do something, show what there is now, and tell it with its command; or the sentence why not."""
+        if heavy:
+            self.told.say("Working; this takes some seconds.")
         outcome = await (apart if heavy else aside)(function, *arguments, **options)
         self.refresh()
         self.told.say(outcome.error or words, self.site.command(*command), wrong=bool(outcome.error))
@@ -140,8 +154,14 @@ class Page:
                 ui.button(yes, color="negative", on_click=lambda: dialog.submit(True))
                 ui.button("Keep", on_click=lambda: dialog.submit(False)).props("flat autofocus")
         answer = await dialog
-        dialog.delete()
+        put_away(dialog)
         return bool(answer)
+
+
+def put_away(dialog: ui.dialog) -> None:
+    """Done with a dialog; its page may be gone before."""
+    with suppress(ValueError):
+        dialog.delete()
 
 
 @contextmanager
@@ -175,6 +195,14 @@ def facts(rows: dict[str, str]) -> None:
             if value:
                 ui.label(name)
                 ui.label(value)
+
+
+def begin_here(site: Site, words: str) -> None:
+    """Say that there is no brain yet, and what to do first."""
+    if (Workspace(site.root).base_model / "config.json").is_file():
+        empty(f"{words} Train a brain first.", site.command("train", "--name", "small"))
+    else:
+        empty(f"{words} First of all the workspace wants a tokenizer and text.", site.command("init"))
 
 
 def empty(words: str, command: str = "") -> None:

@@ -7,7 +7,7 @@ from nicegui import ui
 
 from aios.goals.flags import GoalFlags
 from aios.manager.brain_forms import TextForm, choose_brain, explain_command
-from aios.manager.frame import Page, aside, heading
+from aios.manager.frame import Page, ask_brain, heading
 
 _QUIET = 0.25
 """Seconds a slider rests before it is asked what that does."""
@@ -35,7 +35,7 @@ class GoalEffect:
             with ui.element("div").classes("scroll").props('tabindex="0" role="region" aria-label="Shares"'):
                 self.table = ui.table(columns=_COLUMNS, rows=[], row_key="name", pagination={"rowsPerPage": 0})
                 self.table.props("flat dense hide-bottom").set_visibility(False)
-        for field in (self.strength, self.budget, self.text.text):
+        for field in (self.brain, self.strength, self.budget, self.text.text):
             field.on_value_change(self._move)
         self.strength.on_value_change(self._name)
         self.budget.on_value_change(self._name)
@@ -75,7 +75,9 @@ class GoalEffect:
     async def _measure(self) -> None:
         self.words.set_text("Measuring; a brain that is not loaded yet takes some seconds.")
         brain, text, flags = self.brain.value, self.text.value, self.flags()
-        outcome = await aside(self.page.site.brain.ask, "explain", brain, text=text, flags=flags)
+        outcome = await ask_brain(self.page.site, "explain", brain, text=text, flags=flags)
+        if brain != self.brain.value:
+            return  # choosing another has asked anew
         command = self.page.site.command(*explain_command(brain, text, flags))
         self.table.set_visibility(not outcome.error)
         self.page.told.say(outcome.error or "Measured.", command, wrong=bool(outcome.error))

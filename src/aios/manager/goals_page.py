@@ -29,7 +29,7 @@ class _Goals:
         heading("Goals")
         with ui.element("div").classes("panel"), ui.element("div").classes("line"):
             self.text = ui.input("New goal").props(f"maxlength={LONGEST} dense outlined").classes("grow")
-            self.weight = ui.number("Weight", value=1.0, min=0.05, max=1, step=0.05).props("dense outlined")
+            self.weight = ui.number("Weight", value=1.0, min=0.001, max=1, step=0.05).props("dense outlined")
             self.weight.style("width: 110px")
             ui.button("Add", on_click=self._add)
         self.content = ui.element("div").style("display: contents")
@@ -72,7 +72,7 @@ class _Goals:
                 for expert in goal.experts:
                     self._link_of(number, ids.get(expert, expert))
             with ui.element("div").classes("line"):
-                weight = ui.number("Weight", value=goal.weight, min=0.05, max=1, step=0.05).props("dense outlined")
+                weight = ui.number("Weight", value=goal.weight, min=0.001, max=1, step=0.05).props("dense outlined")
                 weight.props(f'aria-label="Weight of goal {number}"').style("width: 96px")
 
                 async def weigh() -> None:
@@ -105,13 +105,13 @@ class _Goals:
 
     async def _add(self) -> None:
         text, weight = self.text.value or "", self.weight.value
-        command = ("goals", "add", text, "--weight", f"{weight or 0:g}")
+        command = ("goals", "add", "--weight", f"{weight or 0:.12g}", "--", text)
         outcome = await self.page.do("Added the goal.", command, self.goals.add, text, weight=weight or 0)
         if not outcome.error:
             self.text.set_value("")
 
     async def _weigh(self, goal: Goal, weight: float) -> None:
-        command = ("goals", "add", goal.text, "--weight", f"{weight:g}")
+        command = ("goals", "add", "--weight", f"{weight:.12g}", "--", goal.text)
         told = f"Goal {goal.id} has weight {weight:g}" + (" and is active." if not goal.active else ".")
         await self.page.do(told, command, self.goals.add, goal.text, weight=weight)
 

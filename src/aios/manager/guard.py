@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,11 +46,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _plain(host: str) -> str:
+    """As a browser spells it."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host.lower()
+
+
 class Guard:
     """ASGI application that lets only permitted requests through to ``app``."""
 
     def __init__(self, app: App, *, host: str = "127.0.0.1", token: str | None = None) -> None:
-        self.app, self.host = app, host
+        self.app, self.host = app, _plain(host)
         self.secret = None if token is None else hashlib.sha256(token.encode()).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,8 +71,8 @@ class Guard:
             await _refuse(scope, send, *refusal)
             return
         given = _token_in(scope)
-        if self.secret is not None and given is not None and scope["type"] == "http":
-            await self._remember(scope, send, given)
+        if self._is_secret(given) and scope["type"] == "http":
+            await self._remember(scope, send)
             return
 
         async def marked(message: Message) -> None:
@@ -110,24 +118,28 @@ class Guard:
             return name in (socket.gethostname().lower(), socket.getfqdn().lower())
         return True  # an address cannot be rebound
 
+    def _is_secret(self, given: str | None) -> bool:
+        return given is not None and self._matches(hashlib.sha256(given.encode()).hexdigest())
+
+    def _matches(self, digest: str) -> bool:
+        return self.secret is not None and hmac.compare_digest(digest.encode(), self.secret.encode())
+
     def _has_token(self, scope: Scope) -> bool:
-        given = _token_in(scope)
-        offered = [] if given is None else [hashlib.sha256(given.encode()).hexdigest()]
+        offered = []
         for line in _header(scope, b"cookie"):
             try:
                 cookie = SimpleCookie(line).get(_cookie_name(scope))
             except CookieError:
                 continue
             offered += [] if cookie is None else [cookie.value]
-        return any(hmac.compare_digest(one.encode(), (self.secret or "").encode()) for one in offered)
+        return self._is_secret(_token_in(scope)) or any(map(self._matches, offered))
 
-    async def _remember(self, scope: Scope, send: Send, given: str) -> None:
+    async def _remember(self, scope: Scope, send: Send) -> None:
         """Put the token into a cookie and the address back to what it is without it."""
         rest = [(name, value) for name, value in parse_qsl(_query(scope)) if name != "token"]
         # A path of two slashes would lead to another machine.
-        place = "/" + scope["path"].lstrip("/\\") + (f"?{urlencode(rest)}" if rest else "")
-        secret = hashlib.sha256(given.encode()).hexdigest()
-        cookie = f"{_cookie_name(scope)}={secret}; HttpOnly; SameSite=Strict; Path=/"
+        place = "/" + quote(scope["path"].lstrip("/\\")) + (f"?{urlencode(rest)}" if rest else "")
+        cookie = f"{_cookie_name(scope)}={self.secret}; HttpOnly; SameSite=Strict; Path=/"
         head = [(b"location", place.encode("ascii", "replace")), (b"set-cookie", cookie.encode()), *_HEADERS]
         await send({"type": "http.response.start", "status": 303, "headers": head})
         await send({"type": "http.response.body", "body": b""})

@@ -30,6 +30,7 @@ from chronomoe.storage import write_json
 
 State = Literal["starting", "running", "done", "stopped", "failed", "killed"]
 _ID = re.compile(r"\d{8}-\d{6}-[a-z]{1,12}-\d{1,3}")
+_ASKED = "stop-asked"
 _STARTING = 60.0
 """Seconds a process may take to say who it is."""
 
@@ -115,6 +116,9 @@ class Jobs:
             job = self.get(job_id)
         if job.state != "running" or job.pid is None:
             raise ConfigError(f"job {job_id} is not running ({job.state}).")
+        if (job.folder / _ASKED).exists():
+            return job  # a second Ctrl-C would end it without saving
+        (job.folder / _ASKED).touch()
         with suppress(ProcessLookupError):  # it ended just now
             os.kill(job.pid, signal.SIGINT)
         return self.get(job_id)
@@ -161,7 +165,8 @@ class Jobs:
                 ended=float(end["ended"]) if end else None,
                 metrics=str(asked.get("metrics", "")),
             )
-        except (KeyError, TypeError, ValueError):
+            datetime.fromtimestamp(job.created, UTC)
+        except (KeyError, TypeError, ValueError, OverflowError, OSError):
             return None
         state = _state(job, process)
         if state == "killed" and (end := _json(folder / "exit.json")):  # it ended between two looks

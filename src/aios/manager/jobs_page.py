@@ -190,7 +190,7 @@ def _train_form(page: Page, expert: str) -> None:
         heading("Train an expert", 2)
         if not brains:
             ui.label("There is no brain to train it in yet. First make one:")
-            ui.label(site.command("train", "--config", "run.toml")).classes("command")
+            ui.label(site.command("train", "--name", "small")).classes("command")
             return
         ui.label("Alone, on a text of its own, in a brain that stays as it is.").classes("soft")
         with ui.element("div").classes("two"):

@@ -5,7 +5,7 @@ from typing import Any
 from nicegui import ui
 
 from aios.manager.brain_forms import GoalForm, TextForm, choose_brain, explain_command
-from aios.manager.frame import Page, Site, aside, attempt, framed, heading
+from aios.manager.frame import Page, Site, ask_brain, attempt, framed, heading
 from aios.manager.tokens import MOVE, changed, shares_html, tokens_html
 
 
@@ -68,8 +68,11 @@ class _Routing:
         self.button.disable()
         self.words.set_text("Working; a brain that is not loaded yet takes some seconds.")
         asked = {"text": text, "flags": flags.value, "segment": segment}
-        outcome = await aside(self.page.site.brain.ask, "inspect", brain, **asked)
+        outcome = await ask_brain(self.page.site, "inspect", brain, **asked)
         self.button.enable()
+        if brain != self.brain.value:
+            self.words.set_text("")
+            return  # it is of a brain that is shown no more
         command = self.page.site.command(*explain_command(brain, text, flags.value))
         if outcome.value is None:
             self.words.set_text("")

@@ -99,7 +99,7 @@ def run_words(site: Site, family: str, name: str, text: str, numbers: dict[str, 
     words = [*form.words, f"--{form.name}={plain_name(name)}"]
     words += [f"--{form.text}={inside(site, text)}"] if text.strip() or family == "actv1" else []
     given = {flag: value for flag, value in numbers.items() if value is not None and (goals or flag != _LIKENESS)}
-    words += [f"--{flag}={float(value):.12g}" for flag, value in given.items()]
+    words += [f"--{flag}={int(value) if float(value).is_integer() else value}" for flag, value in given.items()]
     return [*words, *(f"--goal={int(goal)}" for goal in goals), *site.here]
 
 

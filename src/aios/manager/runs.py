@@ -132,7 +132,10 @@ class Runs:
         """Every run, the one that was written to last first."""
         found = []
         for file in self._files():
-            state = file.stat()
+            try:
+                state = file.stat()
+            except OSError:  # it has gone
+                continue
             path, mark = file.relative_to(self.root).as_posix(), (state.st_size, state.st_mtime_ns)
             known = self._summaries.get(path)
             if known is None or known[0] != mark:
@@ -163,6 +166,11 @@ class Runs:
                     yield file
 
 
+def _is_number(value: Any) -> bool:
+    """Is it one that a browser can draw?"""
+    return type(value) in (int, float) and abs(value) < 1e15
+
+
 def _summary(path: str, file: Path, state: os.stat_result) -> RunSummary:
     with file.open("rb") as lines:
         lines.seek(max(0, state.st_size - _TAIL))
@@ -177,9 +185,15 @@ def _summary(path: str, file: Path, state: os.stat_result) -> RunSummary:
 
 def _numbers(record: Record) -> Record:
     counts = {name: len(record[name]) for name in ("valleys", "ridges") if isinstance(record.get(name), list)}
-    return counts | {name: value for name, value in record.items() if type(value) in (int, float)}
+    return counts | {name: value for name, value in record.items() if _is_number(value)}
 
 
 def _heat(record: Record) -> Record:
     kept: dict[str, Any] = {"step": record["step"]}
-    return kept | {name: record[name] for name in ("load", "T_bar") if isinstance(record.get(name), list)}
+    return kept | {name: record[name] for name in ("load", "T_bar") if _is_map(record.get(name))}
+
+
+def _is_map(rows: Any) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and all(one is None or _is_number(one) for one in row) for row in rows
+    )

@@ -6,10 +6,12 @@ from typing import Any
 from nicegui import ui
 
 from aios.manager import charts, expert_forms, run_form
-from aios.manager.frame import Page, Site, aside, attempt, empty, framed, heading
+from aios.manager.frame import Page, Site, aside, attempt, begin_here, framed, heading
 from aios.manager.runs import RunLog, RunSummary
 
 EVERY = 2.0
+_ENDED = 10.0
+"""Seconds after its last record for which a run may be somebody else's, though the job that made it has ended."""
 
 
 def add_to(site: Site) -> None:
@@ -29,19 +31,19 @@ class _Training:
         with ui.element("div").classes("spread"):
             heading("Training")
             ui.button("New run", on_click=lambda: ui.navigate.to("/training/new"))
-        runs = attempt(self.site.runs.all).value or []
-        if not runs:
-            empty(
-                "No run yet. Start one, and its curves appear here while it trains.",
-                self.site.command("train", "--config", "run.toml"),
-            )
+        found = attempt(self._names)
+        if found.error:
+            ui.label(found.error).classes("wrong")
+        names = found.value or {}
+        if not names:
+            begin_here(self.site, "No run yet; the curves of one appear here while it trains.")
             ui.link("Train an expert", "/jobs#train")
+            ui.timer(EVERY, self._await_first)
             return
-        names = {one.path: self._name(one) for one in runs}
         for asked in (run, other):
             if asked and asked not in names:
                 ui.label(f"There is no run {asked!r} in this workspace.").classes("wrong")
-        self.run = run if run in names else runs[0].path
+        self.run = run if run in names else next(iter(names))
         self.other = other if other in names and other != self.run else ""
         self.layer = 0
         with ui.element("div").classes("line"):
@@ -50,10 +52,13 @@ class _Training:
             second = ui.select(others, label="Compare with", value=self.other).props("dense outlined").classes("grow")
             chosen.on_value_change(lambda event: _go(event.value, ""))
             second.on_value_change(lambda event: _go(self.run, event.value))
+            self.chosen, self.second = chosen, second
         with ui.element("div").classes("spread"):
             self.words = ui.label().classes("soft")
             self.stop = ui.button("Stop this run", color="negative", on_click=self._stop).props("outline")
             self.resume = ui.button("Resume this run", on_click=self._resume).props("outline")
+            for one in (self.stop, self.resume):
+                one.set_visibility(False)
         with ui.element("div").classes("two"):
             self.lines = {name: self._chart(name, label) for name, label in charts.LINES.items()}
         self.layers = ui.select([0], label="Layer", value=0, on_change=self._turn).props("dense outlined")
@@ -67,6 +72,13 @@ class _Training:
         self.drawn: Any = None
         ui.timer(0.05, self._look, once=True)
         ui.timer(EVERY, self._look)
+
+    def _names(self) -> dict[str, str]:
+        return {one.path: self._name(one) for one in self.site.runs.all()}
+
+    async def _await_first(self) -> None:
+        if (await aside(self._names)).value:
+            ui.navigate.reload()
 
     def _name(self, one: RunSummary) -> str:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.changed))
@@ -82,27 +94,33 @@ class _Training:
         if outcome.value is None:
             self.words.set_text(outcome.error)
             return
-        logs, stoppable, resumable = outcome.value
+        logs, live, stoppable, resumable, names = outcome.value
+        if set(names) != set(self.chosen.options):
+            self.chosen.set_options(names)
+            self.second.set_options({"": "nothing"} | {path: one for path, one in names.items() if path != self.run})
         step = logs[0].last.get("step")
         told = [f"step {step:,}" if step is not None else "no training step recorded yet"]
         told += [f"loss {logs[0].last['loss']:.4f}"] if "loss" in logs[0].last else []
         told += [f"dead experts {logs[0].last['dead_experts']}"] if "dead_experts" in logs[0].last else []
-        told += ["running"] if stoppable or logs[0].live else ["stopped"] if resumable else []
+        told += ["running"] if stoppable or live else ["stopped"] if resumable else []
         self.words.set_text(", ".join(told))
         self.stop.set_visibility(stoppable)
         self.resume.set_visibility(resumable)
         mark = [(log.offset, log.identity) for log in logs], self.layer
         if mark == self.drawn:
             return
-        self.drawn = mark
         self._draw(logs)
+        self.drawn = mark
 
-    def _read(self) -> tuple[list[RunLog], bool, bool]:
+    def _read(self) -> tuple[list[RunLog], bool, bool, bool, dict[str, str]]:
         logs = [self.site.runs.follow(path) for path in (self.run, self.other) if path]
-        job, brain, one = self.site.jobs.of_run(self.run), run_form.brain_of(self.run), logs[0]
-        stoppable = job is not None or (one.live and run_form.stop_file(self.site, self.run) is not None)
-        unfinished = job is None and not one.live and not (one.final or {}).get("trained")
-        return logs, stoppable, unfinished and brain is not None
+        jobs = [job for job in self.site.jobs.all() if job.metrics == self.run]
+        one, working = logs[0], any(job.alive for job in jobs)
+        # A run whose job is known to have ended is not live, unless somebody else writes on.
+        live = one.live and (working or not jobs or time.time() - one.changed < _ENDED)
+        stoppable = working or (live and run_form.stop_file(self.site, self.run) is not None)
+        unfinished = not working and not live and not (one.final or {}).get("trained")
+        return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None, self._names()
 
     def _draw(self, logs: list[RunLog]) -> None:
         names = [

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from threading import Event
+from threading import Event, Timer
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -145,3 +145,33 @@ def test_it_ends_with_whoever_asked(brain):
     while birth_of(pid) is not None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert birth_of(pid) is None
+
+
+def test_who_waits_can_be_stopped_and_nobody_begins_another_when_it_ends(asked):
+    stop, told = Event(), []
+    with asked._lock:
+        stop_soon = Timer(0.3, stop.set)
+        stop_soon.start()
+        with pytest.raises(ChronoMoEError, match="stopped before"):
+            chat(asked, stop=stop)
+    asked.end()
+    with pytest.raises(ChronoMoEError, match="is ending"):
+        chat(asked, piece=told.append)
+    assert asked.process is None
+    assert not told
+
+
+def test_a_brain_that_halts_tells_its_segments(aios, workspace):
+    base, text = workspace / "artifacts/hf_implant/base_model", workspace / "training_data/licences"
+    sizes = ("--hidden-size", 32, "--num-heads", 4, "--h-layers", 1, "--l-layers", 1, "--max-seq-len", 16,
+             "--batch-size", 2, "--steps", 1, "--model", base, "--halt-max-steps", 3)  # fmt: skip
+    words = ("hrm-hf", "train-actv1", "--root", workspace, "--brain-name", "thinker", "--dataset-file", text)
+    assert aios(*words, *sizes).code == 0
+    one = Brain(workspace)
+    try:
+        for most in (1, 3):
+            sampling = dataclasses.replace(SAMPLING, max_new_tokens=4, halt="max", segments=most)
+            told = one.ask("chat", "actv1/thinker", text="x", flags=GoalFlags(), sampling=sampling)["lines"]
+            assert f"{most}.00 of 3 segments a token" in told
+    finally:
+        one.end()

@@ -125,3 +125,34 @@ def test_a_named_host_is_known_by_its_name_and_no_other():
 def test_loopback():
     assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.7", "example.org", "")))
+
+
+def test_a_token_is_whole_as_written_and_kept_out_of_reach():
+    guard = Guard(Inner(), host="0.0.0.0", token="Word")
+    there = {"host": "192.168.0.7:8765"}
+    _, sent = ask(guard, **there, path="/a b\r\nx: y", query="token=Word")
+    headers = dict(sent[0]["headers"])
+    assert headers[b"location"] == b"/a%20b%0D%0Ax%3A%20y"
+    name, _, rest = headers[b"set-cookie"].decode().partition("=")
+    assert {" HttpOnly", " SameSite=Strict"} <= set(rest.split(";"))
+    secret = rest.partition(";")[0]
+    for part in ("", secret[:1], secret[:-1], secret + "0"):
+        assert ask(guard, **there, cookie=f"{name}={part}")[0] == 401
+    assert ask(guard, **there, method="HEAD")[0] == 401
+    assert ask(guard, **there, query="token=word")[0] == 401
+    # Who is in stays in, whatever a link says.
+    status, sent = ask(guard, **there, cookie=f"{name}={secret}", query="token=wrong")
+    assert status == 200
+    assert not [key for key, _ in sent[0]["headers"] if key == b"set-cookie"]
+
+
+def test_a_host_is_known_however_it_is_spelled():
+    assert ask(Guard(Inner(), host="MyServer.Lan", token="t"), host="myserver.lan:1", query="token=t")[0] == 303
+    assert ask(Guard(Inner(), host="fd00:0:0:0::1", token="t"), host="[fd00::1]:1", query="token=t")[0] == 303
+
+
+def test_the_policy_lets_nothing_come_from_elsewhere(guard):
+    headers = dict(ask(guard, host=OURS)[1][0]["headers"])
+    policy = dict(part.strip().partition(" ")[::2] for part in headers[b"content-security-policy"].decode().split(";"))
+    assert "'self'" in policy["default-src"]
+    assert not [value for value in policy.values() if "*" in value or "http" in value]

@@ -122,3 +122,42 @@ def test_only_the_end_of_a_long_log_is_read(jobs):
     (jobs.home / job_id / "log").write_bytes(b"x" * 100_000 + b"end")
     assert len(jobs.log(job_id)) == 20_000
     assert jobs.log(job_id, 5) == "xxend"
+
+
+def test_a_second_stop_is_not_sent(jobs, tmp_path):
+    code = (
+        "import signal, sys, time\n"
+        "seen = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: seen.append(1))\n"
+        "open(sys.argv[1], 'w').close()\n"
+        "time.sleep(2)\n"
+        "open(sys.argv[1], 'w').write(str(len(seen)))\n"
+    )
+    ready = tmp_path / "ready"
+    child = subprocess.Popen([sys.executable, "-c", code, str(ready)])
+    while not ready.exists():
+        time.sleep(0.01)
+    job_id = left_by(jobs, pid=child.pid, birth=birth_of(child.pid))
+    for _ in range(3):  # the second Ctrl-C would be the deadly one
+        Jobs(tmp_path).cancel(job_id)
+        time.sleep(0.2)
+    child.wait()
+    assert ready.read_text() == "1"
+
+
+def test_another_boot_has_other_processes(jobs):
+    boot, _, ticks = birth_of(os.getpid()).partition(":")
+    assert jobs.get(left_by(jobs, pid=os.getpid(), birth=f"{boot}:{ticks}")).state == "running"
+    elsewhere = left_by(jobs, pid=os.getpid(), birth=f"other:{ticks}", job_id="20260101-000002-job-0")
+    assert jobs.get(elsewhere).state == "killed"
+
+
+def test_what_lies_outside_is_no_job_nor_what_was_made_at_no_time(jobs, tmp_path):
+    job_id = left_by(jobs, pid=None, birth=None)
+    os.rename(jobs.home / job_id, jobs.home.parent / job_id)
+    with pytest.raises(ConfigError, match="there is no job"):
+        jobs.get(f"../{job_id}")
+    again = left_by(jobs, pid=None, birth=None)
+    asked = json.loads((jobs.home / again / "job.json").read_text())
+    (jobs.home / again / "job.json").write_text(json.dumps(asked | {"created": 1e30}))
+    assert jobs.all() == []

@@ -153,3 +153,41 @@ def test_charts_of_one_run_and_of_two(file):
     assert heat["series"][0]["data"] == [[0, 0, 0.5], [0, 1, 1.5], [1, 0, 0.5], [1, 1, 1.5]]
     assert charts.heat("load", log, 5) is None
     assert log.layers("T_bar") == 2
+
+
+def test_records_that_cannot_be_drawn_are_passed_over(file):
+    add(file, step(1), "[" * 100_000 + "\n")
+    for odd in ({"step": 10**30}, {"step": True}, {"step": -1}):
+        add(file, json.dumps({"event": "train", "loss": 1.0} | odd) + "\n")
+    add(file, step(2, lm_loss=10**40, load=[1, 2, 3], T_bar=[[{}, {}]]), step(3, load=[[0.5, None]]))
+    log = RunLog(file)
+    log.poll()
+    assert [one["step"] for one in log.train.records] == [1, 2, 3]
+    assert 2 not in [at for at, _ in log.line("lm_loss")]
+    assert log.columns("load", 0)[0][-1] == 3
+    assert 2 not in log.columns("load", 0)[0]
+    assert charts.heat("load", log, 0) is not None
+    assert charts.heat("T_bar", log, 0) is None
+
+
+def test_a_longer_file_in_its_place_is_read_from_its_beginning(file):
+    add(file, *(step(n) for n in range(3)))
+    log = RunLog(file)
+    log.poll()
+    other = file.with_suffix(".new")
+    other.write_text("".join(step(n) for n in range(100, 120)))
+    os.replace(other, file)
+    log.poll()
+    assert [one["step"] for one in log.train.records] == list(range(100, 120))
+
+
+def test_a_run_that_ended_is_not_live_and_few_logs_are_kept(tmp_path):
+    runs = Runs(tmp_path)
+    for number in range(9):
+        home = tmp_path / f"artifacts/brains/mixtral/b{number}"
+        home.mkdir(parents=True)
+        (home / "metrics.jsonl").write_text(step(1))
+        assert runs.follow(f"artifacts/brains/mixtral/b{number}/metrics.jsonl").live
+    assert len(runs._logs) == 6
+    add(home / "metrics.jsonl", json.dumps({"event": "final", "step": 1, "trained": True}) + "\n")
+    assert not runs.follow("artifacts/brains/mixtral/b8/metrics.jsonl").live
