@@ -13,7 +13,7 @@ def test_text_and_names_are_escaped():
     assert html.count("<span") == 2
     found = {
         "off": {"share": [[0.5, 0.5]], "open": {EVIL: 0.5}},
-        "domains": {EVIL: {"share": [[0.5, 0.5]], "open": {}}},
+        "domains": {EVIL: {"share": [[0.5, 0.5]], "open": {EVIL: 0.1}}},
     }
     table = shares_html(found | {"on": found["off"]}, 0, True)
     assert "<img" not in table
