@@ -37,7 +37,7 @@ def test_it_answers_as_the_shown_command_does(page, root):
     assert re.match(r"\d+ tokens, \d+\.\d tokens/s", note.text_content() or "")
     expect(note).to_contain_text("layer 0: experts")
     told(
-        page, "tokens", "aios chat mixtral/small --temperature=0.5 --top-p=0.95 --top-k=7 --max-new-tokens=12 --seed=3"
+        page, "tokens", "aios chat mixtral/small --max-new-tokens=12 --temperature=0.5 --top-p=0.95 --top-k=7 --seed=3"
     )
     command = page.locator(".told .command").text_content() or ""
     printed = subprocess.run(
@@ -123,7 +123,7 @@ def test_goals_and_keys(page, root):
     button(page, "Send").focus()
     page.keyboard.press("Enter")
     # The expert is not attached: the goal is said to do nothing there.
-    expect(done(page)).to_contain_text("expert laws is not attached")
+    expect(done(page)).to_contain_text("expert laws is not in this brain")
     told(page, "tokens", "--goal 1 --goal-strength 3 --goal-kl 0.01")
 
 

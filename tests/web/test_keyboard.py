@@ -14,7 +14,8 @@ CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, texta
     .map((one, number) => {
         one.dataset.walked = number;
         const label = one.labels && one.labels.length ? one.labels[0].innerText : '';
-        const name = one.getAttribute('aria-label') || label || one.innerText || '';
+        const name = one.getAttribute('aria-label') || label || one.innerText
+            || one.closest('.q-slider')?.getAttribute('aria-label') || '';
         return [name.trim(), one.outerHTML.slice(0, 200)];
     })"""
 FOCUSED = """() => {
@@ -41,6 +42,7 @@ def test_tab_reaches_every_control(page, path, sign):
     page.goto(path)
     expect(page.get_by_text(sign, exact=True).first).to_be_visible()
     expect(page.get_by_role("navigation")).to_be_visible()
+    page.wait_for_function("window.socket && window.socket.connected")  # before that it may be drawn anew
     controls = page.evaluate(CONTROLS)
     assert len(controls) > 6
     assert [html for name, html in controls if not name] == []

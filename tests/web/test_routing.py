@@ -26,7 +26,7 @@ def test_tokens_shares_and_goals_side_by_side(page, root):
     choose(page, "Take held-out text of", "licences")
     expect(page.get_by_label("Text", exact=True)).to_have_value(re.compile(".{100}", re.S), timeout=FIRST)
     button(page, "Inspect").click()
-    told(page, "No goal is on.", "aios goals explain --brain mixtral/small --text -")
+    told(page, "No goal is on.", "aios goals explain --brain mixtral/small --text=-")
     expect(page.locator(".flow")).to_have_count(1)
     expect(page.locator(".shares")).to_contain_text("held-out licences")
     shares = page.locator(".shares tbody tr td:nth-child(2)").all_text_contents()
@@ -141,5 +141,5 @@ def test_without_a_brain_it_says_what_to_do_first(page, root):
     shutil.rmtree(root / "artifacts/brains")
     for path in ("/routing", "/chat", "/goals"):
         page.goto(path)
-        expect(page.get_by_text("No brain yet. Train one first.")).to_be_visible()
-        expect(page.get_by_text("aios train --config run.toml")).to_be_visible()
+        expect(page.get_by_text("No brain yet. Train a brain first.")).to_be_visible()
+        expect(page.get_by_text("aios train --name small")).to_be_visible()

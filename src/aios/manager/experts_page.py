@@ -116,12 +116,15 @@ class _Experts:
         self._body()
 
     def _search(self, words: str | None) -> None:
-        self.words = words or ""
-        self._body()
+        self._change(words or "", self.view)
 
     def _turn(self, view: str) -> None:
-        self.view = view
-        self._body()
+        self._change(self.words, view)
+
+    def _change(self, words: str, view: str) -> None:
+        if (words, view) != (self.words, self.view):  # drawn anew, what has the focus would lose it
+            self.words, self.view = words, view
+            self._body()
 
     def _counts(self, overview: Overview) -> None:
         meaning = {"orphaned": "their weights, or a brain they are attached to, are gone"}

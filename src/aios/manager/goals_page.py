@@ -105,13 +105,13 @@ class _Goals:
 
     async def _add(self) -> None:
         text, weight = self.text.value or "", self.weight.value
-        command = ("goals", "add", "--weight", f"{weight or 0:.12g}", "--", text)
+        command = ("goals", "add", text, "--weight", f"{weight or 0:.12g}")
         outcome = await self.page.do("Added the goal.", command, self.goals.add, text, weight=weight or 0)
         if not outcome.error:
             self.text.set_value("")
 
     async def _weigh(self, goal: Goal, weight: float) -> None:
-        command = ("goals", "add", "--weight", f"{weight:.12g}", "--", goal.text)
+        command = ("goals", "add", goal.text, "--weight", f"{weight:.12g}")
         told = f"Goal {goal.id} has weight {weight:g}" + (" and is active." if not goal.active else ".")
         await self.page.do(told, command, self.goals.add, goal.text, weight=weight)
 
