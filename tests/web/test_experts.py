@@ -108,6 +108,7 @@ def test_delete_asks_and_keeps_to_its_policy(page, root):
     page.goto("/experts/laws")
     button(page, "Delete").click()
     button(page, "Cancel").click()
+    expect(page.locator(".dialog")).to_have_count(0)
     button(page, "Delete").click()
     page.locator(".dialog").get_by_role("button", name="Delete").click()
     expect(page.locator(".dialog .wrong")).to_contain_text("expert laws has children: patents")
