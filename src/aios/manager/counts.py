@@ -47,16 +47,14 @@ class Overview:
 def read_overview(root: Path) -> Overview:
     """The registry as it is now; raises as :class:`Registry` does."""
     entries = Registry(root).entries()
-    brains = root / "artifacts/brains"
-    return Overview(
-        tuple(entries),
-        frozenset(
-            one.expert_id
-            for one in entries
-            if (one.version and one.checkpoint_path and not (root / one.checkpoint_path).is_file())
-            or any(not (brains / brain).is_dir() for brain in one.attached_to)
-        ),
-    )
+    lost = (one.expert_id for one in entries if not all(place.exists() for place in needs(root, one)))
+    return Overview(tuple(entries), frozenset(lost))
+
+
+def needs(root: Path, one: ExpertEntry) -> list[Path]:
+    """What must be on disk for an expert not to be orphaned: its weights, and the brains it is attached to."""
+    weights = [root / one.checkpoint_path] if one.version and one.checkpoint_path else []
+    return weights + [root / "artifacts/brains" / brain for brain in one.attached_to]
 
 
 def tree(entries: Sequence[ExpertEntry], only: Collection[str] | None = None) -> list[dict[str, Any]]:

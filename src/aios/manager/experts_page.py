@@ -1,6 +1,6 @@
 """The pages of experts: all of them, and one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from nicegui import ui
 from aios.experts.registry import ExpertEntry, Registry
 from aios.goals.links import Goals
 from aios.manager import expert_forms
-from aios.manager.counts import Overview, read_overview, tree
+from aios.manager.counts import Overview, needs, read_overview, tree
 from aios.manager.frame import Page, Site, attempt, empty, facts, framed, heading
 
 _COLUMNS = [
@@ -44,13 +44,12 @@ def add_to(site: Site) -> None:
             _Expert(page, expert_id)
 
 
-def watch(files: list[Path], changed: Callable[[], Any]) -> None:
-    """Call ``changed`` when one of the files, or what it says of an expert's weights and brains, is another."""
-    registry = files[0]
+def watch(files: Callable[[], Iterable[Path]], changed: Callable[[], Any]) -> None:
+    """Call ``changed`` when one of the files is another than it was."""
 
-    def look() -> list[Any]:
-        found: list[Any] = [attempt(read_overview, registry.parents[2]).value] if registry.is_file() else []
-        for file in files:
+    def look() -> list[tuple[int, int, int]]:
+        found = []
+        for file in files():
             try:
                 state = file.stat()
                 found.append((state.st_ino, state.st_mtime_ns, state.st_size))
@@ -89,7 +88,11 @@ class _Experts:
         self.seen: Any = None
         page.refresh = self.show
         self.show()
-        watch([Registry(self.site.root).file], self.show)
+        registry = Registry(self.site.root).file
+        watch(
+            lambda: [registry, *(path for one in self.overview.entries for path in needs(self.site.root, one))],
+            self.show,
+        )
 
     def show(self) -> None:
         """Read the registry and show it; the search and what is typed there stay."""
@@ -190,15 +193,17 @@ class _Expert:
         self.page, self.site, self.id = page, page.site, expert_id
         self.content = ui.element("div").style("display: contents")
         self.seen: Any = None
+        self.places: list[Path] = []
         page.refresh = self.show
         self.show()
         registry = Registry(self.site.root)
-        watch([registry.file, registry.database], self.show)
+        watch(lambda: [registry.file, registry.database, *self.places], self.show)
 
     def show(self) -> None:
         """Read the expert and show it."""
         outcome = attempt(read_overview, self.site.root)
         found = [] if outcome.value is None else [one for one in outcome.value.entries if one.expert_id == self.id]
+        self.places = [path for one in found for path in needs(self.site.root, one)]
         goals = attempt(Goals(self.site.root).all, active_only=False)
         now = outcome.error, found, found and outcome.value and outcome.value.state(found[0]), goals
         if now == self.seen:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,7 +84,7 @@ async def apart(function: Callable[..., Value], *arguments: Any, **options: Any)
     """Call it in another process, which may load torch and a model: the page's own stays small."""
     try:
         done = await run.cpu_bound(attempt, function, *arguments, **options)
-    except Exception:  # whatever the pool raises when its process was killed
+    except BrokenProcessPool:
         return Outcome(error="the process that does this has ended, perhaps for want of memory; try again.")
     return done or Outcome(error="the page is being closed.")
 

@@ -37,7 +37,7 @@ class _Goals:
         self.seen: Any = None
         page.refresh = self.show
         self.show()
-        watch([self.goals.registry.file, self.goals.registry.database], self.show)
+        watch(lambda: [self.goals.registry.file, self.goals.registry.database], self.show)
 
     def show(self) -> None:
         """Read the goals and show them."""

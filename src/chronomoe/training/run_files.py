@@ -158,8 +158,8 @@ class RunFiles:
         if (controller := self.control.controller) is not None:
             controller.reset()
             if not saved["config"]["save_chronovisor_state"]:
-                state.goals = ""
-            if saved["config"]["save_chronovisor_state"]:
+                state.goals = ""  # nothing says what was on
+            else:
                 geology = ChronovisorCheckpoint.load(path)
                 geology.restore_to_controller(controller, path)
                 if geology.control != dataclasses.asdict(controller.config):

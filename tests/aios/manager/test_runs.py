@@ -191,3 +191,14 @@ def test_a_run_that_ended_is_not_live_and_few_logs_are_kept(tmp_path):
     assert len(runs._logs) == 6
     add(home / "metrics.jsonl", json.dumps({"event": "final", "step": 1, "trained": True}) + "\n")
     assert not runs.follow("artifacts/brains/mixtral/b8/metrics.jsonl").live
+
+
+def test_each_curve_is_of_its_own_run(file):
+    other = file.with_name("other.jsonl")
+    add(file, step(1, lm_loss=5.0), step(2, lm_loss=4.0))
+    add(other, step(1, lm_loss=9.0), step(2, lm_loss=8.0))
+    logs = [RunLog(file), RunLog(other)]
+    for log in logs:
+        log.poll()
+    drawn = charts.lines("loss", [("a", logs[0]), ("b", logs[1])])["series"]
+    assert [line["data"] for line in drawn] == [[[1, 5.0], [2, 4.0]], [[1, 9.0], [2, 8.0]]]
