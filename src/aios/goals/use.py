@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.goals.conditioning import condition, load_conditioning
 from chronomoe.goals.field import CAP
 from chronomoe.goals.steer import Goal, GoalEffect, GoalSettings, turn_off, turn_on
+from chronomoe.routing.observe import choices, counting
 from chronomoe.storage import write_json
 
 REMEMBERED = "goals.json"
@@ -274,7 +276,6 @@ def explain(
     :func:`turn_on_goals`.
     """
     from chronomoe.experts.training import kl
-    from chronomoe.routing.observe import choices
 
     if getattr(model, "steering", None) is None:
         raise ConfigError(f"{bundle.name} has no experts of its own and none attached: there is nothing to explain.")
@@ -284,7 +285,8 @@ def explain(
     row = torch.tensor([ids], device=model.device)
 
     def look() -> tuple[dict[str, Any], Tensor]:
-        found, seen = shares(model, row), choices(model, row, segment)
+        with shares(model) as found:
+            seen = choices(model, row, segment)
         if each_token:
             found |= {
                 "chosen": seen.chosen.tolist(),
@@ -292,8 +294,6 @@ def explain(
                 "heard": {name: open_T.tolist() for name, open_T in seen.heard.items()},
                 "segments": None if seen.segments is None else seen.segments.tolist(),
             }
-        for expert in getattr(model, "subbrains", {}).values():
-            expert.heard = expert.asked = 0
         return found, seen.logits
 
     turn_off(model)
@@ -307,15 +307,18 @@ def explain(
     return effect, told
 
 
-def shares(model: Any, windows: Tensor) -> dict[str, Any]:
-    """Of texts (n, S), the ``share`` of each layer's experts, and of the tokens that attached ones are ``open`` for."""
-    from chronomoe.routing.observe import routed
-
+@contextmanager
+def shares(model: Any) -> Iterator[dict[str, Any]]:
+    """Of what is read within the block, once it ends: the ``share`` of each layer's experts, and how much of it the
+    gate of each attached expert was ``open`` for.
+    """
     attached = list(getattr(model, "subbrains", {}).values())
     for expert in attached:
         expert.heard = expert.asked = 0
-    found = routed(model, windows)
+    told: dict[str, Any] = {}
+    with counting(model) as found:
+        yield told
     opened = {expert.expert_id: expert.heard / max(1, expert.asked) for expert in attached}
+    told |= {"share": found().share.tolist(), "open": opened}
     for expert in attached:
         expert.heard = expert.asked = 0
-    return {"share": found.share.tolist(), "open": opened}

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aios.brains.bundle import data_of, load_brain, model_folder
 from aios.brains.generate import end_within, expert_counts, set_halting, stream_text, thought
 from aios.brains.sampling import Sampling
@@ -63,7 +65,7 @@ class Worker:
         store, config = self._store(bundle), self.model.config
         length = min(_LENGTH, config.max_position_embeddings)
         domains = {
-            name: shares(self.model, heldout_windows(store, name, length, _WINDOWS * length).input_ids[:_WINDOWS])
+            name: self._shares(heldout_windows(store, name, length, _WINDOWS * length).input_ids[:_WINDOWS])
             for name in ([] if store is None else store.domains)
             if store is not None and len(store.domains[name].heldout)
         }
@@ -73,6 +75,12 @@ class Worker:
         segments = config.halt_max_steps if config.model_type == "hrm_actv1" else 1
         more = {"lines": words(effect), "domains": domains, "layers": layers, "max_segments": segments}
         return found | more | {"room": config.max_position_embeddings}
+
+    @torch.no_grad()
+    def _shares(self, windows: torch.Tensor) -> dict[str, Any]:
+        with shares(self.model) as told:
+            self.model(input_ids=windows, use_cache=False)
+        return told
 
     def chat(self, brain: str, *, text: str, flags: GoalFlags, sampling: Sampling) -> dict[str, Any]:
         """Continue ``text`` as `aios chat` does; returns all that was said and what it took."""

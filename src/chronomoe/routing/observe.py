@@ -50,9 +50,9 @@ class Routed:
     """(L,) share of the tokens whose choice no field of that range can change, their inputs being equal."""
 
 
-@torch.no_grad()
-def routed(model: Any, windows: Tensor, reach_L: Tensor | None = None) -> Routed:
-    """Route ``windows`` (n, S) and count; ``reach_L`` is the range max g - min g that ``protected`` is about."""
+@contextmanager
+def counting(model: Any, reach_L: Tensor | None = None) -> Iterator[Callable[[], Routed]]:
+    """Within the block all that is routed is counted; ``reach_L`` is the range max g - min g of ``protected``."""
     steering = model.steering
     counts_LN = torch.zeros(steering.available.shape)
     safe_L, tokens_L = torch.zeros(len(counts_LN)), torch.zeros(len(counts_LN))
@@ -65,10 +65,21 @@ def routed(model: Any, windows: Tensor, reach_L: Tensor | None = None) -> Routed
         if reach_L is not None:
             safe_L[layer] += float(protected(steering, layer, z_TN, float(reach_L[layer])).sum())
 
+    def found() -> Routed:
+        shares_LN = counts_LN / counts_LN.sum(dim=-1, keepdim=True).clamp(min=1)
+        return Routed(shares_LN, safe_L / tokens_L.clamp(min=1))
+
     with listening(model, count):
+        yield found
+
+
+@torch.no_grad()
+def routed(model: Any, windows: Tensor, reach_L: Tensor | None = None) -> Routed:
+    """Read ``windows`` (n, S), counted as by :func:`counting`."""
+    with counting(model, reach_L) as found:
         for part in windows.split(8):
             model(input_ids=part, use_cache=False)
-    return Routed(counts_LN / counts_LN.sum(dim=-1, keepdim=True).clamp(min=1), safe_L / tokens_L.clamp(min=1))
+    return found()
 
 
 def protected(steering: Steering, layer: int, z_TN: Tensor, reach: float) -> Tensor:
