@@ -1,5 +1,18 @@
-"""How often the laws of the control layer are drawn: some ten thousand examples over all files that use this."""
+"""What the tests of the control layer share: how often its laws are drawn, and calls of routers made by hand."""
 
 from hypothesis import settings
 
+from chronomoe.routing.statistics import RoutedCall, used_experts
+
 many = settings(max_examples=500)
+"""Some ten thousand examples over all files that use this."""
+
+
+def one_call(layer, h, z, p, chosen, w):
+    """What ``RoutingStatistics.record`` is given of one call of one router, without padding or a capacity limit."""
+    used = used_experts(chosen, z.shape[1], None, None)
+    call = RoutedCall(
+        layer=layer, depth=0, carries_gradient=False, logits=z, probabilities=p, chosen=chosen, weights=w, used=used,
+        inputs_of=used.T @ h, counted=None, unasked=None, near=None, inputs=None,
+    )  # fmt: skip
+    return [call], z.unsqueeze(0), p.unsqueeze(0)

@@ -17,22 +17,17 @@ import torch
 from torch import Tensor
 
 
-def update_direction(
-    direction_LND: Tensor, forgotten_LN: Tensor, centred_LND: Tensor, memory: float
-) -> tuple[Tensor, Tensor]:
-    """Running mean of unit directions, and memory^(number of updates) of each expert.
+def update_direction(direction_LND: Tensor, forgotten_LN: Tensor, centred_LND: Tensor, memory: float) -> None:
+    """Move the running mean of unit directions, and memory^(number of updates) of each expert, in place.
 
     ``centred_LND`` is the window's mean input of each expert less the mean of all, 0 where it had none: such an expert
     keeps what it had.
     """
-    length = centred_LND.norm(dim=-1)
-    used_LN = length > 0
-    unit_LND = centred_LND / length.clamp(min=torch.finfo(length.dtype).tiny).unsqueeze(-1)
-    moved_LND = memory * direction_LND + (1 - memory) * unit_LND
-    return (
-        torch.where(used_LN.unsqueeze(-1), moved_LND, direction_LND),
-        torch.where(used_LN, memory * forgotten_LN, forgotten_LN),
-    )
+    length_LN = torch.linalg.vector_norm(centred_LND, dim=-1)
+    rate_LN = (1 - memory) * (length_LN > 0)
+    unit_LND = centred_LND / length_LN.clamp(min=torch.finfo(length_LN.dtype).tiny).unsqueeze(-1)
+    direction_LND.lerp_(unit_LND, rate_LN.unsqueeze(-1))
+    forgotten_LN.mul_(1 - rate_LN)
 
 
 def expert_coherence(direction_LND: Tensor, forgotten_LN: Tensor, memory: float) -> Tensor:
@@ -42,7 +37,7 @@ def expert_coherence(direction_LND: Tensor, forgotten_LN: Tensor, memory: float)
     squared length of nu = (1 - memory) / (1 + memory) (1 + memory^n) / (1 - memory^n).
     """
     whole_LN = (1 - forgotten_LN).clamp(min=1e-12)
-    squared_LN = (direction_LND.norm(dim=-1) / whole_LN).square()
+    squared_LN = (torch.linalg.vector_norm(direction_LND, dim=-1) / whole_LN).square()
     chance_LN = (1 - memory) / (1 + memory) * (1 + forgotten_LN) / whole_LN
     above_LN = (squared_LN - chance_LN) / (1 - chance_LN).clamp(min=1e-6)
     return torch.where(chance_LN < 1 - 1e-6, above_LN.clamp(0, 1).sqrt(), 0.0)

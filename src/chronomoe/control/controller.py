@@ -174,8 +174,9 @@ class ChronovisorMixtralController(Fp32Module):
         target_LN = health_of.equal_target(available_LN)
         if config.health_target:
             target_LN = health_of.health_target(self.health, available_LN, config.health_floor)
-        error_LN = pressure.load_error(window.load_without_goals, target_LN)  # pressure must not fight a goal
-        self._move_pressure(window, error_LN, target_LN)
+        load_LN = window.load_without_goals  # pressure must not fight a goal
+        error_LN = pressure.load_error(load_LN, target_LN)
+        self._move_pressure(window, load_LN, error_LN, target_LN)
         self._move_coherence(window)
         self._move_health(window)
         self._move_temperature(error_LN)
@@ -184,17 +185,13 @@ class ChronovisorMixtralController(Fp32Module):
         self.coherence_history.append(self.R)
         return window
 
-    def _move_pressure(self, window: RoutingWindow, error_LN: Tensor, target_LN: Tensor) -> None:
+    def _move_pressure(self, window: RoutingWindow, load_LN: Tensor, error_LN: Tensor, target_LN: Tensor) -> None:
         config = self.config
         first = self._now == 1
-        spread_L = window.logit_std / window.tokens
-        self.spread.copy_(spread_L if first else temperature.moved(self.spread, spread_L, 0.1))
-        self.mean_load.copy_(temperature.moved(self.mean_load, window.load, max(0.02, 1 / self._now)))
-        load_LN = window.load_without_goals
-        self.smooth_load.copy_(
-            load_LN if first else temperature.moved(self.smooth_load, load_LN, config.load_smoothing)
-        )
-        self.slow_load.copy_(load_LN if first else temperature.moved(self.slow_load, load_LN, 0.2))
+        self.spread.lerp_(window.logit_std / window.tokens, 1.0 if first else 0.1)
+        self.mean_load.lerp_(window.load, max(0.02, 1 / self._now))
+        self.smooth_load.lerp_(load_LN, 1.0 if first else config.load_smoothing)
+        self.slow_load.lerp_(load_LN, 1.0 if first else 0.2)
         if config.pressure == "sign":
             self.live_pressure.copy_(
                 pressure.sign_update(
@@ -225,18 +222,15 @@ class ChronovisorMixtralController(Fp32Module):
             )
             self.integral.copy_(integral_LN)
             self.live_pressure.copy_(b_LN)
-        rate = max(config.deploy_smoothing, 1 / self._now)
-        self.mean_pressure.copy_(temperature.moved(self.mean_pressure, self.live_pressure, rate))
+        self.mean_pressure.lerp_(self.live_pressure, max(config.deploy_smoothing, 1 / self._now))
 
     def _move_coherence(self, window: RoutingWindow) -> None:
         memory = self.config.coherence_memory
         if self.steering.top_k == self.steering.num_experts:
             self.coherence.fill_(1)  # every expert gets everything: nothing could be steadier
             return
-        direction, forgotten = update_direction(self.direction, self.forgotten, window.centred_direction, memory)
-        self.direction.copy_(direction)
-        self.forgotten.copy_(forgotten)
-        self.coherence.copy_(expert_coherence(direction, forgotten, memory))
+        update_direction(self.direction, self.forgotten, window.centred_direction, memory)
+        self.coherence.copy_(expert_coherence(self.direction, self.forgotten, memory))
 
     def _move_health(self, window: RoutingWindow) -> None:
         contrast, size = health_of.update_signal(
@@ -257,16 +251,12 @@ class ChronovisorMixtralController(Fp32Module):
         fast = temperature.fast_temperature(error_LN, self.recovering, self.coherence, self.health, config)
         self.temperature_fast.copy_(fast)
         local, slots = self.structural_T_local, self.structural_T_global
-        local.copy_(temperature.moved(local, fast, min(1.0, rate * config.eta_structural_T_local)))
-        slots.copy_(temperature.moved(slots, fast.mean(dim=0), min(1.0, rate * config.eta_structural_T_global)))
+        local.lerp_(fast, min(1.0, rate * config.eta_structural_T_local))
+        slots.lerp_(fast.mean(dim=0), min(1.0, rate * config.eta_structural_T_global))
         block, place = divmod(self._now - 1, BLOCK)
-        self.block_rates[block % BLOCKS] = (
-            rate
-            if place == 0
-            else self.block_rates[block % BLOCKS] + (rate - self.block_rates[block % BLOCKS]) / (place + 1)
-        )
-        mean = self.fast_blocks[block % BLOCKS]
-        mean.copy_(fast if place == 0 else temperature.moved(mean, fast, 1 / (place + 1)))
+        weight = 1 / (place + 1)  # the plain mean of the block so far
+        self.block_rates[block % BLOCKS] += (rate - self.block_rates[block % BLOCKS]) * weight
+        self.fast_blocks[block % BLOCKS].lerp_(fast, weight)
 
     def _steer(self) -> None:
         config, steering, factors = self.config, self.steering, self.meta_knob.factors

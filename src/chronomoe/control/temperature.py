@@ -36,11 +36,6 @@ def fast_temperature(
     )
 
 
-def moved(average: Tensor, target: Tensor, rate: float) -> Tensor:
-    """Exponential moving average: a convex combination, in log space a geometric mean."""
-    return average + rate * (target - average)
-
-
 def effective_temperature(
     fast_LN: Tensor, local_LN: Tensor, global_N: Tensor, config: ControlConfig, rho: float
 ) -> Tensor:

@@ -102,6 +102,7 @@ def attach(
         layer.self_attn.register_forward_pre_hook(_hand_context_to_router, with_kwargs=True)
     vars(base)["_steering"] = steering  # not a second submodule
     base.register_forward_pre_hook(_open_context, with_kwargs=True)
+    base.register_forward_hook(_observe_routers, with_kwargs=True)
     model.add_module("steering", steering)
     experts = [layer.mlp.experts for layer, _ in routers]
     controller = ChronovisorMixtralController(steering, control, experts).to(first.weight.device)
@@ -151,6 +152,10 @@ def _open_context(base: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, di
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     base._steering.context = kwargs["routing_context"] = base._steering.new_context(mask, *inputs.shape)
     return args, kwargs
+
+
+def _observe_routers(base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    base._steering.observe(kwargs["routing_context"])
 
 
 def _hand_context_to_router(attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

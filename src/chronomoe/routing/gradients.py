@@ -21,8 +21,8 @@ def compare_gradients(steering: Steering, context: RoutingContext, by_layer: dic
     weights = steering.config.loss.weights
     squares = {name: torch.zeros(()) for name in by_layer}
     squares["lm"] = torch.zeros(())
-    measured = [sums.measured for _, sums in sorted(context.sums.items()) if sums.measured is not None]
-    for index, (z_TN, h_TD) in enumerate(measured):
+    measured = {} if context.sums is None else context.sums.measured
+    for index, (_, (z_TN, h_TD)) in enumerate(sorted(measured.items())):
         own_ND = torch.zeros((z_TN.shape[1], h_TD.shape[1]), device=z_TN.device)
         for name, values_L in by_layer.items():
             if not values_L.requires_grad:

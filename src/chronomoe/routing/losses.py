@@ -44,13 +44,25 @@ def valley_loss(weight_LN: Tensor, probability_sum_LN: Tensor, num_tokens: Tenso
 def direction_agreement(h_TD: Tensor, usual_MD: Tensor, along_mean_M: Tensor) -> Tensor:
     """Cosine between each centred input and the direction each expert's inputs usually come from, (T, N).
 
-    ``usual_MD`` (N + 1, D) are the directions v and, last, the mean input m; ``along_mean_M`` their products with m. In
-    two passes over h: <h - m, v> = <h, v> - <m, v> and |h - m|^2 = |h|^2 - 2 <h, m> + |m|^2.
+    ``usual_MD`` (N + 1, D) are the directions v and, last, the mean input m; ``along_mean_M`` their products with m.
     """
+    return agreement_of(*nearness(h_TD, usual_MD), along_mean_M)
+
+
+def nearness(h_TD: Tensor, usual_MD: Tensor) -> tuple[Tensor, Tensor]:
+    """All that the agreement needs of the inputs: <h, v> and, last, <h, m>, (T, N + 1), and |h|, (T,)."""
     h_TD = h_TD.float()
-    products_TM = h_TD @ usual_MD.T
-    squared_T = torch.linalg.vector_norm(h_TD, dim=-1).square() - 2 * products_TM[:, -1] + along_mean_M[-1]
-    return (products_TM - along_mean_M)[:, :-1] * squared_T.clamp(min=1e-12).rsqrt().unsqueeze(-1)
+    return h_TD @ usual_MD.T, torch.linalg.vector_norm(h_TD, dim=-1)
+
+
+def agreement_of(products_TM: Tensor, length_T: Tensor, along_mean_M: Tensor) -> Tensor:
+    """:func:`direction_agreement` from :func:`nearness`; leading dimensions may be added to all three.
+
+    <h - m, v> = <h, v> - <m, v> and |h - m|^2 = |h|^2 - 2 <h, m> + |m|^2.
+    """
+    along_mean_M = along_mean_M.unsqueeze(-2)
+    squared_T = length_T.square() - 2 * products_TM[..., -1] + along_mean_M[..., -1]
+    return (products_TM - along_mean_M)[..., :-1] * squared_T.clamp(min=1e-12).rsqrt().unsqueeze(-1)
 
 
 def coherence_loss(agreement_sum_L: Tensor, counted: Tensor | float, num_tokens: Tensor | float) -> Tensor:

@@ -19,33 +19,39 @@ from torch.nn import functional as F
 
 from chronomoe.errors import ConfigError
 from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
-from chronomoe.routing.losses import direction_agreement
+from chronomoe.routing.losses import nearness
+from chronomoe.routing.statistics import SAMPLED, RoutedCall, used_experts
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
 
 
-SAMPLED = 8
-"""One token in so many of each sequence is enough for the coherence loss and for counting flips."""
+_WIDE = 16
+"""From so many experts on torch's softmax over the last dimension is vectorised."""
 
 
-@dataclass(eq=False)
-class LayerSums:
-    """What one layer adds up in one forward, over the calls that carry a gradient (a recurrent model has several)."""
+@dataclass(frozen=True, kw_only=True)
+class LossSums:
+    """What the router losses need of one forward, summed over tokens and over calls that carry a gradient.
 
-    calls: int = 0
-    probability: Any = 0.0
-    """sum_t softmax(z_t), (N,), with its gradient."""
-    squared_logsumexp: Any = 0.0
-    """sum_t logsumexp(z_t)^2, scalar, with its gradient."""
-    agreement: Any = 0.0
-    """sum_t sum_k p_tk cos(h_t, usual direction of k), scalar, with its gradient; see coherence_loss."""
-    agreed: Any = 0.0
-    """Tokens in that sum."""
-    assigned: Any = 0.0
-    """Assignments, (N,)."""
-    measured: tuple[Tensor, Tensor] | None = None
-    """Logits and inputs of the last call, kept when gradients are to be compared."""
+    A recurrent model has several such calls of one layer. Rows are the L layers that have any.
+    """
+
+    layers: list[int]
+    calls: list[int]
+    """Of each layer."""
+    assigned: Tensor
+    """Assignments, less what goals moved, (L, N)."""
+    probability: Tensor
+    """sum_t softmax(z_t), (L, N), with its gradient."""
+    squared_logsumexp: Tensor
+    """sum_t logsumexp(z_t)^2, (L,), with its gradient."""
+    agreement: Tensor | None
+    """sum_t sum_k p_tk cos(h_t, usual direction of k), (L,), with its gradient; see coherence_loss."""
+    agreed: Tensor | None
+    """Tokens in that sum, (L,)."""
+    measured: dict[int, tuple[Tensor, Tensor]]
+    """Layer -> logits and inputs of its last call, kept when gradients are to be compared."""
 
 
 @dataclass(eq=False)
@@ -67,12 +73,18 @@ class RoutingContext:
     gated: tuple[int, ...] = ()
     depths: dict[tuple[int, int], int] = field(default_factory=dict)
     """(MoE layer, slot of the call) -> which of the layer's calls it was."""
-    sums: dict[int, LayerSums] = field(default_factory=dict)
-    """By MoE layer."""
+    calls: list[RoutedCall] = field(default_factory=list)
+    """What the routers left to be observed when the forward is over."""
+    sums: LossSums | None = None
+    """What the losses need of them; None where no call carried a gradient."""
     num_positions: int = 0
     """Tokens of this forward, padding included."""
     hearing: Any = None
     """Which attached experts are open where; see chronomoe.experts.attachment."""
+
+    def sampled(self, x: Tensor) -> Tensor:
+        """One token in :data:`SAMPLED` of each sequence of (..., T, .): by place, so splitting a batch changes none."""
+        return x.unflatten(-2, (-1, self.row_length))[..., ::SAMPLED, :].flatten(-3, -2)
 
     def restricted(self, to_T: Tensor | None) -> "RoutingContext":
         """The same forward, in which only the tokens ``to_T`` count from here on; None for no change."""
@@ -106,6 +118,7 @@ class SteeredRouter(nn.Module):
         """Return logits (T, N) in fp32, combine weights (T, K) and the chosen experts (T, K)."""
         # Taken, not kept: it holds the graph of its forward.
         context, self.context = self.context, None
+        alone = context is None
         if context is None:  # called outside its model
             self.steering.look()
             tokens = hidden_states.numel() // self.hidden_dim
@@ -118,15 +131,18 @@ class SteeredRouter(nn.Module):
                 z_TN = z_TN + learned_N
             p_TN = self._probabilities(z_TN, context)
             chosen_TK, unasked_TK = self._choose(z_TN.detach(), p_TN.detach(), context)
-            flips = self._flips(p_TN.detach(), chosen_TK, context)
             w_TK, kept_TK = self._combine_weights(z_TN, p_TN, chosen_TK, context)
-        if self.training:
-            self._observe(context, h_TD.detach(), z_TN, p_TN, chosen_TK, unasked_TK, w_TK, kept_TK, flips)
+            if self.training:
+                self._leave(context, h_TD.detach(), z_TN, p_TN, chosen_TK, unasked_TK, w_TK, kept_TK)
+                if alone:
+                    self.steering.observe(context)
         return z_TN, w_TK.to(hidden_states.dtype) if self.keep_dtype else w_TK, chosen_TK
 
     def _probabilities(self, z_TN: Tensor, context: RoutingContext) -> Tensor:
         if context.open_TN is None and self.steering.all_available:
-            return z_TN.softmax(dim=-1)
+            if self.num_experts >= _WIDE or self.steering.temperature_of(self.layer) is None:
+                return z_TN.softmax(dim=-1)
+            return z_TN.T.softmax(dim=0).T  # a third of the time, but the last bit may not be the host's
         if context.open_TN is not None and context.open_TN.shape != z_TN.shape:
             raise ConfigError(
                 f"the availability set for {context.open_TN.shape[0]} positions and {context.open_TN.shape[1]} experts "
@@ -164,18 +180,6 @@ class SteeredRouter(nn.Module):
             scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
         return scores_TN.topk(self.top_k, dim=-1).indices
 
-    def _flips(self, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext) -> Tensor | None:
-        """About how many choices the fields changed, scalar; None when nothing can have."""
-        if not self.training or (self.steering.neutral and not self.steering.exploring):
-            return None
-        tokens = len(p_TN)
-        # One token in eight is enough to tell: a choice is changed if its own probability is not among the K largest.
-        p_TN, chosen_TK = p_TN[::SAMPLED], chosen_TK[::SAMPLED]
-        changed_TK = p_TN.gather(-1, chosen_TK) < p_TN.topk(self.top_k, dim=-1).values[:, -1:]
-        if context.counted_T is not None:
-            changed_TK &= context.counted_T[::SAMPLED].unsqueeze(-1)
-        return changed_TK.sum() * (tokens / len(p_TN))
-
     def _combine_weights(
         self, z_TN: Tensor, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext
     ) -> tuple[Tensor, Tensor | None]:
@@ -212,7 +216,7 @@ class SteeredRouter(nn.Module):
             counted_T = torch.ones(len(chosen_TK), dtype=torch.bool, device=chosen_TK.device)
         return within_capacity(chosen_TK, self.num_experts, capacity, counted_T, context.row_length)
 
-    def _observe(
+    def _leave(
         self,
         context: RoutingContext,
         h_TD: Tensor,
@@ -222,56 +226,41 @@ class SteeredRouter(nn.Module):
         unasked_TK: Tensor | None,
         w_TK: Tensor,
         kept_TK: Tensor | None,
-        flips: Tensor | None,
     ) -> None:
-        counted_T, steering = context.counted_T, self.steering
-        carries_gradient = torch.is_grad_enabled()
-        if carries_gradient:
-            # Computed even when recomputing: checkpointing insists on the same saved tensors in the same order.
-            lse_T = z_TN.logsumexp(dim=-1)
-            probability_sum = (p_TN if counted_T is None else p_TN * counted_T.unsqueeze(-1)).sum(dim=0)
-            squared_logsumexp = (lse_T.square() if counted_T is None else lse_T.square() * counted_T).sum()
-            agreed, agreement_sum = self._agreement(context, h_TD, p_TN) if steering.coherent else (0.0, 0.0)
-        call = (self.layer, self.slot)
+        """Leave in the context what is to be observed; what needs the inputs is summed here, for they are large."""
+        call, steering, counted_T = (self.layer, self.slot), self.steering, context.counted_T
         if call in context.depths:
-            return
+            return  # recomputed
         depth = context.depths[call] = sum(layer == self.layer for layer, _ in context.depths)
-        assigned = self.steering.statistics.record(
-            self.layer, h_TD, z_TN.detach(), p_TN.detach(), chosen_TK, w_TK.detach(), kept_TK, counted_T, flips, depth
-        )
-        if unasked_TK is not None:  # neither pressure nor the balance loss is to fight what a goal asks for
+        used_TM = used_experts(chosen_TK, self.num_experts, kept_TK, counted_T)
+        unasked_N = None
+        if unasked_TK is not None:
             kept_TK = self._kept(unasked_TK, context)
-            assigned = steering.statistics.record_goals(self.layer, assigned, unasked_TK, kept_TK, counted_T)
-        sums = context.sums.setdefault(self.layer, LayerSums())
-        sums.assigned = sums.assigned + assigned
-        if carries_gradient:
-            sums.calls += 1
-            sums.agreed = sums.agreed + agreed
-            sums.probability = sums.probability + probability_sum
-            sums.squared_logsumexp = sums.squared_logsumexp + squared_logsumexp
-            sums.agreement = sums.agreement + agreement_sum
-            if steering.measuring:
-                sums.measured = z_TN, h_TD
+            unasked_N = used_experts(unasked_TK, self.num_experts, kept_TK, counted_T).sum(dim=0)[:-1]
+        carries_gradient = torch.is_grad_enabled()
+        near = None
+        if carries_gradient and steering.coherent:
+            near = nearness(context.sampled(h_TD), steering.usual(self.layer)[0])
+        measured = h_TD if carries_gradient and steering.measuring else None
+        context.calls.append(
+            RoutedCall(
+                layer=self.layer,
+                depth=depth,
+                carries_gradient=carries_gradient,
+                logits=z_TN,
+                probabilities=p_TN,
+                chosen=chosen_TK,
+                weights=w_TK.detach(),
+                used=used_TM,
+                inputs_of=used_TM.T @ h_TD.float(),
+                counted=counted_T,
+                unasked=unasked_N,
+                near=near,
+                inputs=measured,
+            )
+        )
         if w_TK.requires_grad:
             self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, counted_T)
-
-    def _agreement(self, context: RoutingContext, h_TD: Tensor, p_TN: Tensor) -> tuple[Any, Tensor]:
-        """Tokens that counted, and their agreement: from one in eight of each sequence, scaled up.
-
-        Which ones depends on the place in the sequence alone, so splitting a batch changes nothing.
-        """
-
-        def sampled(x: Tensor) -> Tensor:
-            return x.unflatten(0, (-1, context.row_length))[:, ::SAMPLED].flatten(0, 1)
-
-        steering, h_TD, p_TN = self.steering, sampled(h_TD), sampled(p_TN)
-        scale = context.row_length / math.ceil(context.row_length / SAMPLED)
-        agreement_TN = direction_agreement(h_TD, *steering.usual(self.layer))
-        counted: Any = float(len(h_TD))
-        if context.counted_T is not None:
-            counted_T = sampled(context.counted_T)
-            agreement_TN, counted = agreement_TN * counted_T.unsqueeze(-1), counted_T.sum()
-        return scale * counted, scale * (p_TN * agreement_TN).sum()
 
     def _watch_gradient(self, p_TN: Tensor, chosen_TK: Tensor, w_TK: Tensor, counted_T: Tensor | None) -> None:
         statistics, layer = self.steering.statistics, self.layer

@@ -1,9 +1,11 @@
 """What the routers observe in one window (one optimizer step), accumulated on the device.
 
-Everything lives in one (layers, width) tensor of sums, so that making it global is one all-reduce. Padding never
-enters; evaluation never writes; a recomputed forward (activation checkpointing) is not counted again.
+Each call of a router leaves a :class:`RoutedCall`; when the forward is over all of them are observed at once, for many
+small operations cost more than few large ones. Everything lives in one (layers, width) tensor of sums, so that making
+it global is one all-reduce. Padding never enters; evaluation never writes; a recomputed forward (activation
+checkpointing) is not counted again.
 
-Shape suffixes: L MoE layers, T tokens, N experts, K chosen experts, D hidden size.
+Shape suffixes: L MoE layers, C calls of routers in one forward, T tokens, N experts, K chosen experts, D hidden size.
 """
 
 import math
@@ -12,6 +14,53 @@ from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
+
+SAMPLED = 8
+"""One token in so many of each sequence is enough for the coherence loss and for counting flips."""
+
+
+@dataclass(eq=False, kw_only=True)
+class RoutedCall:
+    """What one call of a router leaves to be observed."""
+
+    layer: int
+    depth: int
+    """Which of the layer's calls in this forward it was."""
+    carries_gradient: bool
+    logits: Tensor
+    """z (T, N), with its gradient."""
+    probabilities: Tensor
+    """softmax(z) (T, N), with its gradient."""
+    chosen: Tensor
+    """(T, K)"""
+    weights: Tensor
+    """Combine weights (T, K), detached."""
+    used: Tensor
+    """See :func:`used_experts`, (T, N + 1)."""
+    inputs_of: Tensor
+    """(N + 1, D) sum of the inputs of each expert and, last, of all."""
+    counted: Tensor | None
+    """bool (T,): tokens that are not padding; None when all count."""
+    unasked: Tensor | None
+    """(N,) assignments there would be without goals; None when no goal biased the choice."""
+    near: tuple[Tensor, Tensor] | None
+    """:func:`chronomoe.routing.losses.nearness` of the sampled tokens; None where coherence does not count."""
+    inputs: Tensor | None
+    """(T, D), kept when gradients are to be compared."""
+
+
+def used_experts(chosen_TK: Tensor, num_experts: int, kept_TK: Tensor | None, counted_T: Tensor | None) -> Tensor:
+    """1 where a token used an expert, else 0, fp32 (T, N + 1). The last column is 1 for every token that counts.
+
+    One product with it gives sums over pairs, over experts and over tokens. ``kept_TK`` marks choices within capacity.
+    """
+    used_TM = torch.zeros(len(chosen_TK), num_experts + 1, device=chosen_TK.device)
+    used_TM[:, -1] = 1
+    if kept_TK is None:
+        used_TM.scatter_(1, chosen_TK, 1.0)
+    else:
+        used_TM.scatter_(1, chosen_TK, kept_TK.float())
+    return used_TM if counted_T is None else used_TM * counted_T.unsqueeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +203,7 @@ class RoutingStatistics(nn.Module):
             "goal_shift": (n,),
         }
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
-        self.inputs_start, self.pairs_start = self.sizes[0], sum(self.sizes[:2])
+        self.inputs_start = self.sizes[0]
         self.gradient_start = sum(self.sizes[:-3])
         self.num_experts, self.top_k = n, top_k
         self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes), dtype=torch.float32), persistent=False)
@@ -162,53 +211,58 @@ class RoutingStatistics(nn.Module):
     @torch.no_grad()
     def record(
         self,
-        layer: int,
-        h_TD: Tensor,
-        z_TN: Tensor,
-        p_TN: Tensor,
-        chosen_TK: Tensor,
-        w_TK: Tensor,
-        kept_TK: Tensor | None,
-        counted_T: Tensor | None,
-        flips: Tensor | None = None,
-        depth: int = 0,
+        calls: list[RoutedCall],
+        z_CTN: Tensor,
+        p_CTN: Tensor,
+        counted_CT: Tensor | None = None,
+        *,
+        flipping: bool = False,
     ) -> Tensor:
-        """Add one call of a layer, its ``depth``-th in this forward; returns its assignments (N,).
+        """Add the calls of one forward; returns their assignments (C, N), less what goals moved.
 
-        ``kept_TK`` marks assignments within capacity, ``counted_T`` tokens that are not padding, ``flips`` is a count.
+        ``z_CTN`` and ``p_CTN`` are their logits and probabilities, ``counted_CT`` says which tokens are not padding.
+        ``flipping``: fields or noise may have changed choices.
         """
-        n, row_W = self.num_experts, self.sums[layer]
-        # A last column of ones beside the experts': one product then gives sums over tokens as well as over pairs.
-        used_TM = torch.ones(len(p_TN), n + 1, device=p_TN.device)
-        used_TM[:, :n] = 0
-        used_TM.scatter_(
-            1, chosen_TK, torch.ones_like(w_TK, dtype=torch.float32) if kept_TK is None else kept_TK.float()
-        )
+        n = self.num_experts
+        used_CTM = torch.stack([call.used for call in calls])
+        w_CTK = torch.stack([call.weights for call in calls]).float()
+        chosen_CTK = torch.stack([call.chosen for call in calls])
+        flips_C = _flips(p_CTN, chosen_CTK, counted_CT) if flipping else p_CTN.new_zeros(len(calls))
         # Short rows make torch's reductions over them slow (std, xlogy): these forms cost a fraction.
-        spread_T = torch.linalg.vector_norm(z_TN - z_TN.mean(dim=-1, keepdim=True), dim=-1)
-        w_TK = w_TK.float()
-        if counted_T is not None:
-            used_TM, p_TN, w_TK = (x * counted_T.unsqueeze(-1) for x in (used_TM, p_TN, w_TK))
-            spread_T = spread_T * counted_T
-        pairs_MM = used_TM.T @ used_TM
-        assignments = pairs_MM[n, :n]
-        row_W[self.inputs_start : self.pairs_start].view(n + 1, -1).addmm_(used_TM.T, h_TD.float())
-        row_W[self.pairs_start : self.gradient_start] += torch.cat(
+        spread_CT = torch.linalg.vector_norm(z_CTN - z_CTN.mean(dim=-1, keepdim=True), dim=-1)
+        if counted_CT is not None:
+            p_CTN, w_CTK = (x * counted_CT.unsqueeze(-1) for x in (p_CTN, w_CTK))
+            spread_CT = spread_CT * counted_CT
+        pairs_CMM = used_CTM.mT @ used_CTM
+        assigned_CN = pairs_CMM[:, n, :n]
+        unasked_CN = torch.stack(
+            [own_N if call.unasked is None else call.unasked for call, own_N in zip(calls, assigned_CN, strict=True)]
+        )
+        sums_CW = torch.cat(
             [
-                pairs_MM.flatten(),
-                p_TN.sum(dim=0),
-                p_TN.new_zeros(n).index_add_(0, chosen_TK.flatten(), w_TK.flatten()),
+                torch.stack([call.inputs_of for call in calls]).flatten(1),
+                pairs_CMM.flatten(1),
+                p_CTN.sum(dim=1),
+                torch.zeros_like(p_CTN).scatter_(-1, chosen_CTK, w_CTK).sum(dim=1),
                 torch.stack(
                     [
-                        torch.zeros_like(spread_T[0]) if flips is None else flips,
-                        -torch.dot(p_TN.flatten(), p_TN.clamp(min=1e-30).log().flatten()),
-                        spread_T.sum() / math.sqrt(n),
-                    ]
+                        flips_C,
+                        -(p_CTN * p_CTN.clamp(min=1e-30).log()).sum(dim=(1, 2)),
+                        spread_CT.sum(dim=-1) / math.sqrt(n),
+                    ],
+                    dim=-1,
                 ),
-            ]
+                torch.zeros(len(calls), 2 * n, device=p_CTN.device),  # gradients come later
+                assigned_CN - unasked_CN,
+            ],
+            dim=-1,
         )
-        row_W[depth * n : (depth + 1) * n] += assignments
-        return assignments
+        layers_C = torch.tensor([call.layer for call in calls], device=p_CTN.device)
+        depths_C = torch.tensor([call.depth for call in calls], device=p_CTN.device)
+        self.sums[:, self.inputs_start :].index_add_(0, layers_C, sums_CW)
+        by_depth_LRN = self.sums[:, : self.inputs_start].unflatten(-1, (-1, n))
+        by_depth_LRN.index_put_((layers_C, depths_C), assigned_CN, accumulate=True)
+        return unasked_CN
 
     @torch.no_grad()
     def record_gradient(self, layer: int, grad_z_TK: Tensor, chosen_TK: Tensor, counted_T: Tensor | None) -> None:
@@ -218,17 +272,6 @@ class RoutingStatistics(nn.Module):
         start, n = self.gradient_start, self.num_experts
         self.sums[layer, start : start + n].index_add_(0, index, grad_z_TK.reshape(-1))
         self.sums[layer, start + n : start + 2 * n].index_add_(0, index, grad_z_TK.abs().reshape(-1))
-
-    @torch.no_grad()
-    def record_goals(
-        self, layer: int, assigned_N: Tensor, unasked_TK: Tensor, kept_TK: Tensor | None, counted_T: Tensor | None
-    ) -> Tensor:
-        """Add what goals moved: assignments less those there would be without goals, which are returned (N,)."""
-        one_TK = torch.ones_like(unasked_TK, dtype=torch.float32) if kept_TK is None else kept_TK.float()
-        one_TK = one_TK if counted_T is None else one_TK * counted_T.unsqueeze(-1)
-        unasked_N = self.sums.new_zeros(self.num_experts).index_add_(0, unasked_TK.flatten(), one_TK.flatten())
-        self.sums[layer, -self.num_experts :] += assigned_N - unasked_N
-        return unasked_N
 
     def window(self) -> RoutingWindow:
         """The sums so far, copied, split by name."""
@@ -252,6 +295,19 @@ class RoutingStatistics(nn.Module):
             logit_std=logit_std,
             **named,
         )
+
+
+def _flips(p_CTN: Tensor, chosen_CTK: Tensor, counted_CT: Tensor | None) -> Tensor:
+    """About how many choices the fields changed, (C,), told from a part of the tokens.
+
+    A choice is changed if its own probability is not among the K largest.
+    """
+    tokens, top_k = p_CTN.shape[1], chosen_CTK.shape[-1]
+    p_CSN, chosen_CSK = p_CTN[:, ::SAMPLED], chosen_CTK[:, ::SAMPLED]
+    changed_CSK = p_CSN.gather(-1, chosen_CSK) < p_CSN.topk(top_k, dim=-1).values[..., -1:]
+    if counted_CT is not None:
+        changed_CSK &= counted_CT[:, ::SAMPLED].unsqueeze(-1)
+    return changed_CSK.sum(dim=(1, 2)) * (tokens / p_CSN.shape[1])
 
 
 def _of_largest(entropy: Tensor, num_experts: int) -> Tensor:

@@ -3,6 +3,7 @@
 Shape suffixes: L MoE layers, N experts.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -12,9 +13,14 @@ from torch import Tensor, distributed, nn
 
 from chronomoe.errors import ConfigError
 from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores, temperature
-from chronomoe.routing.losses import ChronoMoELoss, balance_loss, coherence_loss, valley_loss, z_loss
-from chronomoe.routing.router import RoutingContext
-from chronomoe.routing.statistics import RoutingStatistics, RoutingWindow
+from chronomoe.routing.losses import ChronoMoELoss, agreement_of, balance_loss, coherence_loss, valley_loss, z_loss
+from chronomoe.routing.router import LossSums, RoutingContext, without_autocast
+from chronomoe.routing.statistics import SAMPLED, RoutedCall, RoutingStatistics, RoutingWindow
+
+_WATCHED = (
+    "pressure", "goal_bias", "log_temperature", "base_temperature", "exploration", "direction", "input_mean",
+    "available",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,35 +167,42 @@ class Steering(Fp32Module):
 
         Each forward of the model looks once. Raises :class:`ConfigError` when a layer has too few available experts.
         """
-        biases = (self.pressure, self.goal_bias, self.log_temperature)
-        scalars = (self.base_temperature, self.exploration)
-        fields = (*biases, *scalars, self.direction, self.input_mean, self.available)
-        if any(field.is_inference() for field in fields):
+        fields = {name: self.get_buffer(name) for name in _WATCHED}
+        if any(field.is_inference() for field in fields.values()):
             versions = None  # made in inference mode: they count no writes
         else:
-            versions = [(field.data_ptr(), field._version) for field in fields]
+            versions = [(field.data_ptr(), field._version) for field in fields.values()]
             if versions == self._looked_at and self.config is self._looked_with:
                 return
-        if not bool(torch.cat([field.flatten() for field in fields[:-1]]).isfinite().all()) or scalars[0] <= 0:
+        available = fields.pop("available")
+        # One question to the device for all: largest magnitudes (not finite if anything is not), fewest experts.
+        asked = [torch.linalg.vector_norm(field, math.inf) for field in fields.values()]
+        *sizes, base, fewest = torch.stack([*asked, self.base_temperature, available.sum(dim=-1).min()]).tolist()
+        size = dict(zip(fields, sizes, strict=True))
+        if not all(map(math.isfinite, sizes)) or base <= 0:
             raise ConfigError(
                 "a steering field is not finite, or base_temperature is not above 0; controller.reset() helps."
             )
-        fewest = int(self.available.sum(dim=-1).min())
         if fewest < self.top_k:
-            raise ConfigError(f"a layer has {fewest} available experts but each token needs {self.top_k}; enable more.")
-        self.all_available = bool(self.available.all())
-        unbiased = not bool(torch.stack(biases).any())
-        self.neutral = not self.config.enabled or (unbiased and bool(self.base_temperature == 1))
-        self.exploring = self.config.enabled and bool(self.exploration > 0)
-        self.coherent = self.config.loss.lambda_coherence > 0 and bool(self.direction.any())
+            raise ConfigError(
+                f"a layer has {int(fewest)} available experts but each token needs {self.top_k}; enable more."
+            )
+        enabled = self.config.enabled
+        self.all_available = fewest == self.num_experts
+        self.has_goals = enabled and size["goal_bias"] > 0
+        self.exploring = enabled and size["exploration"] > 0
+        tempered = enabled and (size["log_temperature"] > 0 or base != 1)
+        self.neutral = not enabled or not (size["pressure"] or size["goal_bias"] or tempered)
+        self.coherent = self.config.loss.lambda_coherence > 0 and size["direction"] > 0
         if self.coherent:
             self._usual = torch.cat([self.direction, self.input_mean.unsqueeze(1)], dim=1)
             self._along_mean = (self._usual @ self.input_mean.unsqueeze(-1)).squeeze(-1)
-        self.has_goals = self.config.enabled and bool(self.goal_bias.any())
         self._bias = self.pressure + self.goal_bias
-        tau = 0 * self.log_temperature if self.config.temperature_form == "scalar" else self.log_temperature
-        self._temperature = temperature(tau, self.base_temperature, self.config.rho)
-        self._temperate = (self._temperature == 1).all(dim=-1).tolist()
+        self._temperate = [True] * len(self.pressure)
+        if tempered:
+            tau = 0 * self.log_temperature if self.config.temperature_form == "scalar" else self.log_temperature
+            self._temperature = temperature(tau, self.base_temperature, self.config.rho)
+            self._temperate = (self._temperature == 1).all(dim=-1).tolist()
         self._looked_at, self._looked_with = versions, self.config
 
     def scores(self, layer: int, z_TN: Tensor, *, goals: bool = True) -> Tensor:
@@ -226,6 +239,76 @@ class Steering(Fp32Module):
             context.open_TN, context.gated = self._position_gate
         return context
 
+    def observe(self, context: RoutingContext) -> None:
+        """Add to the open window what the routers left in ``context``, and sum up what its losses need."""
+        calls, context.calls = context.calls, []
+        if not calls:
+            return
+        with without_autocast(self.load):
+            z_CTN = torch.stack([call.logits for call in calls])
+            p_CTN = torch.stack([call.probabilities for call in calls])
+            counted_CT = None
+            if any(call.counted is not None for call in calls):
+                everything = z_CTN.new_ones(z_CTN.shape[1], dtype=torch.bool)
+                counted_CT = torch.stack([everything if call.counted is None else call.counted for call in calls])
+            flipping = self.exploring or not self.neutral
+            assigned_CN = self.statistics.record(calls, z_CTN.detach(), p_CTN.detach(), counted_CT, flipping=flipping)
+            carrying = [index for index, call in enumerate(calls) if call.carries_gradient]
+            if not carrying:
+                return
+            if len(carrying) < len(calls):
+                z_CTN, p_CTN, assigned_CN = z_CTN[carrying], p_CTN[carrying], assigned_CN[carrying]
+                counted_CT = None if counted_CT is None else counted_CT[carrying]
+                calls = [calls[index] for index in carrying]
+            context.sums = self._loss_sums(context, calls, z_CTN, p_CTN, assigned_CN, counted_CT)
+
+    def _loss_sums(
+        self,
+        context: RoutingContext,
+        calls: list[RoutedCall],
+        z_CTN: Tensor,
+        p_CTN: Tensor,
+        assigned_CN: Tensor,
+        counted_CT: Tensor | None,
+    ) -> LossSums:
+        squared_CT = z_CTN.logsumexp(dim=-1).square()
+        counted_p_CTN = p_CTN
+        if counted_CT is not None:
+            squared_CT, counted_p_CTN = squared_CT * counted_CT, p_CTN * counted_CT.unsqueeze(-1)
+        layers_C = [call.layer for call in calls]
+        layers = sorted(set(layers_C))
+        times = [layers_C.count(layer) for layer in layers]
+
+        def by_layer(x_C: Tensor) -> Tensor:
+            if layers_C == layers:
+                return x_C
+            rank_C = torch.tensor([layers.index(layer) for layer in layers_C], device=x_C.device)
+            return x_C.new_zeros(len(layers), *x_C.shape[1:]).index_add(0, rank_C, x_C)
+
+        agreement, agreed = None, None
+        if (near := [call.near for call in calls if call.near is not None]) and len(near) == len(calls):
+            products, lengths = (torch.stack(parts) for parts in zip(*near, strict=True))
+            agreement_CTN = agreement_of(products, lengths, self._along_mean[layers_C])
+            sampled_p_CTN = context.sampled(p_CTN)
+            scale = context.row_length / math.ceil(context.row_length / SAMPLED)
+            if counted_CT is None:
+                agreed = scale * lengths.shape[1] * torch.tensor(times, device=lengths.device)
+            else:
+                sampled_CT1 = context.sampled(counted_CT.unsqueeze(-1))
+                agreement_CTN = agreement_CTN * sampled_CT1
+                agreed = by_layer(scale * sampled_CT1.sum(dim=(1, 2)))
+            agreement = by_layer(scale * (sampled_p_CTN * agreement_CTN).sum(dim=(1, 2)))
+        return LossSums(
+            layers=layers,
+            calls=times,
+            assigned=by_layer(assigned_CN),
+            probability=by_layer(counted_p_CTN.sum(dim=1)),
+            squared_logsumexp=by_layer(squared_CT.sum(dim=-1)),
+            agreement=agreement,
+            agreed=agreed,
+            measured={call.layer: (call.logits, call.inputs) for call in calls if call.inputs is not None},
+        )
+
     def losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:
         """The terms of one training forward, unweighted, means over layers, each a share of the whole step's."""
         return {name: values.mean() for name, values in self.layer_losses(context, share).items()}
@@ -236,32 +319,26 @@ class Steering(Fp32Module):
         ``share`` is the part of the step's tokens that this forward holds; by default counted from ``tokens_in_step``,
         or 1 when each forward is a step.
         """
-        found = {layer: sums for layer, sums in sorted(context.sums.items()) if sums.calls}
-        if not found:
+        sums = context.sums
+        if sums is None:
             return {}
-        layers = list(found)
         tokens: Tensor | float = context.num_tokens
         if self.tokens_in_step is not None:
             tokens = self.tokens_in_step
         elif share is not None:
             tokens = tokens / share
-        tokens_L = torch.stack([torch.as_tensor(tokens, device=self.load.device) * s.calls for s in found.values()])
-        tokens_L = tokens_L.clamp(min=1)
+        tokens_L = (torch.tensor(sums.calls, device=self.load.device) * tokens).clamp(min=1)
         if self.config.balance_scope == "step" and not (self.tokens_in_step is None and share is None):
-            load = self.load[layers]
+            load = self.load[sums.layers]
         else:
-            assigned = torch.stack([sums.assigned for sums in found.values()])
-            load = assigned / assigned.sum(dim=-1, keepdim=True).clamp(min=1)
-        probability_sum = torch.stack([sums.probability for sums in found.values()])
+            load = sums.assigned / sums.assigned.sum(dim=-1, keepdim=True).clamp(min=1)
         terms = {
-            "balance": balance_loss(load, probability_sum, tokens_L),
-            "z": z_loss(torch.stack([sums.squared_logsumexp for sums in found.values()]), tokens_L),
-            "valley": valley_loss(self.valley_weight[layers], probability_sum, tokens_L),
+            "balance": balance_loss(load, sums.probability, tokens_L),
+            "z": z_loss(sums.squared_logsumexp, tokens_L),
+            "valley": valley_loss(self.valley_weight[sums.layers], sums.probability, tokens_L),
         }
-        if self.coherent:
-            agreement = torch.stack([sums.agreement for sums in found.values()])
-            counted = torch.stack([torch.as_tensor(sums.agreed, device=agreement.device) for sums in found.values()])
-            terms["coherence"] = coherence_loss(agreement, counted, tokens_L)
+        if sums.agreement is not None and sums.agreed is not None:
+            terms["coherence"] = coherence_loss(sums.agreement, sums.agreed, tokens_L)
         return terms
 
     # -- what a trainer asks -------------------------------------------------------------------------------------
@@ -275,9 +352,11 @@ class Steering(Fp32Module):
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(self.statistics.sums)
         window = self.statistics.window()
-        usable = bool(self.statistics.sums.isfinite().all() & (window.tokens > 0).all())
+        largest, fewest = torch.stack(
+            [torch.linalg.vector_norm(self.statistics.sums, math.inf), window.tokens.min()]
+        ).tolist()
         self.discard_step()
-        if not usable:
+        if not math.isfinite(largest) or fewest <= 0:
             return None
         self.load.copy_(window.load_without_goals)
         return window

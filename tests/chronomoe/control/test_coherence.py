@@ -23,7 +23,7 @@ def run(directions, memory=0.98):
     """``directions`` (steps, L, N, D)."""
     direction, forgotten = torch.zeros(directions.shape[1:]), torch.ones(directions.shape[1:-1])
     for step in directions:
-        direction, forgotten = update_direction(direction, forgotten, step, memory)
+        update_direction(direction, forgotten, step, memory)
     return direction, forgotten
 
 

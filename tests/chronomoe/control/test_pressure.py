@@ -10,7 +10,7 @@ from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.control.pressure import pi_update, project
 from chronomoe.routing.steering import Steering, SteeringConfig
-from tests.chronomoe.draws import many
+from tests.chronomoe.draws import many, one_call
 
 
 @st.composite
@@ -101,7 +101,7 @@ def steps_to_settle(control, seed, shift_at=300, length=420):
         z = plant.logits()
         p = z.softmax(dim=-1)
         chosen = (steering.scores(0, z)).topk(2).indices
-        steering.statistics.record(0, torch.zeros(len(z), 4), z, p, chosen, p.gather(1, chosen), None, None)
+        steering.statistics.record(*one_call(0, torch.zeros(len(z), 4), z, p, chosen, p.gather(1, chosen)))
         window = controller.tick()
         recent = [*recent[-9:], window.load[0]]
         if step >= shift_at and (torch.stack(recent).mean(0).max() * 8 - 1).item() < 0.15:

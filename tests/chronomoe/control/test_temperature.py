@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronomoe.control.config import ControlConfig
-from chronomoe.control.temperature import centred, effective_temperature, fast_temperature, moved
+from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.control.temperature import centred, effective_temperature, fast_temperature
+from chronomoe.routing.steering import Steering, SteeringConfig
 from tests.chronomoe.draws import many
 
 CONFIG = ControlConfig()
@@ -48,20 +50,28 @@ def test_more_load_never_heats_an_expert_and_less_coherence_never_cools_it(state
 @many
 @given(states(), st.floats(0, 1))
 def test_an_average_stays_between_its_arguments_and_keeps_the_mean(state, rate):
-    old, new = centred(state[0]), centred(state[1])
-    now = moved(old, new, rate)
+    error, *known = state
+    config = ControlConfig(eta_structural_T_local=rate, eta_structural_T_global=rate)
+    controller = ChronovisorMixtralController(Steering(*error.shape, 1, 4, SteeringConfig()), config)
+    for buffer, value in zip((controller.recovering, controller.coherence, controller.health), known, strict=True):
+        buffer.copy_(value)
+    old = centred(state[1])
+    controller.structural_T_local.copy_(old)
+    controller._move_temperature(error)
+    now, new = controller.structural_T_local, fast_temperature(*state, config)
     assert torch.all(now >= torch.minimum(old, new) - 1e-6)
     assert torch.all(now <= torch.maximum(old, new) + 1e-6)
     assert now.sum(-1).abs().max() < 1e-5
 
 
 def test_the_fixed_point_is_the_fast_temperature_not_its_cube():
-    fast = centred(torch.tensor([[0.2, -0.1, -0.1]]))
-    local, slots = torch.zeros(1, 3), torch.zeros(3)
+    controller = ChronovisorMixtralController(Steering(1, 3, 1, 4, SteeringConfig()))
+    error = torch.tensor([[0.6, 0.0, 0.0]])
     for _ in range(2000):
-        local = moved(local, fast, CONFIG.eta_structural_T_local)
-        slots = moved(slots, fast.mean(0), CONFIG.eta_structural_T_global)
-    torch.testing.assert_close(effective_temperature(fast, local, slots, CONFIG, rho=2.0), fast, atol=1e-5, rtol=0)
+        controller._move_temperature(error)
+    fast = controller.temperature_fast
+    assert fast.abs().max() > 0.05
+    torch.testing.assert_close(controller.temperature_effective, fast, atol=1e-5, rtol=0)
 
 
 @many

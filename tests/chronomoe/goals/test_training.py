@@ -109,7 +109,7 @@ def test_the_balance_loss_counts_what_was_not_asked_for():
     losses = model.steering.layer_losses
 
     def looked(context, share=None):
-        assigned.update({layer: sums.assigned for layer, sums in context.sums.items()})
+        assigned.update(zip(context.sums.layers, context.sums.assigned, strict=True))
         return losses(context, share)
 
     model.steering.layer_losses = looked

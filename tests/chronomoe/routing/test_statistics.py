@@ -8,6 +8,7 @@ import torch
 import chronomoe
 from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES
+from tests.chronomoe.draws import one_call
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_derived_figures():
     chosen = torch.tensor([0] * 60 + [1] * 20 + [2] * 20).unsqueeze(-1)
     p = torch.full((100, 4), 0.25)
     for layer in (0, 1):
-        steering.statistics.record(layer, torch.randn(100, 32), p, p, chosen, torch.ones(100, 1), None, None)
+        steering.statistics.record(*one_call(layer, torch.randn(100, 32), p, p, chosen, torch.ones(100, 1)))
     window = steering.statistics.window()
     assert window.dead_experts.tolist() == [1, 1]
     assert window.max_violation.tolist() == pytest.approx([1.4, 1.4])
