@@ -121,6 +121,24 @@ def test_delete_asks_and_keeps_to_its_policy(page, root):
     assert not (root / "artifacts/experts/laws").exists()
 
 
+def test_delete_with_all_below_even_if_attached(page, root):
+    registry = Registry(root)
+    registry.create("patents", parent="laws")
+    page.goto("/experts/laws")
+    button(page, "Attach").click()
+    told_at_last = expect(page.locator(".told .sentence"))
+    told_at_last.to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
+    button(page, "Delete").click()
+    page.get_by_label("Delete all below it too").click()
+    page.get_by_label("Even if it is attached to a brain").click()
+    words = "aios experts delete laws --children cascade --force --yes"
+    expect(page.locator(".dialog .command")).to_contain_text(words)
+    page.locator(".dialog").get_by_role("button", name="Delete").click()
+    expect(page).to_have_url(re.compile("/$"))
+    assert registry.entries() == []
+    assert not (root / "artifacts/experts/laws").exists()
+
+
 def test_attach_and_detach(page, root):
     brain = root / "artifacts/brains/mixtral/small"
     page.goto("/experts/laws")

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from aios.experts.registry import Registry
 from aios.goals.links import Goals
@@ -119,6 +121,25 @@ def test_fifty_megabytes_pasted_do_no_harm(chromium, root, served):
     assert ask(served, "GET", "/") == 200
     assert ask(served, "POST", "/", Origin=served.address, Content_Length="50000000") == 413
     assert len(Goals(root).all()) == 1
+
+
+@pytest.mark.parametrize(("size", "code"), [(900_000, None), (2_000_000, 1009)])
+def test_a_message_of_megabytes_closes_the_websocket(served, size, code):
+    """The browser's own client stops before it sends so much; another one does not."""
+    place = urlsplit(served.address).netloc
+    with connect(f"ws://{place}{WEBSOCKET}websocket", origin=served.address) as link:
+        assert link.recv(timeout=20)[0] == "0"  # engine.io's greeting
+        link.send("4" + "x" * size)
+        try:
+            link.recv(timeout=2)
+        except TimeoutError:
+            found = None
+        except ConnectionClosed as closed:
+            found = closed.rcvd.code if closed.rcvd else -1
+        else:
+            found = None
+    assert (found == 1009) == (code == 1009)
+    assert ask(served, "GET", "/") == 200
 
 
 def test_two_hundred_experts_and_fifty_runs_are_shown_within_two_seconds(page, root):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 
+import pytest
 from playwright.sync_api import expect
 
 from aios.experts.registry import Registry
@@ -201,6 +202,60 @@ def test_compare_two_runs(page, root):
     choose(page, "Compare with", "experts/laws")
     expect(page).to_have_url(re.compile("other=artifacts%2Fexperts%2Flaws%2Fmetrics.jsonl"))
     expect(page.locator("canvas").first).to_be_visible()
+
+
+def drawn(page, label):
+    """The options of a chart as the browser has them."""
+    chart = page.locator(f'[aria-label="{label}"]')
+    expect(chart.locator("canvas")).to_be_visible()
+    return chart.evaluate("(one) => getElement(Number(one.id.slice(1))).chart.getOption()")
+
+
+def test_charts_show_what_the_file_holds_and_follow_it(page, root):
+    log = root / "artifacts/brains/mixtral/small/metrics.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    trained = [one for one in records if one["event"] == "train"]
+    page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
+    (loss,) = drawn(page, charts.LINES["loss"])["series"]
+    assert loss["data"] == [[one["step"], one["lm_loss"]] for one in trained]
+    control = {one["name"]: one["data"] for one in drawn(page, charts.LINES["control"])["series"]}
+    assert control["R"] == [[one["step"], one["R"]] for one in trained]
+    (load,) = drawn(page, charts.HEAT["load"])["series"]
+    width = len(trained[0]["load"][0])
+    assert load["data"] == [
+        [column, expert, pytest.approx(one["load"][0][expert] * width, abs=1e-3)]
+        for column, one in enumerate(trained)
+        for expert in range(width)
+    ]
+    choose(page, "Layer", "1")
+    last = [0, 0, pytest.approx(trained[0]["load"][1][0] * width, abs=1e-3)]
+    wait_until(lambda: drawn(page, charts.HEAT["load"])["series"][0]["data"][0] == last)
+    added = {**trained[-1], "step": 99, "lm_loss": 1.25}
+    with log.open("a") as file:
+        file.write(json.dumps(added) + "\n")
+    wait_until(lambda: drawn(page, charts.LINES["loss"])["series"][0]["data"][-1] == [99, 1.25])
+    expect(page.locator(".soft", has_text="step 99")).to_be_visible()
+
+
+def test_cancelling_the_training_of_an_expert_leaves_nothing_half_made(page, root):
+    page.goto("/jobs")
+    page.get_by_label("Id of the expert").fill("verse")
+    page.get_by_label("Text of the domain").fill("training_data/oratory")
+    small = {"steps": "100000", "batch size": "2", "max seq len": "32", "eval tokens": "300"}
+    for name, value in small.items():
+        page.get_by_label(name, exact=True).fill(value)
+    button(page, "Train").click()
+    expect(page.locator(".mark")).to_have_text("running", timeout=60_000)
+    expect(page.get_by_text(re.compile("step [0-9,]+ of 100,000"))).to_be_visible(timeout=60_000)
+    button(page, "Stop").click()
+    page.locator(".dialog").get_by_role("button", name="Stop").click()
+    expect(page.locator(".mark")).to_have_text("stopped", timeout=60_000)
+    expect(button(page, "Stop")).to_be_hidden()
+    expect(page.locator(".log")).not_to_contain_text("Traceback")
+    assert not list(root.glob("artifacts/experts/verse/*.safetensors"))
+    registry = Registry(root)
+    assert all(one.expert_id != "verse" or one.version == 0 for one in registry.entries())
+    assert registry.get("laws").version == 1
 
 
 def test_a_run_that_is_none(page):

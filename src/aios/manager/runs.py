@@ -147,7 +147,7 @@ class Runs:
 
     def follow(self, path: str) -> RunLog:
         """The metrics of a run, read up to now; :class:`ConfigError` for what is no run of this workspace."""
-        if path not in {file.relative_to(self.root).as_posix() for file in self._files()}:
+        if path not in self._logs and path not in {file.relative_to(self.root).as_posix() for file in self._files()}:
             raise ConfigError(f"there is no run {path!r} in this workspace.")
         with self._lock:
             log = self._logs.pop(path, None) or RunLog(self.root / path)

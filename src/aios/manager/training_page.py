@@ -10,6 +10,9 @@ from aios.manager.frame import Page, Site, aside, attempt, begin_here, framed, h
 from aios.manager.runs import RunLog, RunSummary
 
 EVERY = 2.0
+"""Seconds between two looks at the run."""
+CHARTS, LIST = 3, 5
+"""Looks from one drawing of the charts, and of the list of runs, to the next: a browser works longer than we do."""
 _ENDED = 10.0
 """Seconds after its last record for which a run may be somebody else's, though the job that made it has ended."""
 
@@ -70,6 +73,7 @@ class _Training:
             slots(page, "/".join(brain))
             page.refresh = slots.refresh
         self.drawn: Any = None
+        self.looks, self.names = 0, names
         ui.timer(0.05, self._look, once=True)
         ui.timer(EVERY, self._look)
 
@@ -90,11 +94,13 @@ class _Training:
             return panel, ui.echart({}).classes("chart").props(f'role="img" aria-label="{label}"')
 
     async def _look(self) -> None:
+        self.looks += 1
         outcome = await aside(self._read)
         if outcome.value is None:
             self.words.set_text(outcome.error)
             return
         logs, live, stoppable, resumable, names = outcome.value
+        running = stoppable or live
         if set(names) != set(self.chosen.options):
             self.chosen.set_options(names)
             self.second.set_options({"": "nothing"} | {path: one for path, one in names.items() if path != self.run})
@@ -102,25 +108,28 @@ class _Training:
         told = [f"step {step:,}" if step is not None else "no training step recorded yet"]
         told += [f"loss {logs[0].last['loss']:.4f}"] if "loss" in logs[0].last else []
         told += [f"dead experts {logs[0].last['dead_experts']}"] if "dead_experts" in logs[0].last else []
-        told += ["running"] if stoppable or live else ["stopped"] if resumable else []
+        told += ["running"] if running else ["stopped"] if resumable else []
         self.words.set_text(", ".join(told))
         self.stop.set_visibility(stoppable)
         self.resume.set_visibility(resumable)
         mark = [(log.offset, log.identity) for log in logs], self.layer
-        if mark == self.drawn:
+        turned = self.drawn is None or mark[1] != self.drawn[1]
+        if mark == self.drawn or (running and not turned and self.looks % CHARTS):
             return
         self._draw(logs)
         self.drawn = mark
 
     def _read(self) -> tuple[list[RunLog], bool, bool, bool, dict[str, str]]:
         logs = [self.site.runs.follow(path) for path in (self.run, self.other) if path]
+        if self.looks % LIST == 0:
+            self.names = self._names()
         jobs = [job for job in self.site.jobs.all() if job.metrics == self.run]
         one, working = logs[0], any(job.alive for job in jobs)
         # A run whose job is known to have ended is not live, unless somebody else writes on.
         live = one.live and (working or not jobs or time.time() - one.changed < _ENDED)
         stoppable = working or (live and run_form.stop_file(self.site, self.run) is not None)
         unfinished = not working and not live and not (one.final or {}).get("trained")
-        return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None, self._names()
+        return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None, self.names
 
     def _draw(self, logs: list[RunLog]) -> None:
         names = [

@@ -233,7 +233,7 @@ class ChronovisorMixtralController(Fp32Module):
         self.coherence.copy_(expert_coherence(self.direction, self.forgotten, memory))
 
     def _move_health(self, window: RoutingWindow) -> None:
-        contrast, size = health_of.update_signal(
+        health_of.update_signal(
             self.contrast,
             self.gradient_size,
             window.gradient,
@@ -241,9 +241,7 @@ class ChronovisorMixtralController(Fp32Module):
             window.assignments,
             self.config.health_memory,
         )
-        self.contrast.copy_(contrast)
-        self.gradient_size.copy_(size)
-        self.health.copy_(health_of.health(contrast, size, self.config.health_scale))
+        self.health.copy_(health_of.health(self.contrast, self.gradient_size, self.config.health_scale))
         self.recovering.mul_(0.98)
 
     def _move_temperature(self, error_LN: Tensor) -> None:

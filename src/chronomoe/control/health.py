@@ -17,16 +17,14 @@ from torch import Tensor, distributed, nn
 
 def update_signal(
     contrast_LN: Tensor, size_L: Tensor, gradient_LN: Tensor, absolute_LN: Tensor, count_LN: Tensor, memory: float
-) -> tuple[Tensor, Tensor]:
-    """Running means of -dL/dz per assignment of each expert, and of |dL/dz| of the layer.
+) -> None:
+    """Move the running means of -dL/dz per assignment of each expert, and of |dL/dz| of the layer, in place.
 
-    An expert without tokens in the window keeps its value.
+    An expert, or a layer, without tokens in the window keeps its value.
     """
-    used_LN = count_LN > 0
-    new_LN = -gradient_LN / count_LN.clamp(min=1)
-    new_L = absolute_LN.sum(dim=-1) / count_LN.sum(dim=-1).clamp(min=1)
-    contrast_LN = torch.where(used_LN, memory * contrast_LN + (1 - memory) * new_LN, contrast_LN)
-    return contrast_LN, torch.where(used_LN.any(dim=-1), memory * size_L + (1 - memory) * new_L, size_L)
+    count_L = count_LN.sum(dim=-1)
+    contrast_LN.lerp_(-gradient_LN / count_LN.clamp(min=1), (1 - memory) * (count_LN > 0))
+    size_L.lerp_(absolute_LN.sum(dim=-1) / count_L.clamp(min=1), (1 - memory) * (count_L > 0))
 
 
 def health(contrast_LN: Tensor, size_L: Tensor, scale: float) -> Tensor:

@@ -267,11 +267,10 @@ class SteeredRouter(nn.Module):
         single = self.normalise and self.top_k == 1
         weight_TK = p_TN.gather(-1, chosen_TK) if single else w_TK.detach()
 
-        def record(grad_TK: Tensor) -> None:
-            # dL/dz_k = w_k (dL/dw_k - sum_j w_j dL/dw_j): the gradient of the language model's loss alone.
-            mean_T1 = (grad_TK * weight_TK).sum(dim=-1, keepdim=True)
-            grad_z_TK = grad_TK - mean_T1 if single else weight_TK * (grad_TK - mean_T1)
-            statistics.record_gradient(layer, grad_z_TK, chosen_TK, counted_T)
+        def record(grad_TK: Tensor) -> None:  # the gradient of the language model's loss alone
+            counted_TK = grad_TK if counted_T is None else grad_TK * counted_T.unsqueeze(-1)
+            scale_TK = torch.ones_like(weight_TK) if single else weight_TK
+            statistics.pulls.append((layer, counted_TK, weight_TK, scale_TK, chosen_TK))
 
         w_TK.register_hook(record)
 

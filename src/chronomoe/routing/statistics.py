@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 SAMPLED = 8
 """One token in so many of each sequence is enough for the coherence loss and for counting flips."""
@@ -206,6 +206,8 @@ class RoutingStatistics(nn.Module):
         self.inputs_start = self.sizes[0]
         self.gradient_start = sum(self.sizes[:-3])
         self.num_experts, self.top_k = n, top_k
+        self.pulls: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
+        """Of each router whose backward has run: layer, dL/dw, w, scale of the gradient, chosen experts, (T, K)."""
         self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes), dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
@@ -223,6 +225,7 @@ class RoutingStatistics(nn.Module):
         ``z_CTN`` and ``p_CTN`` are their logits and probabilities, ``counted_CT`` says which tokens are not padding.
         ``flipping``: fields or noise may have changed choices.
         """
+        self._record_gradients()  # of the forward before: no more than one waits
         n = self.num_experts
         used_CTM = torch.stack([call.used for call in calls])
         w_CTK = torch.stack([call.weights for call in calls]).float()
@@ -265,16 +268,36 @@ class RoutingStatistics(nn.Module):
         return unasked_CN
 
     @torch.no_grad()
-    def record_gradient(self, layer: int, grad_z_TK: Tensor, chosen_TK: Tensor, counted_T: Tensor | None) -> None:
-        """Add dL/dz of the chosen experts, shape (T, K)."""
-        grad_z_TK = grad_z_TK.float() if counted_T is None else grad_z_TK.float() * counted_T.unsqueeze(-1)
-        index = chosen_TK.reshape(-1)
-        start, n = self.gradient_start, self.num_experts
-        self.sums[layer, start : start + n].index_add_(0, index, grad_z_TK.reshape(-1))
-        self.sums[layer, start + n : start + 2 * n].index_add_(0, index, grad_z_TK.abs().reshape(-1))
+    def _record_gradients(self) -> None:
+        """Add dL/dz of the chosen experts: dL/dz_k = w_k (dL/dw_k - sum_j w_j dL/dw_j)."""
+        if not self.pulls:
+            return
+        pulls, self.pulls = self.pulls, []
+        n, slots = self.num_experts, [layer * self.num_experts + chosen_TK for layer, *_, chosen_TK in pulls]
+        grad_PK, weight_PK, scale_PK = (torch.cat(parts).float() for parts in list(zip(*pulls, strict=True))[1:4])
+        grad_z_PK = scale_PK * (grad_PK - (grad_PK * weight_PK).sum(dim=-1, keepdim=True))
+        slot_S = torch.cat(slots).flatten()
+        for start, value_PK in (
+            (self.gradient_start, grad_z_PK),
+            (self.gradient_start + n, grad_z_PK.abs()),
+        ):
+            sums = value_PK.new_zeros(len(self.sums) * n).index_add_(0, slot_S, value_PK.flatten())
+            self.sums[:, start : start + n] += sums.view(-1, n)
+
+    def gather(self) -> None:
+        """Sum over all ranks."""
+        self._record_gradients()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(self.sums)
+
+    def start_over(self) -> None:
+        """Forget everything."""
+        self.pulls.clear()
+        self.sums.zero_()
 
     def window(self) -> RoutingWindow:
         """The sums so far, copied, split by name."""
+        self._record_gradients()
         parts = self.sums.clone().split(self.sizes, dim=-1)
         named = {
             name: part.unflatten(-1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)

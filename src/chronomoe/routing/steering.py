@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from chronomoe.errors import ConfigError
 from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores, temperature
@@ -157,7 +157,7 @@ class Steering(Fp32Module):
     @torch.no_grad()
     def after_loading(self) -> None:
         """Mend what from_pretrained leaves: unsaved buffers hold whatever was in memory."""
-        self.statistics.sums.zero_()
+        self.statistics.start_over()
         self.restore_dtypes()
 
     # -- what the routers ask ------------------------------------------------------------------------------------
@@ -349,8 +349,7 @@ class Steering(Fp32Module):
 
         None, and nothing noted, when a layer saw no token or something that is not finite.
         """
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self.statistics.sums)
+        self.statistics.gather()
         window = self.statistics.window()
         largest, fewest = torch.stack(
             [torch.linalg.vector_norm(self.statistics.sums, math.inf), window.tokens.min()]
@@ -364,4 +363,4 @@ class Steering(Fp32Module):
     @torch.no_grad()
     def discard_step(self) -> None:
         """Forget the open window, as after a step whose loss was not finite."""
-        self.statistics.sums.zero_()
+        self.statistics.start_over()
