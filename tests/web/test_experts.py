@@ -126,11 +126,10 @@ def test_delete_with_all_below_even_if_attached(page, root):
     registry.create("patents", parent="laws")
     page.goto("/experts/laws")
     button(page, "Attach").click()
-    told_at_last = expect(page.locator(".told .sentence"))
-    told_at_last.to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
+    expect(page.locator(".told .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
     button(page, "Delete").click()
     page.get_by_label("Delete all below it too").click()
-    page.get_by_label("Even if it is attached to a brain").click()
+    page.get_by_role("checkbox", name="Even if it is attached to a brain").click()
     words = "aios experts delete laws --children cascade --force --yes"
     expect(page.locator(".dialog .command")).to_contain_text(words)
     page.locator(".dialog").get_by_role("button", name="Delete").click()

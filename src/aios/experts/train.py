@@ -223,7 +223,7 @@ def _run(
             batch_size=settings.batch_size,
             learning_rate=settings.lr,
             weight_decay=0.0,
-            log_every_n_steps=max(1, settings.steps // 20),
+            log_every_n_steps=min(50, max(1, settings.steps // 20)),
             eval_every_n_steps=settings.steps,
             save_every_n_steps=settings.steps,
             log_file=str(settings.log_file or folder / "metrics.jsonl"),

@@ -1,0 +1,58 @@
+"""A telephone: nothing runs out of the window sideways, and what is done is done as on a wide one."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from aios.experts.registry import Registry
+from tests.web.steps import button
+
+TOO_WIDE = """() => [...document.querySelectorAll('body *')].filter(one => {
+    const box = one.getBoundingClientRect();
+    if (!box.width || !box.height || box.right <= innerWidth + 1) return false;
+    for (let up = one.parentElement; up; up = up.parentElement)  // scrolled or cut off in a frame of its own
+        if (/auto|scroll|hidden/.test(getComputedStyle(up).overflowX) && up !== document.body) return false;
+    return true;
+}).map(one => one.outerHTML.slice(0, 120))"""
+
+
+@pytest.mark.parametrize(
+    ("path", "sign"),
+    [
+        ("/", "orphaned"),
+        ("/experts/laws", "What is known"),
+        ("/goals", "1: Know licences"),
+        ("/training?run=artifacts/brains/mixtral/small/metrics.jsonl", "Structural temperature"),
+        ("/training/new", "Show the plan"),
+        ("/routing", "Inspect"),
+        ("/chat", "Send"),
+        ("/jobs", "Train an expert"),
+    ],
+)
+def test_pages_fit(page, path, sign):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(path)
+    expect(page.get_by_text(sign, exact=True).first).to_be_visible()
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate(TOO_WIDE) == []
+
+
+def test_an_expert_is_made_and_deleted(page, root):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto("/")
+    button(page, "New expert").click()
+    page.get_by_label("Id", exact=True).fill("maps")
+    button(page, "Enter").click()
+    expect(page.get_by_role("link", name="maps", exact=True)).to_be_visible()
+    page.get_by_role("link", name="maps", exact=True).click()
+    button(page, "Delete").click()
+    dialog = page.locator(".dialog")
+    expect(dialog).to_be_visible()
+    box = dialog.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    dialog.get_by_role("button", name="Delete").click()
+    expect(page).to_have_url(re.compile("/$"))
+    assert [one.expert_id for one in Registry(root).entries()] == ["laws"]
