@@ -1,7 +1,7 @@
 """Measure the Subbrains Manager: ``python -m benchmarks.manager [--rounds N] [--minutes N] [--quick]``.
 
 Its first page on a workspace of 200 experts and 50 runs, from the start of the process; what a page that follows a run
-costs a step of it; and its memory while a page is refreshed ten times as often as usual. Writes
+costs a step of it, and the machine; and its memory while a page is refreshed ten times as often as usual. Writes
 benchmarks/results/<date>-manager.md and .json; ``--quick`` is a smoke test and writes nothing, unless ``--out`` says
 where. Needs nicegui, playwright and chromium (or CHROMIUM=path). Leave the machine alone meanwhile.
 """
@@ -99,6 +99,44 @@ def live_chart(browser: Browser, root: Path, rounds: int, steps: int) -> tuple[R
     return _row(name, ratios, "at most 1.02", 1.02), _row("step without a page, ms", times)
 
 
+def processor(browser: Browser, root: Path, seconds: float) -> tuple[Row, Row]:
+    """Processor time that page and manager take of all cores while a long run grows, with the page and without.
+
+    It bounds what the page can cost a step that would keep all cores busy, and other work on the machine hardly moves
+    it, which a step's time does not survive.
+    """
+    log = root / RUN
+    record = json.loads([line for line in log.read_text().splitlines() if '"event": "train"' in line][-1])
+    log.write_text("".join(json.dumps({**record, "step": step}) + "\n" for step in range(2000)))
+    shares: dict[bool, list[float]] = {False: [], True: []}
+    with manager(root) as (process, address), log.open("a") as file:
+        page = browser.new_page()
+        for number in range(6):
+            open_ = number % 2 == 1
+            page.goto(f"{address}/training?run={RUN}" if open_ else "about:blank")
+            page.wait_for_timeout(3000)
+            begun, before = time.monotonic(), _processor_time(process)
+            while (taken := time.monotonic() - begun) < seconds:
+                record["step"] += 1
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                page.wait_for_timeout(350)
+            shares[open_].append((_processor_time(process) - before) / taken / (os.cpu_count() or 1))
+        page.close()
+    name = "processor time of page and manager, share of all cores"
+    return _row(name, shares[True], "at most 0.02", 0.02), _row("the same without a page", shares[False])
+
+
+def _processor_time(manager: psutil.Process) -> float:
+    """Seconds taken so far by the manager and the browser's processes."""
+    total = 0.0
+    for one in {manager, *(one for one in psutil.Process().children(recursive=True) if "chrom" in one.name())}:
+        with contextlib.suppress(psutil.Error):
+            times = one.cpu_times()
+            total += times.user + times.system
+    return total
+
+
 def memory(browser: Browser, root: Path, minutes: float) -> tuple[Row, Row]:
     """Megabytes of the manager, and what they grow by in an hour of refreshing; the run grows all the while."""
     log, told = root / RUN, []
@@ -187,6 +225,7 @@ def main() -> None:
         _fill(root)
         rows = [first_page(browser, root, options.rounds)]
         rows += live_chart(browser, root, options.rounds, options.steps)
+        rows += processor(browser, root, 2 if options.quick else 60)
         rows += memory(browser, root, options.minutes)
         browser.close()
     text = f"Load is the machine's, averaged over the minute before each row ended.\n\n{table(rows)}"

@@ -9,10 +9,13 @@ from aios.manager import charts, expert_forms, run_form
 from aios.manager.frame import Page, Site, aside, attempt, begin_here, framed, heading
 from aios.manager.runs import RunLog, RunSummary
 
-EVERY = 2.0
+EVERY = 3.0
 """Seconds between two looks at the run."""
-CHARTS, LIST = 3, 5
-"""Looks from one drawing of the charts, and of the list of runs, to the next: a browser works longer than we do."""
+_LIST, _POINTS = 4, 60
+"""Looks from one list of runs to the next; and points for which charts wait one look more, up to a line's most.
+
+A browser takes a quarter of a second for charts of all points, and what is added to them hardly shows.
+"""
 _ENDED = 10.0
 """Seconds after its last record for which a run may be somebody else's, though the job that made it has ended."""
 
@@ -73,7 +76,7 @@ class _Training:
             slots(page, "/".join(brain))
             page.refresh = slots.refresh
         self.drawn: Any = None
-        self.looks, self.names = 0, names
+        self.looks, self.waited, self.names = 0, 0, names
         ui.timer(0.05, self._look, once=True)
         ui.timer(EVERY, self._look)
 
@@ -114,14 +117,17 @@ class _Training:
         self.resume.set_visibility(resumable)
         mark = [(log.offset, log.identity) for log in logs], self.layer
         turned = self.drawn is None or mark[1] != self.drawn[1]
-        if mark == self.drawn or (running and not turned and self.looks % CHARTS):
+        self.waited += 1
+        wait = len(logs[0].train.records) // _POINTS
+        if mark == self.drawn or (running and not turned and self.waited <= wait):
             return
+        self.waited = 0
         self._draw(logs)
         self.drawn = mark
 
     def _read(self) -> tuple[list[RunLog], bool, bool, bool, dict[str, str]]:
         logs = [self.site.runs.follow(path) for path in (self.run, self.other) if path]
-        if self.looks % LIST == 0:
+        if self.looks % _LIST == 0:
             self.names = self._names()
         jobs = [job for job in self.site.jobs.all() if job.metrics == self.run]
         one, working = logs[0], any(job.alive for job in jobs)

@@ -18,40 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chronomoe.errors import ConfigError
+from chronomoe.routing.calls import LossSums, RoutedCall, sampled, used_experts
 from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
 from chronomoe.routing.losses import nearness
-from chronomoe.routing.statistics import SAMPLED, RoutedCall, used_experts
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
 
 
+_WAITING = 16
+"""So many calls without a gradient, which keep nothing else alive, may wait to be observed."""
 _WIDE = 16
 """From so many experts on torch's softmax over the last dimension is vectorised."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSums:
-    """What the router losses need of one forward, summed over tokens and over calls that carry a gradient.
-
-    A recurrent model has several such calls of one layer. Rows are the L layers that have any.
-    """
-
-    layers: list[int]
-    calls: list[int]
-    """Of each layer."""
-    assigned: Tensor
-    """Assignments, less what goals moved, (L, N)."""
-    probability: Tensor
-    """sum_t softmax(z_t), (L, N), with its gradient."""
-    squared_logsumexp: Tensor
-    """sum_t logsumexp(z_t)^2, (L,), with its gradient."""
-    agreement: Tensor | None
-    """sum_t sum_k p_tk cos(h_t, usual direction of k), (L,), with its gradient; see coherence_loss."""
-    agreed: Tensor | None
-    """Tokens in that sum, (L,)."""
-    measured: dict[int, tuple[Tensor, Tensor]]
-    """Layer -> logits and inputs of its last call, kept when gradients are to be compared."""
 
 
 @dataclass(eq=False)
@@ -81,10 +59,6 @@ class RoutingContext:
     """Tokens of this forward, padding included."""
     hearing: Any = None
     """Which attached experts are open where; see chronomoe.experts.attachment."""
-
-    def sampled(self, x: Tensor) -> Tensor:
-        """One token in :data:`SAMPLED` of each sequence of (..., T, .): by place, so splitting a batch changes none."""
-        return x.unflatten(-2, (-1, self.row_length))[..., ::SAMPLED, :].flatten(-3, -2)
 
     def restricted(self, to_T: Tensor | None) -> "RoutingContext":
         """The same forward, in which only the tokens ``to_T`` count from here on; None for no change."""
@@ -240,7 +214,7 @@ class SteeredRouter(nn.Module):
         carries_gradient = torch.is_grad_enabled()
         near = None
         if carries_gradient and steering.coherent:
-            near = nearness(context.sampled(h_TD), steering.usual(self.layer)[0])
+            near = nearness(sampled(h_TD, context.row_length), steering.usual(self.layer)[0])
         measured = h_TD if carries_gradient and steering.measuring else None
         context.calls.append(
             RoutedCall(
@@ -259,6 +233,11 @@ class SteeredRouter(nn.Module):
                 inputs=measured,
             )
         )
+        if not carries_gradient:
+            idle = [one for one in context.calls if not one.carries_gradient]
+            if len(idle) >= _WAITING:
+                context.calls[:] = [one for one in context.calls if one.carries_gradient]
+                steering.record(idle)
         if w_TK.requires_grad:
             self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, counted_T)
 

@@ -1,9 +1,7 @@
 """What the routers observe in one window (one optimizer step), accumulated on the device.
 
-Each call of a router leaves a :class:`RoutedCall`; when the forward is over all of them are observed at once, for many
-small operations cost more than few large ones. Everything lives in one (layers, width) tensor of sums, so that making
-it global is one all-reduce. Padding never enters; evaluation never writes; a recomputed forward (activation
-checkpointing) is not counted again.
+Everything lives in one (layers, width) tensor of sums, so that making it global is one all-reduce. Padding never
+enters; evaluation never writes; a recomputed forward (activation checkpointing) is not counted again.
 
 Shape suffixes: L MoE layers, C calls of routers in one forward, T tokens, N experts, K chosen experts, D hidden size.
 """
@@ -15,52 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, distributed, nn
 
-SAMPLED = 8
-"""One token in so many of each sequence is enough for the coherence loss and for counting flips."""
-
-
-@dataclass(eq=False, kw_only=True)
-class RoutedCall:
-    """What one call of a router leaves to be observed."""
-
-    layer: int
-    depth: int
-    """Which of the layer's calls in this forward it was."""
-    carries_gradient: bool
-    logits: Tensor
-    """z (T, N), with its gradient."""
-    probabilities: Tensor
-    """softmax(z) (T, N), with its gradient."""
-    chosen: Tensor
-    """(T, K)"""
-    weights: Tensor
-    """Combine weights (T, K), detached."""
-    used: Tensor
-    """See :func:`used_experts`, (T, N + 1)."""
-    inputs_of: Tensor
-    """(N + 1, D) sum of the inputs of each expert and, last, of all."""
-    counted: Tensor | None
-    """bool (T,): tokens that are not padding; None when all count."""
-    unasked: Tensor | None
-    """(N,) assignments there would be without goals; None when no goal biased the choice."""
-    near: tuple[Tensor, Tensor] | None
-    """:func:`chronomoe.routing.losses.nearness` of the sampled tokens; None where coherence does not count."""
-    inputs: Tensor | None
-    """(T, D), kept when gradients are to be compared."""
-
-
-def used_experts(chosen_TK: Tensor, num_experts: int, kept_TK: Tensor | None, counted_T: Tensor | None) -> Tensor:
-    """1 where a token used an expert, else 0, fp32 (T, N + 1). The last column is 1 for every token that counts.
-
-    One product with it gives sums over pairs, over experts and over tokens. ``kept_TK`` marks choices within capacity.
-    """
-    used_TM = torch.zeros(len(chosen_TK), num_experts + 1, device=chosen_TK.device)
-    used_TM[:, -1] = 1
-    if kept_TK is None:
-        used_TM.scatter_(1, chosen_TK, 1.0)
-    else:
-        used_TM.scatter_(1, chosen_TK, kept_TK.float())
-    return used_TM if counted_T is None else used_TM * counted_T.unsqueeze(-1)
+from chronomoe.routing.calls import SAMPLED, RoutedCall
 
 
 @dataclass(frozen=True, kw_only=True)

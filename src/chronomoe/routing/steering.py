@@ -6,21 +6,20 @@ Shape suffixes: L MoE layers, N experts.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from chronomoe.errors import ConfigError
+from chronomoe.routing.calls import RoutedCall, loss_sums, which_count
 from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores, temperature
-from chronomoe.routing.losses import ChronoMoELoss, agreement_of, balance_loss, coherence_loss, valley_loss, z_loss
-from chronomoe.routing.router import LossSums, RoutingContext, without_autocast
-from chronomoe.routing.statistics import SAMPLED, RoutedCall, RoutingStatistics, RoutingWindow
+from chronomoe.routing.losses import ChronoMoELoss, balance_loss, coherence_loss, valley_loss, z_loss
+from chronomoe.routing.router import RoutingContext, without_autocast
+from chronomoe.routing.statistics import RoutingStatistics, RoutingWindow
 
-_WATCHED = (
-    "pressure", "goal_bias", "log_temperature", "base_temperature", "exploration", "direction", "input_mean",
-    "available",
-)  # fmt: skip
+_FIELDS = "pressure", "goal_bias", "log_temperature", "direction", "input_mean"
+_SCALARS = "base_temperature", "exploration"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +166,19 @@ class Steering(Fp32Module):
 
         Each forward of the model looks once. Raises :class:`ConfigError` when a layer has too few available experts.
         """
-        fields = {name: self.get_buffer(name) for name in _WATCHED}
-        if any(field.is_inference() for field in fields.values()):
+        fields = [self.get_buffer(name) for name in (*_FIELDS, *_SCALARS, "available")]
+        if any(field.is_inference() for field in fields):
             versions = None  # made in inference mode: they count no writes
         else:
-            versions = [(field.data_ptr(), field._version) for field in fields.values()]
+            versions = [(field.data_ptr(), field._version) for field in fields]
             if versions == self._looked_at and self.config is self._looked_with:
                 return
-        available = fields.pop("available")
         # One question to the device for all: largest magnitudes (not finite if anything is not), fewest experts.
-        asked = [torch.linalg.vector_norm(field, math.inf) for field in fields.values()]
-        *sizes, base, fewest = torch.stack([*asked, self.base_temperature, available.sum(dim=-1).min()]).tolist()
-        size = dict(zip(fields, sizes, strict=True))
-        if not all(map(math.isfinite, sizes)) or base <= 0:
+        asked = [torch.linalg.vector_norm(field, math.inf) for field in fields[: len(_FIELDS)]]
+        fewest_tensor = self.available.sum(dim=-1).min()
+        *found, fewest = torch.stack([*asked, self.base_temperature, self.exploration, fewest_tensor]).tolist()
+        size = dict(zip((*_FIELDS, *_SCALARS), found, strict=True))
+        if not all(map(math.isfinite, found)) or size["base_temperature"] <= 0:
             raise ConfigError(
                 "a steering field is not finite, or base_temperature is not above 0; controller.reset() helps."
             )
@@ -191,7 +190,7 @@ class Steering(Fp32Module):
         self.all_available = fewest == self.num_experts
         self.has_goals = enabled and size["goal_bias"] > 0
         self.exploring = enabled and size["exploration"] > 0
-        tempered = enabled and (size["log_temperature"] > 0 or base != 1)
+        tempered = enabled and (size["log_temperature"] > 0 or size["base_temperature"] != 1)
         self.neutral = not enabled or not (size["pressure"] or size["goal_bias"] or tempered)
         self.coherent = self.config.loss.lambda_coherence > 0 and size["direction"] > 0
         if self.coherent:
@@ -241,73 +240,22 @@ class Steering(Fp32Module):
 
     def observe(self, context: RoutingContext) -> None:
         """Add to the open window what the routers left in ``context``, and sum up what its losses need."""
-        calls, context.calls = context.calls, []
+        left, context.calls[:] = list(context.calls), []
+        self.record([call for call in left if not call.carries_gradient])
+        if calls := [call for call in left if call.carries_gradient]:
+            z_CTN, p_CTN, counted_CT, assigned_CN = self.record(calls)
+            context.sums = loss_sums(calls, z_CTN, p_CTN, counted_CT, assigned_CN, self._along_mean, context.row_length)
+
+    def record(self, calls: list[RoutedCall]) -> Any:
+        """Add calls to the open window; returns their logits, probabilities, (C, T) what counts, and assignments."""
         if not calls:
-            return
+            return None
         with without_autocast(self.load):
             z_CTN = torch.stack([call.logits for call in calls])
             p_CTN = torch.stack([call.probabilities for call in calls])
-            counted_CT = None
-            if any(call.counted is not None for call in calls):
-                everything = z_CTN.new_ones(z_CTN.shape[1], dtype=torch.bool)
-                counted_CT = torch.stack([everything if call.counted is None else call.counted for call in calls])
-            flipping = self.exploring or not self.neutral
+            counted_CT, flipping = which_count(calls), self.exploring or not self.neutral
             assigned_CN = self.statistics.record(calls, z_CTN.detach(), p_CTN.detach(), counted_CT, flipping=flipping)
-            carrying = [index for index, call in enumerate(calls) if call.carries_gradient]
-            if not carrying:
-                return
-            if len(carrying) < len(calls):
-                z_CTN, p_CTN, assigned_CN = z_CTN[carrying], p_CTN[carrying], assigned_CN[carrying]
-                counted_CT = None if counted_CT is None else counted_CT[carrying]
-                calls = [calls[index] for index in carrying]
-            context.sums = self._loss_sums(context, calls, z_CTN, p_CTN, assigned_CN, counted_CT)
-
-    def _loss_sums(
-        self,
-        context: RoutingContext,
-        calls: list[RoutedCall],
-        z_CTN: Tensor,
-        p_CTN: Tensor,
-        assigned_CN: Tensor,
-        counted_CT: Tensor | None,
-    ) -> LossSums:
-        squared_CT = z_CTN.logsumexp(dim=-1).square()
-        counted_p_CTN = p_CTN
-        if counted_CT is not None:
-            squared_CT, counted_p_CTN = squared_CT * counted_CT, p_CTN * counted_CT.unsqueeze(-1)
-        layers_C = [call.layer for call in calls]
-        layers = sorted(set(layers_C))
-        times = [layers_C.count(layer) for layer in layers]
-
-        def by_layer(x_C: Tensor) -> Tensor:
-            if layers_C == layers:
-                return x_C
-            rank_C = torch.tensor([layers.index(layer) for layer in layers_C], device=x_C.device)
-            return x_C.new_zeros(len(layers), *x_C.shape[1:]).index_add(0, rank_C, x_C)
-
-        agreement, agreed = None, None
-        if (near := [call.near for call in calls if call.near is not None]) and len(near) == len(calls):
-            products, lengths = (torch.stack(parts) for parts in zip(*near, strict=True))
-            agreement_CTN = agreement_of(products, lengths, self._along_mean[layers_C])
-            sampled_p_CTN = context.sampled(p_CTN)
-            scale = context.row_length / math.ceil(context.row_length / SAMPLED)
-            if counted_CT is None:
-                agreed = scale * lengths.shape[1] * torch.tensor(times, device=lengths.device)
-            else:
-                sampled_CT1 = context.sampled(counted_CT.unsqueeze(-1))
-                agreement_CTN = agreement_CTN * sampled_CT1
-                agreed = by_layer(scale * sampled_CT1.sum(dim=(1, 2)))
-            agreement = by_layer(scale * (sampled_p_CTN * agreement_CTN).sum(dim=(1, 2)))
-        return LossSums(
-            layers=layers,
-            calls=times,
-            assigned=by_layer(assigned_CN),
-            probability=by_layer(counted_p_CTN.sum(dim=1)),
-            squared_logsumexp=by_layer(squared_CT.sum(dim=-1)),
-            agreement=agreement,
-            agreed=agreed,
-            measured={call.layer: (call.logits, call.inputs) for call in calls if call.inputs is not None},
-        )
+        return z_CTN, p_CTN, counted_CT, assigned_CN
 
     def losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:
         """The terms of one training forward, unweighted, means over layers, each a share of the whole step's."""

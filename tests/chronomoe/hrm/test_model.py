@@ -1,5 +1,7 @@
 """The model is hrm_text where it has nothing more; losses, gradients, checkpointing, saving, steering by depth."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,6 +10,7 @@ from transformers import HrmTextConfig, HrmTextForCausalLM
 from chronomoe.errors import ConfigError
 from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
 from chronomoe.hrm.config import ffn_width
+from chronomoe.routing import router
 from tests.chronomoe.hrm.building import VOCAB, build, tokens
 
 
@@ -153,6 +156,27 @@ def test_the_balance_loss_pulls_at_the_routers_under_checkpointing():
         layer.mlp.gate.weight for stack in (model.model.L_module, model.model.H_module) for layer in stack.layers
     ]
     assert all(router.grad.norm() > 1e-6 for router in routers)
+
+
+def test_calls_without_gradient_are_observed_before_a_long_forward_ends(monkeypatch):
+    x, found = tokens(), []
+    for waiting in (2, 10**9):
+        monkeypatch.setattr(router, "_WAITING", waiting)
+        model, most = build(halt_exploration=0.0, grad_mode="one_step").train(), []
+        for layer in model.model.L_module.layers:
+            layer.mlp.gate.register_forward_hook(
+                lambda *_, model=model, most=most: most.append(
+                    sum(not call.carries_gradient for call in model.steering.context.calls)
+                )
+            )
+        model(x, labels=x).loss.backward()
+        found.append((max(most), model.steering.last_losses, model.steering.statistics.window()))
+    (few, losses, window), (many, same_losses, same) = found
+    assert few < 2 < many
+    for name, loss in losses.items():
+        assert torch.equal(loss, same_losses[name])
+    for one in dataclasses.fields(window):
+        torch.testing.assert_close(getattr(window, one.name), getattr(same, one.name))
 
 
 def test_load_is_seen_by_depth_and_pooled_without_halted_tokens_or_padding():
