@@ -108,6 +108,7 @@ def processor(browser: Browser, root: Path, seconds: float) -> tuple[Row, Row]:
     log = root / RUN
     record = json.loads([line for line in log.read_text().splitlines() if '"event": "train"' in line][-1])
     log.write_text("".join(json.dumps({**record, "step": step}) + "\n" for step in range(2000)))
+    record["step"] = 1999
     shares: dict[bool, list[float]] = {False: [], True: []}
     with manager(root) as (process, address), log.open("a") as file:
         page = browser.new_page()

@@ -147,7 +147,8 @@ class Runs:
 
     def follow(self, path: str) -> RunLog:
         """The metrics of a run, read up to now; :class:`ConfigError` for what is no run of this workspace."""
-        if path not in self._logs and path not in {file.relative_to(self.root).as_posix() for file in self._files()}:
+        known = path in self._logs and self._is_ours(self.root / path)
+        if not known and path not in {file.relative_to(self.root).as_posix() for file in self._files()}:
             raise ConfigError(f"there is no run {path!r} in this workspace.")
         with self._lock:
             log = self._logs.pop(path, None) or RunLog(self.root / path)
@@ -158,12 +159,14 @@ class Runs:
             return log
 
     def _files(self) -> Iterator[Path]:
-        home = (self.root / "artifacts").resolve()
         for pattern in ("brains/*/*/*.jsonl", "brains/*/*.jsonl", "experts/*/*.jsonl", "*.jsonl"):
             for file in sorted((self.root / "artifacts").glob(pattern)):
                 hidden = any(part.startswith(".") for part in file.relative_to(self.root).parts)
-                if not hidden and file.is_file() and file.resolve().is_relative_to(home):
+                if not hidden and self._is_ours(file):
                     yield file
+
+    def _is_ours(self, file: Path) -> bool:
+        return file.is_file() and file.resolve().is_relative_to((self.root / "artifacts").resolve())
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from aios.manager.runs import RunLog, RunSummary
 
 EVERY = 3.0
 """Seconds between two looks at the run."""
-_LIST, _POINTS = 4, 60
+_LIST, _POINTS = 4, 100
 """Looks from one list of runs to the next; and points for which charts wait one look more, up to a line's most.
 
 A browser takes a quarter of a second for charts of all points, and what is added to them hardly shows.
@@ -118,8 +118,9 @@ class _Training:
         mark = [(log.offset, log.identity) for log in logs], self.layer
         turned = self.drawn is None or mark[1] != self.drawn[1]
         self.waited += 1
-        wait = len(logs[0].train.records) // _POINTS
-        if mark == self.drawn or (running and not turned and self.waited <= wait):
+        wait = max(len(log.train.records) for log in logs) // _POINTS
+        growing = running or any(log.live for log in logs)
+        if mark == self.drawn or (growing and not turned and self.waited <= wait):
             return
         self.waited = 0
         self._draw(logs)

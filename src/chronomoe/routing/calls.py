@@ -85,7 +85,7 @@ class LossSums:
     calls: list[int]
     """Of each layer."""
     assigned: Tensor
-    """Assignments, less what goals moved, (L, N)."""
+    """Assignments, less what goals moved, (L, N); of calls without a gradient too."""
     probability: Tensor
     """sum_t softmax(z_t), (L, N), with its gradient."""
     squared_logsumexp: Tensor
@@ -103,14 +103,14 @@ def loss_sums(
     z_CTN: Tensor,
     p_CTN: Tensor,
     counted_CT: Tensor | None,
-    assigned_CN: Tensor,
+    assigned: dict[int, Tensor],
     along_mean_LM: Tensor,
     row_length: int,
 ) -> LossSums:
     """Sum up calls that carry a gradient.
 
-    ``z_CTN`` and ``p_CTN`` are their logits and probabilities, ``assigned_CN`` the assignments the balance loss is to
-    act on, ``along_mean_LM`` is as in :func:`chronomoe.routing.losses.agreement_of`.
+    ``z_CTN`` and ``p_CTN`` are their logits and probabilities, ``assigned`` by layer the assignments (N,) of all
+    its calls, ``along_mean_LM`` is as in :func:`chronomoe.routing.losses.agreement_of`.
     """
     squared_CT = z_CTN.logsumexp(dim=-1).square()
     counted_p_CTN = p_CTN
@@ -142,7 +142,7 @@ def loss_sums(
     return LossSums(
         layers=layers,
         calls=times,
-        assigned=by_layer(assigned_CN),
+        assigned=torch.stack([assigned[layer] for layer in layers]),
         probability=by_layer(counted_p_CTN.sum(dim=1)),
         squared_logsumexp=by_layer(squared_CT.sum(dim=-1)),
         agreement=agreement,

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _WAITING = 16
 """So many calls without a gradient, which keep nothing else alive, may wait to be observed."""
-_WIDE = 16
-"""From so many experts on torch's softmax over the last dimension is vectorised."""
 
 
 @dataclass(eq=False)
@@ -53,6 +51,8 @@ class RoutingContext:
     """(MoE layer, slot of the call) -> which of the layer's calls it was."""
     calls: list[RoutedCall] = field(default_factory=list)
     """What the routers left to be observed when the forward is over."""
+    assigned: dict[int, Any] = field(default_factory=dict)
+    """By layer: assignments of all calls observed so far, less what goals moved, (N,)."""
     sums: LossSums | None = None
     """What the losses need of them; None where no call carried a gradient."""
     num_positions: int = 0
@@ -114,9 +114,7 @@ class SteeredRouter(nn.Module):
 
     def _probabilities(self, z_TN: Tensor, context: RoutingContext) -> Tensor:
         if context.open_TN is None and self.steering.all_available:
-            if self.num_experts >= _WIDE or self.steering.temperature_of(self.layer) is None:
-                return z_TN.softmax(dim=-1)
-            return z_TN.T.softmax(dim=0).T  # a third of the time, but the last bit may not be the host's
+            return z_TN.softmax(dim=-1)
         if context.open_TN is not None and context.open_TN.shape != z_TN.shape:
             raise ConfigError(
                 f"the availability set for {context.open_TN.shape[0]} positions and {context.open_TN.shape[1]} experts "
@@ -214,7 +212,7 @@ class SteeredRouter(nn.Module):
         carries_gradient = torch.is_grad_enabled()
         near = None
         if carries_gradient and steering.coherent:
-            near = nearness(sampled(h_TD, context.row_length), steering.usual(self.layer)[0])
+            near = nearness(sampled(h_TD, context.row_length), steering.usual(self.layer))
         measured = h_TD if carries_gradient and steering.measuring else None
         context.calls.append(
             RoutedCall(
@@ -237,7 +235,7 @@ class SteeredRouter(nn.Module):
             idle = [one for one in context.calls if not one.carries_gradient]
             if len(idle) >= _WAITING:
                 context.calls[:] = [one for one in context.calls if one.carries_gradient]
-                steering.record(idle)
+                steering.record(context, idle)
         if w_TK.requires_grad:
             self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, counted_T)
 

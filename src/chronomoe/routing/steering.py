@@ -147,6 +147,7 @@ class Steering(Fp32Module):
     @torch.no_grad()
     def reset(self) -> None:
         """Every field neutral, nothing observed."""
+        self.statistics.start_over()
         for buffer in self.buffers():
             buffer.zero_()
         self.available.fill_(True)
@@ -195,7 +196,8 @@ class Steering(Fp32Module):
         self.coherent = self.config.loss.lambda_coherence > 0 and size["direction"] > 0
         if self.coherent:
             self._usual = torch.cat([self.direction, self.input_mean.unsqueeze(1)], dim=1)
-            self._along_mean = (self._usual @ self.input_mean.unsqueeze(-1)).squeeze(-1)
+            with without_autocast(self.direction):
+                self._along_mean = (self._usual @ self.input_mean.unsqueeze(-1)).squeeze(-1)
         self._bias = self.pressure + self.goal_bias
         self._temperate = [True] * len(self.pressure)
         if tempered:
@@ -214,9 +216,9 @@ class Steering(Fp32Module):
         """T (N,) of one layer as last looked at; None where it is 1 everywhere."""
         return None if self._temperate[layer] else self._temperature[layer]
 
-    def usual(self, layer: int) -> tuple[Tensor, Tensor]:
-        """What :func:`direction_agreement` compares the inputs of a layer with."""
-        return self._usual[layer], self._along_mean[layer]
+    def usual(self, layer: int) -> Tensor:
+        """What :func:`nearness` compares the inputs of a layer with, (N + 1, D)."""
+        return self._usual[layer]
 
     # -- what a forward pass asks --------------------------------------------------------------------------------
 
@@ -241,13 +243,15 @@ class Steering(Fp32Module):
     def observe(self, context: RoutingContext) -> None:
         """Add to the open window what the routers left in ``context``, and sum up what its losses need."""
         left, context.calls[:] = list(context.calls), []
-        self.record([call for call in left if not call.carries_gradient])
+        self.record(context, [call for call in left if not call.carries_gradient])
         if calls := [call for call in left if call.carries_gradient]:
-            z_CTN, p_CTN, counted_CT, assigned_CN = self.record(calls)
-            context.sums = loss_sums(calls, z_CTN, p_CTN, counted_CT, assigned_CN, self._along_mean, context.row_length)
+            z_CTN, p_CTN, counted_CT = self.record(context, calls)
+            context.sums = loss_sums(
+                calls, z_CTN, p_CTN, counted_CT, context.assigned, self._along_mean, context.row_length
+            )
 
-    def record(self, calls: list[RoutedCall]) -> Any:
-        """Add calls to the open window; returns their logits, probabilities, (C, T) what counts, and assignments."""
+    def record(self, context: RoutingContext, calls: list[RoutedCall]) -> Any:
+        """Add calls of a forward to the open window; returns their logits, probabilities, and (C, T) what counts."""
         if not calls:
             return None
         with without_autocast(self.load):
@@ -255,7 +259,9 @@ class Steering(Fp32Module):
             p_CTN = torch.stack([call.probabilities for call in calls])
             counted_CT, flipping = which_count(calls), self.exploring or not self.neutral
             assigned_CN = self.statistics.record(calls, z_CTN.detach(), p_CTN.detach(), counted_CT, flipping=flipping)
-        return z_CTN, p_CTN, counted_CT, assigned_CN
+        for call, assigned_N in zip(calls, assigned_CN, strict=True):
+            context.assigned[call.layer] = context.assigned.get(call.layer, 0) + assigned_N
+        return z_CTN, p_CTN, counted_CT
 
     def losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:
         """The terms of one training forward, unweighted, means over layers, each a share of the whole step's."""

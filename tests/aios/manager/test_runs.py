@@ -134,6 +134,17 @@ def test_runs_are_found_and_nothing_else_is_opened(tmp_path, file):
     outside.unlink()
 
 
+def test_a_run_that_was_deleted_is_followed_no_more(tmp_path, file):
+    runs, path = Runs(tmp_path), "artifacts/brains/mixtral/small/metrics.jsonl"
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('{"event": "train", "step": 7}\n')
+    assert runs.follow(path).last["step"] == 7
+    file.unlink()
+    with pytest.raises(ConfigError, match="there is no run"):
+        runs.follow(path)
+
+
 def test_charts_of_one_run_and_of_two(file):
     add(file, step(1), step(2), json.dumps({"event": "eval", "step": 2, "<b>python": 2.5, "mean": 2.5}) + "\n")
     log = RunLog(file)

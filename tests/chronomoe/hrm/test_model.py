@@ -179,6 +179,16 @@ def test_calls_without_gradient_are_observed_before_a_long_forward_ends(monkeypa
         torch.testing.assert_close(getattr(window, one.name), getattr(same, one.name))
 
 
+@pytest.mark.parametrize("waiting", [2, 10**9])
+def test_the_balance_loss_acts_on_the_load_of_all_cycles(monkeypatch, waiting):
+    monkeypatch.setattr(router, "_WAITING", waiting)
+    model = build(halt_exploration=0.0, grad_mode="one_step").train()
+    model(tokens())
+    sums, window = model.steering.context.sums, model.steering.statistics.window()
+    assert torch.equal(sums.assigned, window.assignments[sums.layers])
+    assert sum(sums.calls) < (window.depth_assignments.sum(dim=-1) > 0).sum()  # few of them carry a gradient
+
+
 def test_load_is_seen_by_depth_and_pooled_without_halted_tokens_or_padding():
     model, x = build(halt_exploration=0.0).train(), tokens()
     mask = torch.ones_like(x)

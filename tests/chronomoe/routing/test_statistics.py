@@ -80,6 +80,16 @@ def test_the_gradient_signal_is_the_gradient_of_the_language_model_loss(host, to
     assert torch.all(window.absolute_gradient[1] >= window.gradient[1].abs() - 1e-9)
 
 
+def test_a_reset_forgets_what_the_backward_pass_told(host, tokens):
+    model = host("mixtral").train()
+    steering = chronomoe.attach(model).steering
+    model(tokens, labels=tokens).loss.backward()
+    steering.reset()
+    window = steering.statistics.window()
+    assert not window.tokens.any()
+    assert not window.absolute_gradient.any()
+
+
 def test_evaluation_and_generation_write_nothing(host, tokens):
     model = host("mixtral").eval()
     steering = chronomoe.attach(model).steering
@@ -99,6 +109,8 @@ def test_activation_checkpointing_counts_once_and_changes_no_gradient(host, toke
     recomputing.activation_checkpointing_enable({"use_reentrant": False})
     for model in (plain, recomputing):
         model(tokens, labels=tokens).loss.backward()
+    windows = [model.steering.statistics.window() for model in (plain, recomputing)]
+    assert windows[0].absolute_gradient.min() > 0
     assert torch.equal(plain.steering.statistics.sums, recomputing.steering.statistics.sums)
     for a, b in zip(plain.parameters(), recomputing.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
