@@ -4,6 +4,16 @@ from collections.abc import Callable
 
 from playwright.sync_api import Locator, Page, expect
 
+PAGES = [
+    ("/", "orphaned"),
+    ("/experts/laws", "What is known"),
+    ("/goals", "1: Know licences"),
+    ("/training?run=artifacts/brains/mixtral/small/metrics.jsonl", "Structural temperature"),
+    ("/training/new", "Show the plan"),
+    ("/jobs", "Train an expert"),
+]
+"""Paths, and what each shows once it is there."""
+
 
 def told(page: Page, words: str, command: str = "") -> None:
     """The strip at the bottom says this."""

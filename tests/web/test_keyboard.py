@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from aios.experts.registry import Registry
 from aios.goals.links import Goals
-from tests.web.steps import button, told
+from tests.web.steps import PAGES, button, told
 
 CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, textarea, [tabindex="0"]')]
     .filter((one) => one.tabIndex >= 0 && !one.disabled && one.checkVisibility() && one.getClientRects().length)
@@ -27,17 +27,7 @@ FOCUSED = """() => {
 }"""
 
 
-@pytest.mark.parametrize(
-    ("path", "sign"),
-    [
-        ("/", "orphaned"),
-        ("/experts/laws", "What is known"),
-        ("/goals", "1: Know licences"),
-        ("/training?run=artifacts/brains/mixtral/small/metrics.jsonl", "Structural temperature"),
-        ("/training/new", "Show the plan"),
-        ("/jobs", "Train an expert"),
-    ],
-)
+@pytest.mark.parametrize(("path", "sign"), PAGES)
 def test_tab_reaches_every_control(page, path, sign):
     page.goto(path)
     expect(page.get_by_text(sign, exact=True).first).to_be_visible()

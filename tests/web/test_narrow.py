@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from aios.experts.registry import Registry
-from tests.web.steps import button
+from tests.web.steps import PAGES, button
 
 TOO_WIDE = """() => [...document.querySelectorAll('body *')].filter(one => {
     const box = one.getBoundingClientRect();
@@ -17,19 +17,7 @@ TOO_WIDE = """() => [...document.querySelectorAll('body *')].filter(one => {
 }).map(one => one.outerHTML.slice(0, 120))"""
 
 
-@pytest.mark.parametrize(
-    ("path", "sign"),
-    [
-        ("/", "orphaned"),
-        ("/experts/laws", "What is known"),
-        ("/goals", "1: Know licences"),
-        ("/training?run=artifacts/brains/mixtral/small/metrics.jsonl", "Structural temperature"),
-        ("/training/new", "Show the plan"),
-        ("/routing", "Inspect"),
-        ("/chat", "Send"),
-        ("/jobs", "Train an expert"),
-    ],
-)
+@pytest.mark.parametrize(("path", "sign"), [*PAGES, ("/routing", "Inspect"), ("/chat", "Send")])
 def test_pages_fit(page, path, sign):
     page.set_viewport_size({"width": 390, "height": 800})
     page.goto(path)

@@ -237,6 +237,20 @@ def test_charts_show_what_the_file_holds_and_follow_it(page, root):
     expect(page.locator(".soft", has_text="step 99")).to_be_visible()
 
 
+def test_charts_of_a_long_run_wait_while_its_words_go_on(page, root):
+    log = root / "artifacts/brains/mixtral/small/metrics.jsonl"
+    last = next(one for one in map(json.loads, reversed(log.read_text().splitlines())) if one["event"] == "train")
+    log.write_text("".join(json.dumps({**last, "step": step}) + "\n" for step in range(1, 400)))
+    page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
+    end = lambda: drawn(page, charts.LINES["loss"])["series"][0]["data"][-1][0]  # noqa: E731
+    assert end() == 399
+    with log.open("a") as file:
+        file.write(json.dumps({**last, "step": 400}) + "\n")
+    expect(page.locator(".soft", has_text="step 400")).to_be_visible()
+    assert end() == 399
+    wait_until(lambda: end() == 400)
+
+
 def test_cancelling_the_training_of_an_expert_leaves_nothing_half_made(page, root):
     page.goto("/jobs")
     page.get_by_label("Id of the expert").fill("verse")

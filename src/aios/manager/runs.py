@@ -124,6 +124,7 @@ class Runs:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._home = (self.root / "artifacts").resolve()
         self._summaries: dict[str, tuple[tuple[int, int], RunSummary]] = {}
         self._logs: dict[str, RunLog] = {}
         self._lock = threading.Lock()
@@ -166,7 +167,7 @@ class Runs:
                     yield file
 
     def _is_ours(self, file: Path) -> bool:
-        return file.is_file() and file.resolve().is_relative_to((self.root / "artifacts").resolve())
+        return file.is_file() and file.resolve().is_relative_to(self._home)
 
 
 def _is_number(value: Any) -> bool:

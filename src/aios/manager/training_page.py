@@ -102,11 +102,12 @@ class _Training:
         if outcome.value is None:
             self.words.set_text(outcome.error)
             return
-        logs, live, stoppable, resumable, names = outcome.value
+        logs, live, stoppable, resumable = outcome.value
         running = stoppable or live
-        if set(names) != set(self.chosen.options):
-            self.chosen.set_options(names)
-            self.second.set_options({"": "nothing"} | {path: one for path, one in names.items() if path != self.run})
+        if set(self.names) != set(self.chosen.options):
+            self.chosen.set_options(self.names)
+            others = {path: name for path, name in self.names.items() if path != self.run}
+            self.second.set_options({"": "nothing"} | others)
         step = logs[0].last.get("step")
         told = [f"step {step:,}" if step is not None else "no training step recorded yet"]
         told += [f"loss {logs[0].last['loss']:.4f}"] if "loss" in logs[0].last else []
@@ -117,16 +118,16 @@ class _Training:
         self.resume.set_visibility(resumable)
         mark = [(log.offset, log.identity) for log in logs], self.layer
         turned = self.drawn is None or mark[1] != self.drawn[1]
-        self.waited += 1
-        wait = max(len(log.train.records) for log in logs) // _POINTS
         growing = running or any(log.live for log in logs)
-        if mark == self.drawn or (growing and not turned and self.waited <= wait):
+        self.waited += 1
+        wait = max(len(log.train.records) for log in logs) // _POINTS if growing and not turned else 0
+        if mark == self.drawn or self.waited <= wait:
             return
         self.waited = 0
         self._draw(logs)
         self.drawn = mark
 
-    def _read(self) -> tuple[list[RunLog], bool, bool, bool, dict[str, str]]:
+    def _read(self) -> tuple[list[RunLog], bool, bool, bool]:
         logs = [self.site.runs.follow(path) for path in (self.run, self.other) if path]
         if self.looks % _LIST == 0:
             self.names = self._names()
@@ -136,7 +137,7 @@ class _Training:
         live = one.live and (working or not jobs or time.time() - one.changed < _ENDED)
         stoppable = working or (live and run_form.stop_file(self.site, self.run) is not None)
         unfinished = not working and not live and not (one.final or {}).get("trained")
-        return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None, self.names
+        return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None
 
     def _draw(self, logs: list[RunLog]) -> None:
         names = [

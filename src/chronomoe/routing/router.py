@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _WAITING = 16
-"""So many calls without a gradient, which keep nothing else alive, may wait to be observed."""
+"""So many calls without a gradient may wait to be observed: nothing else would keep their tensors."""
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ Shape suffixes: L MoE layers, N experts.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -176,8 +176,8 @@ class Steering(Fp32Module):
                 return
         # One question to the device for all: largest magnitudes (not finite if anything is not), fewest experts.
         asked = [torch.linalg.vector_norm(field, math.inf) for field in fields[: len(_FIELDS)]]
-        fewest_tensor = self.available.sum(dim=-1).min()
-        *found, fewest = torch.stack([*asked, self.base_temperature, self.exploration, fewest_tensor]).tolist()
+        asked += [self.base_temperature, self.exploration, self.available.sum(dim=-1).min()]
+        *found, fewest = torch.stack(asked).tolist()
         size = dict(zip((*_FIELDS, *_SCALARS), found, strict=True))
         if not all(map(math.isfinite, found)) or size["base_temperature"] <= 0:
             raise ConfigError(
@@ -243,17 +243,16 @@ class Steering(Fp32Module):
     def observe(self, context: RoutingContext) -> None:
         """Add to the open window what the routers left in ``context``, and sum up what its losses need."""
         left, context.calls[:] = list(context.calls), []
-        self.record(context, [call for call in left if not call.carries_gradient])
+        if idle := [call for call in left if not call.carries_gradient]:
+            self.record(context, idle)
         if calls := [call for call in left if call.carries_gradient]:
             z_CTN, p_CTN, counted_CT = self.record(context, calls)
             context.sums = loss_sums(
                 calls, z_CTN, p_CTN, counted_CT, context.assigned, self._along_mean, context.row_length
             )
 
-    def record(self, context: RoutingContext, calls: list[RoutedCall]) -> Any:
+    def record(self, context: RoutingContext, calls: list[RoutedCall]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add calls of a forward to the open window; returns their logits, probabilities, and (C, T) what counts."""
-        if not calls:
-            return None
         with without_autocast(self.load):
             z_CTN = torch.stack([call.logits for call in calls])
             p_CTN = torch.stack([call.probabilities for call in calls])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.control.landscape import BLOCK
 from chronomoe.control.temperature import centred, effective_temperature, fast_temperature
 from chronomoe.routing.steering import Steering, SteeringConfig
 from tests.chronomoe.draws import many
@@ -72,6 +73,22 @@ def test_the_fixed_point_is_the_fast_temperature_not_its_cube():
     fast = controller.temperature_fast
     assert fast.abs().max() > 0.05
     torch.testing.assert_close(controller.temperature_effective, fast, atol=1e-5, rtol=0)
+
+
+def test_blocks_of_time_hold_plain_means():
+    controller = ChronovisorMixtralController(Steering(2, 4, 1, 4, SteeringConfig()))
+    seen, rates = [], []
+    generator = torch.Generator().manual_seed(0)
+    for now in range(1, 2 * BLOCK + 4):
+        controller._now = now
+        controller.set_knob(now / 100 - 0.25)
+        controller._move_temperature(torch.rand(2, 4, generator=generator))
+        seen.append(controller.temperature_fast.clone())
+        rates.append(controller.meta_knob.factors.rate_scale)
+    for block in range(3):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        torch.testing.assert_close(controller.fast_blocks[block], torch.stack(seen[part]).mean(dim=0))
+        torch.testing.assert_close(controller.block_rates[block], torch.tensor(rates[part]).mean())
 
 
 @many

@@ -11,6 +11,7 @@ from chronomoe.errors import ConfigError
 from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
 from chronomoe.hrm.config import ffn_width
 from chronomoe.routing import router
+from chronomoe.routing.observe import listening
 from tests.chronomoe.hrm.building import VOCAB, build, tokens
 
 
@@ -177,6 +178,27 @@ def test_calls_without_gradient_are_observed_before_a_long_forward_ends(monkeypa
         assert torch.equal(loss, same_losses[name])
     for one in dataclasses.fields(window):
         torch.testing.assert_close(getattr(window, one.name), getattr(same, one.name))
+
+
+def test_the_losses_sum_over_the_calls_of_each_layer_that_carry_a_gradient():
+    model = build(halt_exploration=0.0, grad_mode="last_cycle").train()
+    mass, squares, times = ([0.0] * len(model.steering.available) for _ in range(3))
+
+    def hear(router, counted, output):
+        if torch.is_grad_enabled():
+            z = output[0] if counted is None else output[0][counted]
+            mass[router.layer] += z.softmax(dim=-1).sum(dim=0)
+            squares[router.layer] += z.logsumexp(dim=-1).square().sum()
+            times[router.layer] += 1
+
+    with listening(model, hear):
+        model(tokens())
+    sums = model.steering.context.sums
+    assert max(times) > 1
+    assert sums.calls == [times[layer] for layer in sums.layers]
+    for row, layer in enumerate(sums.layers):
+        torch.testing.assert_close(sums.probability[row], mass[layer])
+        torch.testing.assert_close(sums.squared_logsumexp[row], squares[layer])
 
 
 @pytest.mark.parametrize("waiting", [2, 10**9])

@@ -80,6 +80,61 @@ def test_the_gradient_signal_is_the_gradient_of_the_language_model_loss(host, to
     assert torch.all(window.absolute_gradient[1] >= window.gradient[1].abs() - 1e-9)
 
 
+def test_no_router_loss_depends_on_padding(host, tokens):
+    model = host("mixtral").train()
+    controller = chronomoe.attach(model, chronomoe.SteeringConfig(loss=ChronoMoELoss(lambda_coherence=0.1)))
+    model(tokens, labels=tokens).loss.backward()
+    controller.tick()
+    model.steering.valley_weight[:, 1] = 1.0
+    mask, found = torch.ones_like(tokens), []
+    mask[0, -6:] = 0
+    for filler in (1, 7):
+        x = torch.where(mask.bool(), tokens, filler)
+        model(x, attention_mask=mask, labels=x.masked_fill(mask == 0, -100))
+        found.append(model.steering.last_losses)
+    assert set(found[0]) == {"lm", "balance", "coherence", "valley", "z"}
+    for name, term in found[0].items():
+        torch.testing.assert_close(term, found[1][name], msg=name)
+
+
+def test_flips_are_choices_that_the_fields_changed(host, tokens):
+    model, logits = host("mixtral").train(), []
+    steering = chronomoe.attach(model).steering
+    model.model.layers[0].mlp.gate.register_forward_hook(lambda module, args, output: logits.append(output[0]))
+    model(tokens)
+    assert steering.end_step().flips.tolist() == [0] * len(steering.pressure)
+    steering.pressure[0, 0] = 100.0
+    model(tokens)
+    part = logits[1][::8]
+    changed = (part.topk(steering.top_k).indices != 0).all(dim=-1).sum().item()
+    assert 0 < changed < len(part)
+    flips = steering.end_step().flips
+    assert flips[0].item() == pytest.approx(changed * len(logits[1]) / len(part))
+
+
+def test_a_router_called_outside_its_model_is_observed_too(host):
+    model = host("mixtral").train()
+    steering = chronomoe.attach(model).steering
+    router = model.model.layers[1].mlp.gate
+    router(torch.randn(5, router.hidden_dim))
+    assert steering.statistics.window().tokens.tolist() == [0, 5]
+
+
+def test_autocast_does_not_coarsen_what_inputs_are_compared_with(host, tokens):
+    model = host("mixtral").train()
+    controller = chronomoe.attach(model)
+    model(tokens, labels=tokens).loss.backward()
+    controller.tick()
+    steering = model.steering
+    steering.look()
+    exact = steering._along_mean
+    steering.direction.mul_(1.0)  # written to: looked at anew
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        steering.look()
+    assert steering.coherent
+    assert torch.equal(steering._along_mean, exact)
+
+
 def test_a_reset_forgets_what_the_backward_pass_told(host, tokens):
     model = host("mixtral").train()
     steering = chronomoe.attach(model).steering
