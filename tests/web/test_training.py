@@ -122,7 +122,8 @@ def test_train_a_brain_with_its_plan_first_then_stop_and_resume_it(page, root, s
         expect(page.locator(".panel .command")).to_contain_text(f"aios train --name=long --resume --root={root}")
         done = page.get_by_text(re.compile("step [0-9,]+ of 100,000"))
         expect(done).to_be_visible(timeout=60_000)
-        assert int(re.search("step ([0-9,]+)", done.text_content())[1].replace(",", "")) > saved
+        # It begins at the step that was saved, and goes on.
+        wait_until(lambda: int(re.search("step ([0-9,]+)", done.text_content())[1].replace(",", "")) > saved)
         button(page, "Stop").click()  # from its own page
         page.locator(".dialog").get_by_role("button", name="Stop").click()
         expect(page.locator(".mark")).to_have_text("stopped", timeout=60_000)
