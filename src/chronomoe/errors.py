@@ -10,6 +10,9 @@
 Messages are one sentence or two: what is wrong, named, and what to do about it.
 """
 
+import math
+from typing import Any
+
 
 class ChronoMoEError(Exception):
     """Base of all errors raised on purpose by chronomoe and aios."""
@@ -33,3 +36,30 @@ class UnsupportedModelError(ChronoMoEError, TypeError):
 
 class TrainingError(ChronoMoEError, RuntimeError):
     """A training run that cannot go on."""
+
+
+def require(
+    settings: Any,
+    *names: str,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    whole: bool = False,
+    optional: bool = False,
+    of: str = "",
+) -> None:
+    """:class:`ConfigError` unless each of these fields is a finite number within the bounds, or None if ``optional``.
+
+    ``of`` comes before the field's name in the message.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        number = isinstance(value, int) or (not whole and isinstance(value, float) and math.isfinite(value))
+        fits = number and not isinstance(value, bool) and least <= value <= most and above < value < below
+        if fits or (optional and value is None):
+            continue
+        bounds = {"at least": least, "above": above, "at most": most, "below": below}
+        limits = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if math.isfinite(bound))
+        kind = f"{'whole' if whole else 'finite'} number"
+        raise ConfigError(f"{of}{name} is {value!r}; it must be a {kind}{', ' * bool(limits)}{limits}.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import MixtralConfig as HFMixtralConfig
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 
 
 @strict
@@ -62,15 +62,10 @@ class MixtralConfig(HFMixtralConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_bad_shapes(self) -> None:
-        for name in (
-            "vocab_size", "hidden_dim", "intermediate_dim", "num_layers", "num_experts", "num_experts_per_token",
-            "num_attention_heads", "num_key_value_heads", "max_seq_length",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-        if self.head_dim is not None and self.head_dim < 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; it must be at least 2.")
+        sizes = "vocab_size", "hidden_dim", "intermediate_dim", "num_layers", "max_seq_length"
+        numbers = "num_experts", "num_experts_per_token", "num_attention_heads", "num_key_value_heads"
+        require(self, *sizes, *numbers, least=1, whole=True)
+        require(self, "head_dim", least=2, whole=True, optional=True)
         heads, kv_heads = int(self.num_attention_heads or 0), int(self.num_key_value_heads or 0)
         if self.num_experts_per_token > self.num_experts:
             raise ConfigError(

@@ -11,7 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from chronomoe.errors import CheckpointError
+
+
+@contextmanager
+def held(lock: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
+    """Keep other processes out; :class:`CheckpointError` with ``busy`` after ``patience`` seconds of waiting."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    mine = FileLock(lock, timeout=patience, poll_interval=0.01)
+    try:
+        mine.acquire()
+    except Timeout:
+        raise CheckpointError(busy) from None
+    try:
+        yield
+    finally:
+        mine.release()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`aios hrm-hf train-actv1`: its flags, and what they mean for the one training loop there is."""
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from aios.brains.settings import BrainTraining, Given, HRMShape, Run, RunSetting
 from aios.goals.flags import TrainingGoals
 from aios.workspace import Workspace
 from chronomoe.control.config import Ablation
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 from chronomoe.training.checkpoint import list_checkpoints
 from chronomoe.training.token_store import TokenStore
 
@@ -137,17 +136,11 @@ class ACTv1Flags(Given):
     """Workspace folder."""
 
     def __post_init__(self) -> None:
-        for name in ("max_seq_len", "batch_size", "steps", "gradient_accumulation_steps", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("eval_every", "save_every", "log_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("eval_batches", "dataset_start_offset"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr is {self.lr}; it must be a number above 0.")
+        counts = "max_seq_len", "batch_size", "steps", "gradient_accumulation_steps", "chunk_size"
+        require(self, *counts, least=1, whole=True)
+        require(self, "eval_every", "save_every", "log_every", least=1, whole=True, optional=True)
+        require(self, "eval_batches", "dataset_start_offset", least=0, whole=True)
+        require(self, "lr", above=0)
         if self.brain_name is not None and self.save_dir is not None:
             raise ConfigError("--brain-name and --save-dir both say where the brain goes; give one of them.")
 

@@ -15,13 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from aios.brains.settings import SHAPES, BrainTraining, ModelShape, RunSettings
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.storage import write_json
+from chronomoe.storage import held, write_json
 
 FORMAT, VERSION = "aios-run", 1
 METRICS = "metrics.jsonl"
@@ -30,13 +28,7 @@ METRICS = "metrics.jsonl"
 @contextmanager
 def exclusive(bundle: Path) -> Iterator[None]:
     """Hold a bundle for writing; :class:`CheckpointError` if another process does."""
-    bundle.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(bundle / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CheckpointError(f"another process is training {bundle}; wait for it or choose another name.") from None
-    with lock:
+    with held(bundle / ".lock", f"another process is training {bundle}; wait for it or choose another name."):
         yield
 
 

@@ -67,6 +67,13 @@ def end_within(tokenizer: Any, text: str, room: int) -> str:
     return text if len(ids) <= room else str(tokenizer.decode(ids[-max(1, room) :]))
 
 
+def answer_length(model: Any, wanted: int) -> tuple[int, list[str]]:
+    """Tokens of an answer in a talk, at most half of what the brain reads; and a line if they are fewer than wanted."""
+    most: int = model.config.max_position_embeddings // 2
+    told = f"Answers end after {most} tokens, not {wanted}: it reads {2 * most} at once, half of them what was said."
+    return min(wanted, most), [told] if wanted > most else []
+
+
 def set_halting(model: Any, halt: str, segments: int | None) -> None:
     """How a brain that halts shall think; :class:`ConfigError` when asked of one that does not."""
     config = model.config

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from cyclopts import Parameter
 
 from aios.goals.flags import TrainingGoals
-from chronomoe.errors import ConfigError
+from chronomoe.errors import require
 from chronomoe.training.config import TrainingConfig
 
 
@@ -138,13 +138,9 @@ class RunSettings(Given):
     """Print the plan (parameters, memory, tokens, time) and do nothing."""
 
     def __post_init__(self) -> None:
-        if self.seq_len < 2:
-            raise ConfigError(f"seq_len is {self.seq_len}; it must be at least 2.")
-        for name in ("eval_tokens", "start_offset"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        if self.stop_after is not None and self.stop_after < 1:
-            raise ConfigError(f"stop_after is {self.stop_after}; it must be at least 1.")
+        require(self, "seq_len", least=2, whole=True)
+        require(self, "eval_tokens", "start_offset", least=0, whole=True)
+        require(self, "stop_after", least=1, whole=True, optional=True)
 
 
 _PATHS = ("model", "data", "student_init")
@@ -171,7 +167,10 @@ class Run:
             for name, value in asdict(self.settings).items()
             if name not in _MOMENTARY
         }
-        parts = {"settings": settings, "shape": asdict(self.shape), "training": asdict(self.training)}
+        training = asdict(self.training)
+        if training["stop_file"] is not None:  # whoever stops it may be in another folder
+            training["stop_file"] = str(Path(training["stop_file"]).absolute())
+        parts = {"settings": settings, "shape": asdict(self.shape), "training": training}
         return {"family": self.family, **parts}
 
     def continuing(self, saved: dict[str, Any]) -> tuple["Run", dict[str, tuple[Any, Any]]]:

@@ -39,7 +39,7 @@ def chat(
 
     quiet_libraries()
     from aios.brains.bundle import find_brain, load_brain
-    from aios.brains.generate import end_within, expert_counts, set_halting, stream_text, thought
+    from aios.brains.generate import answer_length, end_within, expert_counts, set_halting, stream_text, thought
     from aios.experts.attach import note_use
     from aios.goals.use import turn_on_goals, words
     from chronomoe.allocator import keep_freed_memory
@@ -51,8 +51,9 @@ def chat(
     set_halting(model, sampling.halt, sampling.segments)
     if goals.any:
         print("\n".join(words(turn_on_goals(root, bundle, model, tokenizer, goals))))
-    # Half of what the model reads is left for what was said.
-    max_new_tokens = min(sampling.max_new_tokens, model.config.max_position_embeddings // 2)
+    max_new_tokens, told = answer_length(model, sampling.max_new_tokens)
+    for line in told:
+        print(line)
     text, turn = "", 0
     while True:
         try:

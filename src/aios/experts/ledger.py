@@ -12,17 +12,15 @@ killed one leaves either the old registry or the new. What else a change touches
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from aios.experts.entry import Book, ExpertEntry, now, read_book
 from aios.goals.store import GoalStore, fitted_text
 from aios.workspace import Workspace
-from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.storage import write_json
+from chronomoe.errors import ConfigError
+from chronomoe.storage import held, write_json
 
 PATIENCE = 60.0
 """Seconds to wait for other processes."""
@@ -132,17 +130,9 @@ class Ledger:
         store.commit()
         self._marker.unlink()
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        lock = FileLock(f"{self.file}.lock", timeout=PATIENCE, poll_interval=0.01)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise CheckpointError(f"another process has been changing {self.file} for a minute; try again.") from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def _lock(self) -> AbstractContextManager[None]:
+        lock, busy = self.home / f"{self.file.name}.lock", f"another process has been changing {self.file} for a minute"
+        return held(lock, f"{busy}; try again.", PATIENCE)
 
     def _set_aside(self, entry: ExpertEntry) -> None:
         folder = self.home / entry.expert_id

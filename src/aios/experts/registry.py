@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from aios.experts.entry import ExpertEntry as ExpertEntry
 from aios.experts.entry import now
 from aios.experts.ledger import Ledger
 from aios.goals.store import goal_text
 from aios.workspace import Workspace, plain_name
 from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.storage import held
 
 WEIGHTS = "expert.safetensors"
 """An expert's file in its folder."""
@@ -45,14 +44,8 @@ def checkpoint_file(root: Path, entry: ExpertEntry) -> Path:
 @contextmanager
 def making(root: Path, expert_id: str) -> Iterator[None]:
     """Hold an expert's file for writing; :class:`CheckpointError` if another process trains or imports it."""
-    place = Workspace(root).experts / ".locks"
-    place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / f"{plain_name(expert_id)}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CheckpointError(f"another process is making expert {expert_id}; wait for it.") from None
-    with lock:
+    lock = Workspace(root).experts / ".locks" / f"{plain_name(expert_id)}.lock"
+    with held(lock, f"another process is making expert {expert_id}; wait for it."):
         yield
 
 

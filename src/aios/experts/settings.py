@@ -5,7 +5,7 @@ from pathlib import Path
 
 from aios.brains.settings import Given
 from aios.goals.store import goal_text
-from chronomoe.errors import ConfigError
+from chronomoe.errors import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,17 +48,10 @@ class ExpertTraining(Given):
     """Seed of initialisation and data order."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_seq_len", "calibration_windows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name, high in (
-            ("redraw", 1.0),
-            ("gate_memory", 1.0),
-            ("false_alarm", 1.0),
-            ("harm_kl", 1e9),
-            ("anchor_weight", 1e9),
-        ):
-            if not 0 <= getattr(self, name) <= high:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and {high:g}.")
+        require(self, "steps", "batch_size", "max_seq_len", "calibration_windows", least=1, whole=True)
+        require(self, "eval_tokens", least=0, whole=True)
+        require(self, "lr", above=0)
+        require(self, "redraw", "gate_memory", "false_alarm", least=0, most=1)
+        require(self, "harm_kl", "anchor_weight", least=0)
         if self.default_goal is not None:
             goal_text(self.default_goal)

@@ -1,13 +1,12 @@
 """Which goals are on, as the command line tells. Imports nothing heavy."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 Words = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
@@ -69,8 +68,7 @@ class TrainingGoals(GoalFlags):
     """With --resume: go on without the goals the brain was trained under, and remember them no more."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.goal_domain_weight < math.inf:
-            raise ConfigError(f"goal_domain_weight is {self.goal_domain_weight}; it must be a number above 0.")
+        require(self, "goal_domain_weight", above=0)
         if self.goals_learned:
             raise ConfigError("--goals-learned is for using a brain: what was taught is of no use to other weights.")
         if self.goals_forget and self.any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,6 @@ class Lesson:
     """Seed of the data order."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_seq_len", "eval_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.anchor_weight >= 0:
-            raise ConfigError(f"anchor_weight is {self.anchor_weight}; it must be at least 0.")
+        require(self, "steps", "batch_size", "max_seq_len", "eval_tokens", least=1, whole=True)
+        require(self, "lr", above=0)
+        require(self, "anchor_weight", least=0)

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import uvicorn
 from fastapi import FastAPI
 from nicegui import app as pages
-from nicegui import run, ui
+from nicegui import ui
 
 from aios.manager import chat_page, experts_page, goals_page, jobs_page, routing_page, run_form, training_page
 from aios.manager.frame import Site
@@ -25,7 +25,6 @@ def build(root: Path, *, host: str = "127.0.0.1", token: str | None = None) -> G
     for page in (experts_page, goals_page, training_page, run_form, routing_page, chat_page, jobs_page):
         page.add_to(site)
     pages.on_shutdown(site.brain.end)
-    run.process_pool_start_method = "spawn"
     web = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     ui.run_with(
         web,

@@ -1,4 +1,7 @@
-"""What the process that runs brains does: the functions of `aios goals explain` and `aios chat`, on a loaded brain."""
+"""What the process that runs brains does: the functions of `aios goals explain` and `aios chat`, on a loaded brain.
+
+And whatever else loads one, as attaching an expert: the manager has no other process for that.
+"""
 
 import dataclasses
 import time
@@ -9,7 +12,7 @@ from typing import Any
 import torch
 
 from aios.brains.bundle import data_of, load_brain, model_folder
-from aios.brains.generate import end_within, expert_counts, set_halting, stream_text, thought
+from aios.brains.generate import answer_length, end_within, expert_counts, set_halting, stream_text, thought
 from aios.brains.sampling import Sampling
 from aios.brains.shelf import existing_brain
 from aios.cli.quiet import quiet_libraries
@@ -87,10 +90,9 @@ class Worker:
         bundle = self._load(brain)
         set_halting(self.model, sampling.halt, sampling.segments)
         told = words(turn_on_goals(self.root, bundle, self.model, self.tokenizer, flags)) if flags.any else []
-        # Half of what the model reads is left for what was said.
-        room = self.model.config.max_position_embeddings
-        sampling = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room // 2))
-        text = end_within(self.tokenizer, text, room - sampling.max_new_tokens - 1)
+        length, cut = answer_length(self.model, sampling.max_new_tokens)
+        sampling = dataclasses.replace(sampling, max_new_tokens=length)
+        text = end_within(self.tokenizer, text, self.model.config.max_position_embeddings - length - 1)
         if hasattr(self.model.model, "reset_segments"):
             self.model.model.reset_segments()
         pieces = stream_text(self.model, self.tokenizer, text, **sampling.settings)
@@ -103,8 +105,17 @@ class Worker:
                     break
             pieces.close()
         seconds = time.monotonic() - began
-        lines = [*told, *used(), *note_use(self.root, self.model), *thought(self.model)]
+        lines = [*told, *cut, *used(), *note_use(self.root, self.model), *thought(self.model)]
         return {"text": f"{text}\n", "tokens": tokens, "seconds": seconds, "stopped": stopped, "lines": lines}
+
+    def call(self, brain: str, *, function: Callable[[], Any]) -> Any:
+        """What ``function`` returns, which loads a brain of its own; ``brain`` says nothing here."""
+        self._drop()
+        return function()
+
+    def _drop(self) -> None:
+        """Hold no brain: never two at once."""
+        self.model = self.tokenizer = self._mark = self._measured = None
 
     def _load(self, brain: str) -> Path:
         """Have this brain, as it is on disk now, with no goal on."""
@@ -113,7 +124,7 @@ class Worker:
         files = [file for part in ("*.json", "*.safetensors", "experts/*") for file in sorted(folder.glob(part))]
         mark = [(file, (state := file.stat()).st_ino, state.st_mtime_ns, state.st_size) for file in files]
         if mark != self._mark:
-            self.model = self.tokenizer = self._mark = None  # never two at once
+            self._drop()
             self.model, self.tokenizer = load_brain(bundle)
             self._mark = mark
             config = self.model.config

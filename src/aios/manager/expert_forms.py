@@ -1,6 +1,6 @@
 """What can be done to one expert: buttons, questions and forms. Each calls what the command of its name calls."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nicegui import ui
@@ -10,37 +10,64 @@ from aios.experts.registry import ExpertEntry, Registry
 from aios.goals.links import Goals
 from aios.goals.store import LONGEST, Goal
 from aios.manager import work
-from aios.manager.frame import Page, attempt, heading, put_away
+from aios.manager.frame import Outcome, Page, attempt, heading, put_away
+
+Filled = tuple[list[Any], Callable[[], tuple[str, ...]], Callable[[], Awaitable[Outcome[Any]]]]
+"""The fields of a form, the words of its command as they are filled in now, and what does it."""
+
+
+async def _form(page: Page, title: str, yes: str, fill: Callable[[], Filled], color: str = "primary") -> bool:
+    """A dialog with the fields that ``fill`` makes and the command they come to; says whether it was done."""
+    with page.dialog() as dialog:
+        heading(title, 2)
+        fields, words, act = fill()
+        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
+
+        def write() -> None:
+            command.set_text(page.site.command(*words()))
+
+        for one in fields:
+            one.on_value_change(write)
+        write()
+
+        async def enter() -> None:
+            outcome = await act()
+            wrong.set_text(outcome.error)
+            if not outcome.error:
+                dialog.submit(True)
+
+        with ui.element("div").classes("line"):
+            ui.button(yes, on_click=enter, color=color)
+            ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat")
+    done = bool(await dialog)
+    put_away(dialog)
+    return done
 
 
 async def create(page: Page) -> None:
     """Ask for a new expert and enter it."""
-    others = attempt(Registry(page.site.root).entries).value or []
-    with page.dialog() as dialog:
-        heading("New expert", 2)
+    registry = Registry(page.site.root)
+    others = attempt(registry.entries).value or []
+
+    def fill() -> Filled:
         expert_id = _field("Id", "letters, digits, - and _").props("autofocus")
         name = _field("Name")
         description = _field("Description")
         category = _field("Category", "general")
         goal = _field("Goal", "what it is for")
         parent = ui.select(["", *(one.expert_id for one in others)], label="Below", value="")
-        command = ui.label().classes("command")
-        wrong = ui.label().classes("wrong")
+        flags = {"--name": name, "--description": description, "--category": category, "--goal": goal}
 
         def words() -> tuple[str, ...]:
-            given = {"--name": name, "--description": description, "--category": category, "--goal": goal}
-            found = ["experts", "create", expert_id.value.strip()]
-            for flag, one in given.items():
-                found += [f"{flag}={one.value}"] if one.value else []
-            return (*found, *(["--parent", parent.value] if parent.value else []))
+            given = [f"{flag}={one.value}" for flag, one in flags.items() if one.value]
+            below = ["--parent", parent.value] if parent.value else []
+            return ("experts", "create", expert_id.value.strip(), *given, *below)
 
-        _follow(page, command, words, [expert_id, name, description, category, goal, parent])
-
-        async def enter() -> None:
-            outcome = await page.do(
+        def act() -> Awaitable[Outcome[Any]]:
+            return page.do(
                 f"Entered {expert_id.value.strip()}; it has no weights yet.",
                 words(),
-                Registry(page.site.root).create,
+                registry.create,
                 expert_id.value.strip(),
                 name=name.value,
                 description=description.value,
@@ -48,13 +75,10 @@ async def create(page: Page) -> None:
                 goals=[goal.value] if goal.value else [],
                 parent=parent.value or None,
             )
-            wrong.set_text(outcome.error)
-            if not outcome.error:
-                dialog.submit(True)
 
-        _buttons("Enter", enter, dialog)
-    await dialog
-    put_away(dialog)
+        return [expert_id, *flags.values(), parent], words, act
+
+    await _form(page, "New expert", "Enter", fill)
 
 
 def actions(page: Page, one: ExpertEntry) -> None:
@@ -89,61 +113,50 @@ def actions(page: Page, one: ExpertEntry) -> None:
 async def _set_parent(page: Page, one: ExpertEntry) -> None:
     registry = Registry(page.site.root)
     others = [other.expert_id for other in registry.entries() if other.expert_id != one.expert_id]
-    with page.dialog() as dialog:
-        heading(f"Put {one.expert_id} below", 2)
+
+    def fill() -> Filled:
         if not others:
             ui.label("There is no other expert.")
         parent = ui.select(others, label="Parent", value=others[0] if others else None)
-        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
 
         def words() -> tuple[str, ...]:
             return ("experts", "set-parent", one.expert_id, parent.value or "PARENT")
 
-        _follow(page, command, words, [parent])
-
-        async def enter() -> None:
+        def act() -> Awaitable[Outcome[Any]]:
             told = f"{one.expert_id} is below {parent.value}."
-            outcome = await page.do(told, words(), registry.set_parent, one.expert_id, parent.value or "")
-            wrong.set_text(outcome.error)
-            if not outcome.error:
-                dialog.submit(True)
+            return page.do(told, words(), registry.set_parent, one.expert_id, parent.value or "")
 
-        _buttons("Set parent", enter, dialog)
-    await dialog
-    put_away(dialog)
+        return [parent], words, act
+
+    await _form(page, f"Put {one.expert_id} below", "Set parent", fill)
 
 
 async def _rename(page: Page, one: ExpertEntry) -> None:
-    with page.dialog() as dialog:
-        heading(f"Rename {one.expert_id}", 2)
+    asked = ""
+
+    def fill() -> Filled:
         new = _field("New id").props("autofocus")
-        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
 
         def words() -> tuple[str, ...]:
             return ("experts", "rename", one.expert_id, new.value.strip() or "NEW")
 
-        _follow(page, command, words, [new])
-
-        async def enter() -> None:
-            told, asked = f"Renamed to {new.value.strip()}.", new.value.strip()
-            root = page.site.root
+        def act() -> Awaitable[Outcome[Any]]:
+            nonlocal asked
+            asked = new.value.strip()
             change, heavy = work.change_expert, bool(one.attached_to)
-            outcome = await page.do(told, words(), change, root, "rename", one.expert_id, asked, heavy=heavy)
-            wrong.set_text(outcome.error)
-            if not outcome.error:
-                dialog.submit(asked)
+            told, root = f"Renamed to {asked}.", page.site.root
+            return page.do(told, words(), change, root, "rename", one.expert_id, asked, heavy=heavy)
 
-        _buttons("Rename", enter, dialog)
-    renamed = await dialog
-    put_away(dialog)
-    if renamed:
-        page.go(f"/experts/{renamed}")
+        return [new], words, act
+
+    if await _form(page, f"Rename {one.expert_id}", "Rename", fill):
+        page.go(f"/experts/{asked}")
 
 
 async def _delete(page: Page, one: ExpertEntry) -> None:
     """The question before deleting, with what becomes of those below."""
-    with page.dialog() as dialog:
-        heading(f"Delete {one.expert_id} with its weights?", 2)
+
+    def fill() -> Filled:
         ui.label("This cannot be undone.")
         children = ui.radio(
             {"refuse": "Refuse if experts are below it", "orphan": "Leave those below it without a parent",
@@ -151,31 +164,18 @@ async def _delete(page: Page, one: ExpertEntry) -> None:
             value="refuse",
         )  # fmt: skip
         force = ui.checkbox("Even if it is attached to a brain")
-        command, wrong = ui.label().classes("command"), ui.label().classes("wrong")
 
         def words() -> tuple[str, ...]:
             policy = ["--children", children.value] if children.value != "refuse" else []
             return ("experts", "delete", one.expert_id, *policy, *(["--force"] if force.value else []), "--yes")
 
-        _follow(page, command, words, [children, force])
+        def act() -> Awaitable[Outcome[Any]]:
+            delete, policy = Registry(page.site.root).delete, children.value
+            return page.do(f"Deleted {one.expert_id}.", words(), delete, one.expert_id, policy, force=bool(force.value))
 
-        async def enter() -> None:
-            outcome = await page.do(
-                f"Deleted {one.expert_id}.",
-                words(),
-                Registry(page.site.root).delete,
-                one.expert_id,
-                children.value,
-                force=bool(force.value),
-            )
-            wrong.set_text(outcome.error)
-            if not outcome.error:
-                dialog.submit(True)
+        return [children, force], words, act
 
-        _buttons("Delete", enter, dialog, color="negative")
-    gone = await dialog
-    put_away(dialog)
-    if gone:
+    if await _form(page, f"Delete {one.expert_id} with its weights?", "Delete", fill, color="negative"):
         page.go("/")
 
 
@@ -281,20 +281,3 @@ def _field(label: str, hint: str = "") -> ui.input:
 
 def _button(label: str, act: Callable[[], Any]) -> ui.button:
     return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")
-
-
-def _buttons(yes: str, act: Callable[[], Any], dialog: ui.dialog, color: str = "primary") -> None:
-    with ui.element("div").classes("line"):
-        ui.button(yes, on_click=act, color=color)
-        ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat")
-
-
-def _follow(page: Page, label: ui.label, words: Callable[[], tuple[str, ...]], fields: list[Any]) -> None:
-    """Keep the command below a form true to it."""
-
-    def write() -> None:
-        label.set_text(page.site.command(*words()))
-
-    for one in fields:
-        one.on_value_change(write)
-    write()

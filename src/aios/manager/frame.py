@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,15 +79,6 @@ async def ask_brain(site: Site, verb: str, brain: str, **arguments: Any) -> Outc
     return await asyncio.get_running_loop().run_in_executor(site.brain.threads, question)
 
 
-async def apart(function: Callable[..., Value], *arguments: Any, **options: Any) -> Outcome[Value]:
-    """Call it in another process, which may load torch and a model: the page's own stays small."""
-    try:
-        done = await run.cpu_bound(attempt, function, *arguments, **options)
-    except BrokenProcessPool:
-        return Outcome(error="the process that does this has ended, perhaps for want of memory; try again.")
-    return done or Outcome(error="the page is being closed.")
-
-
 class Told:
     """The strip at the bottom: what was done last, and the command that does the same."""
 
@@ -137,10 +127,15 @@ class Page:
         heavy: bool = False,
         **options: Any,
     ) -> Outcome[Any]:
-        """Do something, show what there is now, and tell it with its command; or the sentence why not."""
+        """Do something, show what there is now, and tell it with its command; or the sentence why not.
+
+        What is ``heavy`` loads a brain, and is done where brains are: the page's own process stays small.
+        """
         if heavy:
             self.told.say("Working; this takes some seconds.")
-        outcome = await (apart if heavy else aside)(function, *arguments, **options)
+            outcome = await ask_brain(self.site, "call", "", function=partial(function, *arguments, **options))
+        else:
+            outcome = await aside(function, *arguments, **options)
         self.refresh()
         self.told.say(outcome.error or words, self.site.command(*command), wrong=bool(outcome.error))
         return outcome

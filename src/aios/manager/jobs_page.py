@@ -158,13 +158,23 @@ def inside(site: Site, path: str) -> Path:
     return place
 
 
+def as_number(name: str, value: Any, whole: bool) -> float:
+    """What was typed as a number; :class:`ConfigError` if it is to be ``whole`` and is not."""
+    number = float(value)
+    if not number.is_integer():
+        if whole:
+            raise ConfigError(f"{name.replace('_', ' ').replace('-', ' ')} is {number:g}; it must be a whole number.")
+        return number
+    return int(number)
+
+
 def expert_words(site: Site, expert_id: str, brain: str, text: str, goal: str, numbers: dict[str, Any]) -> list[str]:
     """Words of the command that trains an expert, all of them checked; raises :class:`ConfigError`."""
     plain_name(expert_id)
     if brain not in brain_names(site.root):
         raise ConfigError(f"there is no brain {brain!r} in this workspace.")
     place = inside(site, text)
-    given = {name: int(value) if name != "lr" else float(value) for name, value in numbers.items() if value is not None}
+    given = {name: as_number(name, value, name != "lr") for name, value in numbers.items() if value is not None}
     ExpertTraining(brain=brain, dataset_file=place, default_goal=goal or None, **given)  # type: ignore[arg-type]
     words = ["experts", "train", expert_id, f"--brain={brain}", f"--dataset-file={place}"]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]

@@ -11,7 +11,7 @@ from aios.brains.bundle import METRICS, read_run
 from aios.goals.links import Goals
 from aios.manager import work
 from aios.manager.frame import Page, Site, aside, attempt, framed, heading
-from aios.manager.jobs_page import begin, inside
+from aios.manager.jobs_page import as_number, begin, inside
 from aios.workspace import Workspace, plain_name
 from chronomoe.errors import CheckpointError, ChronoMoEError
 
@@ -99,7 +99,8 @@ def run_words(site: Site, family: str, name: str, text: str, numbers: dict[str, 
     words = [*form.words, f"--{form.name}={plain_name(name)}"]
     words += [f"--{form.text}={inside(site, text)}"] if text.strip() or family == "actv1" else []
     given = {flag: value for flag, value in numbers.items() if value is not None and (goals or flag != _LIKENESS)}
-    words += [f"--{flag}={int(value) if float(value).is_integer() else value}" for flag, value in given.items()]
+    broken = {flag for flag, usual in form.numbers.items() if isinstance(usual, float)}
+    words += [f"--{flag}={as_number(flag, value, flag not in broken)}" for flag, value in given.items()]
     return [*words, *(f"--goal={int(goal)}" for goal in goals), *site.here]
 
 

@@ -37,10 +37,8 @@ def change_expert(root: Path, verb: str, *words: str) -> ExpertEntry:
 
 def attach(root: Path, expert_id: str, brain: str, force: bool) -> str:
     """Attach an expert to a brain; returns its id."""
-    from aios.cli.quiet import quiet_libraries
     from aios.experts.attach import attach as attach_expert
 
-    quiet_libraries()
     return attach_expert(root, expert_id, brain, force=force).expert_id
 
 

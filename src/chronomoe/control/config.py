@@ -1,10 +1,9 @@
 """ControlConfig: every number of the control layer and one switch per mechanism. Imports nothing heavy."""
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 
 PressureRule = Literal["off", "sign", "pi"]
 Ablation = Literal["none", "aux", "loss_free", "pi", "pi_temperature", "pi_health", "full"]
@@ -90,32 +89,15 @@ class ControlConfig:
         if self.pressure not in ("off", "sign", "pi"):
             raise ConfigError(f"pressure is {self.pressure!r}; use off, sign or pi.")
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if entry.type in (float, float | None) and not (
-                (number and math.isfinite(value)) or value is entry.default
-            ):
-                raise ConfigError(f"{entry.name} is {value!r}; it must be a finite number.")
-            if entry.type is bool and not isinstance(value, bool):
+            if entry.type is bool and not isinstance(value := getattr(self, entry.name), bool):
                 raise ConfigError(f"{entry.name} is {value!r}; it must be true or false.")
-            if entry.type is int and type(value) is not int:
-                raise ConfigError(f"{entry.name} is {value!r}; it must be a whole number.")
-            if entry.type is float and entry.name != "suspect_below" and value < 0:
-                raise ConfigError(f"{entry.name} is {value}; it must be at least 0.")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
-        for name in ("coherence_memory", "health_memory"):
-            if not getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be below 1.")
-        for name in ("health_scale", "early_ticks"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("probe_every", "probe_sequences"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.bound is not None and not self.bound > 0:
-            raise ConfigError(f"bound is {self.bound}; it must be above 0, or none for no bound.")
+        require(self, "suspect_below")
+        require(self, *({entry.name for entry in fields(self) if entry.type is float} - {"suspect_below"}), least=0)
+        require(self, *_SHARES, most=1)
+        require(self, "coherence_memory", "health_memory", below=1)
+        require(self, "health_scale", "early_ticks", above=0)
+        require(self, "bound", above=0, optional=True)
+        require(self, "probe_every", "probe_sequences", least=1, whole=True)
 
     def ablate(self, name: Ablation) -> "ControlConfig":
         """These settings with the mechanisms of one experimental arm switched on and the others off."""

@@ -9,7 +9,6 @@ sum_g w_g (w_g linked_g) / sum_g w_g. Off is bit-identical to a model that never
 Shape suffixes: L MoE layers, N experts.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 from chronomoe.experts.training import gate_inputs
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
 from chronomoe.routing.losses import direction_agreement
@@ -57,14 +56,10 @@ class GoalSettings:
     """Share, 0 to 1, of what the experts usually receive being like the goal's text, beside explicit links."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= STRONGEST:
-            raise ConfigError(f"goal strength is {self.strength}; it lies between 0 and {STRONGEST:g} nats.")
-        if not 0 < self.kl < math.inf:
-            raise ConfigError(f"goal KL is {self.kl}; it is a budget in nats per token, above 0.")
-        if self.beta is not None and not 0 <= self.beta <= CAP:
-            raise ConfigError(f"goal beta is {self.beta}; it lies between 0 and {CAP:g} logits.")
-        if not 0 <= self.likeness <= 1:
-            raise ConfigError(f"goal likeness is {self.likeness}; it lies between 0 and 1.")
+        require(self, "strength", least=0, most=STRONGEST, of="goal ")
+        require(self, "kl", above=0, of="goal ")
+        require(self, "beta", least=0, most=CAP, optional=True, of="goal ")
+        require(self, "likeness", least=0, most=1, of="goal ")
 
 
 @dataclass(frozen=True, kw_only=True)

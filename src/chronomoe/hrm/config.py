@@ -1,12 +1,11 @@
 """HRMACTv1Config: transformers' configuration of hrm_text, with stacks of their own depth, experts and halting."""
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import HrmTextConfig
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 
 CHOICES = {
     "pos_encodings": ("rope", "learned"),
@@ -97,9 +96,8 @@ class HRMACTv1Config(HrmTextConfig):
     def _check(self) -> None:
         counts = ["hidden_size", "num_attention_heads", "h_layers", "l_layers", "H_cycles", "L_cycles"]
         counts += ["vocab_size", "halt_max_steps", "num_local_experts", "num_experts_per_tok"]
-        for name in [*counts, *(name for name in ("window_size", "halt_cap") if getattr(self, name) is not None)]:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require(self, *counts, least=1, whole=True)
+        require(self, "window_size", "halt_cap", least=1, whole=True, optional=True)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
@@ -117,10 +115,6 @@ class HRMACTv1Config(HrmTextConfig):
             raise ConfigError(
                 f"{self.num_experts_per_tok} experts per token asked of {self.num_local_experts}; lower the former."
             )
-        if not 0 <= self.halt_exploration <= 1:
-            raise ConfigError(f"halt_exploration is {self.halt_exploration}; it lies between 0 and 1.")
-        for name in ("expansion", "halt_gain", "halt_bias"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a finite number.")
-        if not self.expansion > 0:
-            raise ConfigError(f"expansion is {self.expansion}; it must be above 0.")
+        require(self, "halt_exploration", least=0, most=1)
+        require(self, "halt_gain", "halt_bias")
+        require(self, "expansion", above=0)

@@ -8,7 +8,6 @@ a batch into micro-batches changes neither value nor gradient. Each function ret
 Shape suffixes: L MoE layers, T tokens, N experts, D hidden size.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
@@ -88,10 +87,7 @@ class ChronoMoELoss:
     """Weight of the router z-loss."""
 
     def __post_init__(self) -> None:
-        for name, value in self.weights.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf:
-                raise ConfigError(f"lambda_{name} is {value!r}; it must be a finite number of at least 0.")
+        require(self, *(f"lambda_{name}" for name in self.weights), least=0)
 
     @property
     def weights(self) -> dict[str, float]:

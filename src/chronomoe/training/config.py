@@ -1,11 +1,10 @@
 """TrainingConfig: everything a run can be told. Imports nothing heavy, so the command line can show it at once."""
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
 from chronomoe.control.config import ABLATIONS, Ablation
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,46 +94,21 @@ class TrainingConfig:
     """adamw8bit keeps its moments in 8 bits; it needs bitsandbytes."""
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.type in (int, int | None) and value is not None and type(value) is not int:
-                raise ConfigError(f"{entry.name} is {value!r}; it must be a whole number.")
-            if entry.type is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ConfigError(f"{entry.name} is {value!r}; it must be a number.")
-        for name in ("max_epochs", "batch_size", "gradient_accumulation_steps", "save_every_n_steps",
-                     "log_every_n_steps", "eval_every_n_steps", "max_nonfinite_steps",
-                     "usage_every_n_steps"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.keep_last < 0:
-            raise ConfigError(f"keep_last is {self.keep_last}; it must be at least 0 (0 keeps all).")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(f"max_steps is {self.max_steps}; it must be at least 1.")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ConfigError(f"chunk_size is {self.chunk_size}; it must be at least 1.")
-        if self.lr_warmup_steps is not None and self.lr_warmup_steps < 0:
-            raise ConfigError(f"lr_warmup_steps is {self.lr_warmup_steps}; it must be at least 0.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "lambda_balance", "lambda_coherence",
-                     "lambda_valley", "lambda_z", "router_lr_scale"):  # fmt: skip
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} is {value}; it must be a finite number of at least 0.")
-        for name in ("initial_kappa", "final_kappa"):
-            if not -1 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; kappa lies between -1 and 1.")
-        if self.kappa_warmup_steps is not None and self.kappa_warmup_steps < 0:
-            raise ConfigError(f"kappa_warmup_steps is {self.kappa_warmup_steps}; it must be at least 0.")
+        every = "save_every_n_steps", "log_every_n_steps", "eval_every_n_steps", "usage_every_n_steps"
+        counts = "max_epochs", "batch_size", "gradient_accumulation_steps", "max_nonfinite_steps"
+        require(self, *every, *counts, least=1, whole=True)
+        require(self, "max_steps", "chunk_size", least=1, whole=True, optional=True)
+        require(self, "lr_warmup_steps", "kappa_warmup_steps", least=0, whole=True, optional=True)
+        require(self, "keep_last", least=0, whole=True)
+        require(self, "seed", least=0, below=2**32, whole=True)
+        lambdas = "lambda_balance", "lambda_coherence", "lambda_valley", "lambda_z"
+        require(self, "learning_rate", "weight_decay", "router_lr_scale", *lambdas, least=0)
+        require(self, "max_grad_norm", above=0)  # a large one clips nothing
+        require(self, "initial_kappa", "final_kappa", least=-1, most=1)
+        require(self, "adam_beta2", least=0, below=1)
+        require(self, "min_coherence", "gating_strength", least=0, most=1)
         if self.control is not None and self.control not in ABLATIONS:
             raise ConfigError(f"control is {self.control!r}; use one of {', '.join(ABLATIONS)}.")
-        if not 0 <= self.adam_beta2 < 1:
-            raise ConfigError(f"adam_beta2 is {self.adam_beta2}; it must be at least 0 and below 1.")
-        if self.max_grad_norm == 0:
-            raise ConfigError("max_grad_norm is 0; use a positive number, a large one to clip nothing.")
-        for name in ("min_coherence", "gating_strength"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 
 
 class CoherenceGatedOptimizer(torch.optim.Optimizer):
@@ -32,11 +32,9 @@ class CoherenceGatedOptimizer(torch.optim.Optimizer):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigError(f"cannot gate a {type(optimizer).__name__}; give an optimizer.")
         # The base class' constructor would make groups and state of its own.
-        for name, value in (("min_coherence", min_coherence), ("gating_strength", gating_strength)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} is {value}; it lies between 0 and 1.")
         self.optimizer = optimizer
         self.min_coherence, self.gating_strength = min_coherence, gating_strength
+        require(self, "min_coherence", "gating_strength", least=0, most=1)
         self.coherence = 1.0
 
     def __getattr__(self, name: str) -> Any:

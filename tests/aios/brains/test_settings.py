@@ -36,3 +36,9 @@ def test_a_flag_given_at_its_default_value_is_given():
     run, changes = asked.continuing(BEGUN.to_json())
     assert changes == {"seed": (4, 0), "seq_len": (64, 256)}
     assert (run.training.seed, run.settings.seq_len) == (0, 256)
+
+
+def test_a_stop_file_is_remembered_wherever_it_was_named_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = Run(training=BrainTraining(stop_file="STOP")).to_json()
+    assert saved["training"]["stop_file"] == str(tmp_path / "STOP")

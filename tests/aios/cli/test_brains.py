@@ -85,4 +85,7 @@ def test_chat(aios, root, monkeypatch):
     outcome = aios("chat", "straight", "--root", root, "--max-new-tokens", 4, "--experts")
     assert outcome.code == 0
     assert outcome.out.count("layer 0: experts") == 3
+    assert "Answers end" not in outcome.out
+    lines = iter([""])
+    assert "Answers end after " in aios("chat", "straight", "--root", root, "--max-new-tokens", 10**6).out
     assert aios("chat", "straight", "--root", root, "--halt", "max").code == 2

@@ -360,9 +360,9 @@ def test_a_memory_that_cannot_be_is_damaged(aios, root, brain, linked, damage):
     ("options", "code", "sentence"),
     [
         (("--goal", "77"), 2, "there is no goal '77'"),
-        (("--goal", "Sound like Python", "--goal-strength", "5.1"), 2, "lies between 0 and 5"),
+        (("--goal", "Sound like Python", "--goal-strength", "5.1"), 2, "at least 0 and at most 5"),
         (("--goal", "Sound like Python", "--goal-kl", "0"), 2, "above 0"),
-        (("--goal", "Sound like Python", "--goal-beta", "-1"), 2, "between 0 and 1"),
+        (("--goal", "Sound like Python", "--goal-beta", "-1"), 2, "at least 0 and at most 1"),
         (("--goal", "Sound like Python", "--goal-layers", "3"), 2, "layers 0 to 0"),
         (("--goal", "Sound like Python", "--goal-text", "nowhere.txt"), 2, "there is no text"),
         (("--goal", "Sound like Python", "--goals-learned"), 2, "never taught"),

@@ -1,10 +1,13 @@
 """The process that runs brains: what it answers, stopping it, ending, dying, and files that change under it."""
 
 import dataclasses
+import gc
 import json
+import os
 import subprocess
 import sys
 import time
+from functools import partial
 from threading import Event, Timer
 
 import pytest
@@ -14,6 +17,7 @@ from aios.brains.sampling import Sampling
 from aios.goals.flags import GoalFlags
 from aios.goals.links import Goals
 from aios.manager.brain import Brain
+from aios.manager.work import attach
 from chronomoe.errors import ChronoMoEError
 
 NAME = "mixtral/straight"
@@ -26,6 +30,12 @@ def asked(brain):
     one = Brain(brain.parents[3])
     yield one
     one.end()
+
+
+def brains_held():
+    """Brains in the memory of the process that is asked."""
+    gc.collect()
+    return sum(type(one).__name__ == "ChronovisorMixtralForCausalLM" for one in gc.get_objects())
 
 
 def chat(asked, **options):
@@ -100,6 +110,22 @@ def test_what_fails_in_it_is_the_commands_sentence(asked):
     with pytest.raises(ChronoMoEError, match="temperature"):
         chat(asked, temperature=-1.0)
     assert chat(asked)["tokens"] == 16
+
+
+def test_what_loads_a_brain_of_its_own_is_done_there_with_none_held(asked):
+    """A brain that was held is read again: what was done may have changed it."""
+    before = chat(asked)["text"]
+    assert asked.ask("call", "", function=brains_held) == 0
+    assert asked.ask("call", "", function=os.getpid) == asked.process.pid != os.getpid()
+    with pytest.raises(ChronoMoEError, match="there is no expert 'nobody'"):
+        asked.ask("call", "", function=partial(attach, asked.root, "nobody", NAME, False))
+    assert chat(asked)["text"] == before
+
+
+def test_an_answer_that_is_cut_short_says_so(asked):
+    lines = chat(asked, max_new_tokens=10**6)["lines"]
+    assert lines[0].startswith("Answers end after ")
+    assert not any("Answers end" in line for line in chat(asked)["lines"])
 
 
 def test_it_ends_when_idle_and_reads_weights_that_changed(asked, brain):

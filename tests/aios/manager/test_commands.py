@@ -65,6 +65,8 @@ def test_the_words_that_train_an_expert(site):
         ("laws", "mixtral/small", "nothing-here", 1),
         ("laws", "mixtral/small", "texts\0", 1),
         ("laws", "mixtral/small", "texts", 0),
+        ("laws", "mixtral/small", "texts", 1.5),
+        ("laws", "mixtral/small", "texts", float("inf")),
     ],
 )
 def test_what_the_form_refuses(site, expert, brain, text, steps):
@@ -104,6 +106,8 @@ def test_the_words_that_train_a_brain(site):
     ):
         with pytest.raises(ConfigError):
             run_words(site, family, name, text, {}, [])
+    with pytest.raises(ConfigError, match=r"max steps is 1\.5; it must be a whole number"):
+        run_words(site, "mixtral", "x", "", {"max-steps": 1.5}, [])
     with pytest.raises(ValueError, match="could not convert"):
         run_words(site, "mixtral", "x", "", {"seed": "1 --yes"}, [])
 
