@@ -121,8 +121,10 @@ def step_arm(shape: Shape, name: str, kappa: float = -0.3) -> Arm:
     model = build_model(shape, kind)
     config = TrainingConfig()
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
+    if kind in (OURS, UNSTEERED):
+        optimizer = build_optimizer(model, config)
     if kind == OURS:
-        optimizer = CoherenceGatedOptimizer(build_optimizer(model, config))
+        optimizer = CoherenceGatedOptimizer(optimizer)
         model.controller.set_knob(kappa)
     generator = torch.Generator().manual_seed(1)
 

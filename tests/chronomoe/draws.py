@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-from chronomoe.routing.calls import RoutedCall, used_experts
+from chronomoe.routing.calls import RoutedCall
 
 many = settings(max_examples=500)
 """Some ten thousand examples over all files that use this."""
@@ -10,9 +10,7 @@ many = settings(max_examples=500)
 
 def one_call(layer, h, z, p, chosen, w):
     """What ``RoutingStatistics.record`` is given of one call of one router, without padding or a capacity limit."""
-    used = used_experts(chosen, z.shape[1], None, None)
     call = RoutedCall(
-        layer=layer, depth=0, carries_gradient=False, logits=z, probabilities=p, chosen=chosen, weights=w, used=used,
-        inputs_of=used.T @ h, counted=None, unasked=None, near=None, inputs=None,
-    )  # fmt: skip
+        layer=layer, depth=0, carries_gradient=False, logits=z, probabilities=p, chosen=chosen, weights=w, inputs=h
+    )
     return [call], z.unsqueeze(0), p.unsqueeze(0)

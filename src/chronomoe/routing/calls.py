@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chronomoe.routing.losses import agreement_of
+from chronomoe.routing.losses import agreement_of, nearness
 
 SAMPLED = 8
 """One token in so many of each sequence is enough for the coherence loss and for counting flips."""
@@ -33,32 +33,37 @@ class RoutedCall:
     """(T, K)"""
     weights: Tensor
     """Combine weights (T, K), detached."""
-    used: Tensor
-    """See :func:`used_experts`, (T, N + 1)."""
-    inputs_of: Tensor
-    """(N + 1, D) sum of the inputs of each expert and, last, of all."""
-    counted: Tensor | None
+    inputs: Tensor
+    """h (T, D), detached."""
+    kept: Tensor | None = None
+    """bool (T, K): choices within capacity; None where nothing limits them."""
+    counted: Tensor | None = None
     """bool (T,): tokens that are not padding; None when all count."""
-    unasked: Tensor | None
-    """(N,) assignments there would be without goals; None when no goal biased the choice."""
-    near: tuple[Tensor, Tensor] | None
-    """:func:`chronomoe.routing.losses.nearness` of the sampled tokens; None where coherence does not count."""
-    inputs: Tensor | None
-    """(T, D), kept when gradients are to be compared."""
+    unasked: Tensor | None = None
+    """(T, K) what would have been chosen without goals; None when no goal biased the choice."""
+    unasked_kept: Tensor | None = None
+    """What of that would have been within capacity, as ``kept``."""
 
 
-def used_experts(chosen_TK: Tensor, num_experts: int, kept_TK: Tensor | None, counted_T: Tensor | None) -> Tensor:
-    """1 where a token used an expert, else 0, fp32 (T, N + 1). The last column is 1 for every token that counts.
+def used_experts(chosen: Tensor, num_experts: int, kept: Tensor | None, counted: Tensor | None) -> Tensor:
+    """1 where a token used an expert, else 0, fp32 (C, T, N + 1). The last column is 1 for every token that counts.
 
-    One product with it gives sums over pairs, over experts and over tokens. ``kept_TK`` marks choices within capacity.
+    One product with it gives sums over pairs, over experts and over tokens. ``chosen`` and ``kept`` (which choices are
+    within capacity) are (C, T, K), ``counted`` is (C, T).
     """
-    used_TM = torch.zeros(len(chosen_TK), num_experts + 1, device=chosen_TK.device)
-    used_TM[:, -1] = 1
-    if kept_TK is None:
-        used_TM.scatter_(1, chosen_TK, 1.0)
+    used = torch.zeros(*chosen.shape[:-1], num_experts + 1, device=chosen.device)
+    used[..., -1] = 1
+    if kept is None:
+        used.scatter_(-1, chosen, 1.0)
     else:
-        used_TM.scatter_(1, chosen_TK, kept_TK.float())
-    return used_TM if counted_T is None else used_TM * counted_T.unsqueeze(-1)
+        used.scatter_(-1, chosen, kept.float())
+    return used if counted is None else used * counted.unsqueeze(-1)
+
+
+def stacked(values: list[Tensor | None]) -> Tensor | None:
+    """One tensor of what all calls of a forward have, or none of them has."""
+    present = [value for value in values if value is not None]
+    return torch.stack(present) if present else None
 
 
 def sampled(x: Tensor, row_length: int) -> Tensor:
@@ -70,7 +75,7 @@ def which_count(calls: list[RoutedCall]) -> Tensor | None:
     """bool (C, T): tokens that are not padding; None when all count."""
     if all(call.counted is None for call in calls):
         return None
-    everything = torch.ones(len(calls[0].used), dtype=torch.bool, device=calls[0].used.device)
+    everything = torch.ones(len(calls[0].inputs), dtype=torch.bool, device=calls[0].inputs.device)
     return torch.stack([everything if call.counted is None else call.counted for call in calls])
 
 
@@ -104,13 +109,16 @@ def loss_sums(
     p_CTN: Tensor,
     counted_CT: Tensor | None,
     assigned: dict[int, Tensor],
-    along_mean_LM: Tensor,
+    usual: tuple[Tensor, Tensor] | None,
     row_length: int,
+    *,
+    measuring: bool = False,
 ) -> LossSums:
     """Sum up calls that carry a gradient.
 
     ``z_CTN`` and ``p_CTN`` are their logits and probabilities, ``assigned`` by layer the assignments (N,) of all
-    its calls, ``along_mean_LM`` is as in :func:`chronomoe.routing.losses.agreement_of`.
+    its calls. ``usual`` (L, N + 1, D) and its products with the mean input (L, N + 1) are what
+    :func:`chronomoe.routing.losses.direction_agreement` compares with; None where coherence does not count.
     """
     squared_CT = z_CTN.logsumexp(dim=-1).square()
     counted_p_CTN = p_CTN
@@ -127,13 +135,13 @@ def loss_sums(
         return x_C.new_zeros(len(layers), *x_C.shape[1:]).index_add(0, rank_C, x_C)
 
     agreement, agreed = None, None
-    near = [call.near for call in calls if call.near is not None]
-    if len(near) == len(calls):
-        products, lengths = (torch.stack(parts) for parts in zip(*near, strict=True))
-        agreement_CTN = agreement_of(products, lengths, along_mean_LM[layers_C])
+    if usual is not None:
+        h_CSD = torch.stack([sampled(call.inputs, row_length) for call in calls])
+        usual_CMD, along_mean_CM = (x if layers_C == list(range(len(x))) else x[layers_C] for x in usual)
+        agreement_CTN = agreement_of(*nearness(h_CSD, usual_CMD), along_mean_CM)
         scale = row_length / math.ceil(row_length / SAMPLED)
         if counted_CT is None:
-            agreed = scale * lengths.shape[1] * torch.tensor(times, device=lengths.device)
+            agreed = scale * h_CSD.shape[1] * torch.tensor(times, device=h_CSD.device)
         else:
             counted_CT1 = sampled(counted_CT.unsqueeze(-1), row_length)
             agreement_CTN = agreement_CTN * counted_CT1
@@ -147,5 +155,5 @@ def loss_sums(
         squared_logsumexp=by_layer(squared_CT.sum(dim=-1)),
         agreement=agreement,
         agreed=agreed,
-        measured={call.layer: (call.logits, call.inputs) for call in calls if call.inputs is not None},
+        measured={call.layer: (call.logits, call.inputs) for call in calls} if measuring else {},
     )

@@ -49,13 +49,16 @@ def direction_agreement(h_TD: Tensor, usual_MD: Tensor, along_mean_M: Tensor) ->
 
 
 def nearness(h_TD: Tensor, usual_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """All that the agreement needs of the inputs: <h, v> and, last, <h, m>, (T, N + 1), and |h|, (T,)."""
+    """All that the agreement needs of the inputs: <h, v> and, last, <h, m>, (T, N + 1), and |h|, (T,).
+
+    Here and below leading dimensions may be added to all arguments.
+    """
     h_TD = h_TD.float()
-    return h_TD @ usual_MD.T, torch.linalg.vector_norm(h_TD, dim=-1)
+    return h_TD @ usual_MD.mT, torch.linalg.vector_norm(h_TD, dim=-1)
 
 
 def agreement_of(products_TM: Tensor, length_T: Tensor, along_mean_M: Tensor) -> Tensor:
-    """:func:`direction_agreement` from :func:`nearness`; leading dimensions may be added to all three.
+    """:func:`direction_agreement` from :func:`nearness`.
 
     <h - m, v> = <h, v> - <m, v> and |h - m|^2 = |h|^2 - 2 <h, m> + |m|^2.
     """

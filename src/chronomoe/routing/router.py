@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chronomoe.errors import ConfigError
-from chronomoe.routing.calls import LossSums, RoutedCall, sampled, used_experts
+from chronomoe.routing.calls import LossSums, RoutedCall
 from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
-from chronomoe.routing.losses import nearness
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
 
 
-_WAITING = 16
+_WAITING = 8
 """So many calls without a gradient may wait to be observed: nothing else would keep their tensors."""
 
 
@@ -150,7 +149,14 @@ class SteeredRouter(nn.Module):
             scores_TN = scores_TN.masked_fill(~self.steering.available[self.layer], -math.inf)
         if context.open_TN is not None:
             scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
-        return scores_TN.topk(self.top_k, dim=-1).indices
+        if self.top_k > 2 or (self.steering.neutral and not self.steering.exploring):
+            return scores_TN.topk(self.top_k, dim=-1).indices  # as the host, to the choice among equals
+        # Over short rows two maxima take half the time of topk.
+        first_T1 = scores_TN.max(dim=-1, keepdim=True).indices
+        if self.top_k == 1:
+            return first_T1
+        others_TN = scores_TN.scatter(-1, first_T1, -math.inf)
+        return torch.cat([first_T1, others_TN.max(dim=-1, keepdim=True).indices], dim=-1)
 
     def _combine_weights(
         self, z_TN: Tensor, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext
@@ -199,45 +205,34 @@ class SteeredRouter(nn.Module):
         w_TK: Tensor,
         kept_TK: Tensor | None,
     ) -> None:
-        """Leave in the context what is to be observed; what needs the inputs is summed here, for they are large."""
-        call, steering, counted_T = (self.layer, self.slot), self.steering, context.counted_T
+        """Leave in the context what is to be observed when the forward is over."""
+        call = self.layer, self.slot
         if call in context.depths:
             return  # recomputed
         depth = context.depths[call] = sum(layer == self.layer for layer, _ in context.depths)
-        used_TM = used_experts(chosen_TK, self.num_experts, kept_TK, counted_T)
-        unasked_N = None
-        if unasked_TK is not None:
-            kept_TK = self._kept(unasked_TK, context)
-            unasked_N = used_experts(unasked_TK, self.num_experts, kept_TK, counted_T).sum(dim=0)[:-1]
-        carries_gradient = torch.is_grad_enabled()
-        near = None
-        if carries_gradient and steering.coherent:
-            near = nearness(sampled(h_TD, context.row_length), steering.usual(self.layer))
-        measured = h_TD if carries_gradient and steering.measuring else None
         context.calls.append(
             RoutedCall(
                 layer=self.layer,
                 depth=depth,
-                carries_gradient=carries_gradient,
+                carries_gradient=torch.is_grad_enabled(),
                 logits=z_TN,
                 probabilities=p_TN,
                 chosen=chosen_TK,
                 weights=w_TK.detach(),
-                used=used_TM,
-                inputs_of=used_TM.T @ h_TD.float(),
-                counted=counted_T,
-                unasked=unasked_N,
-                near=near,
-                inputs=measured,
+                inputs=h_TD,
+                kept=kept_TK,
+                counted=context.counted_T,
+                unasked=unasked_TK,
+                unasked_kept=None if unasked_TK is None else self._kept(unasked_TK, context),
             )
         )
-        if not carries_gradient:
+        if not torch.is_grad_enabled():
             idle = [one for one in context.calls if not one.carries_gradient]
             if len(idle) >= _WAITING:
                 context.calls[:] = [one for one in context.calls if one.carries_gradient]
-                steering.record(context, idle)
+                self.steering.record(context, idle)
         if w_TK.requires_grad:
-            self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, counted_T)
+            self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, context.counted_T)
 
     def _watch_gradient(self, p_TN: Tensor, chosen_TK: Tensor, w_TK: Tensor, counted_T: Tensor | None) -> None:
         statistics, layer = self.steering.statistics, self.layer

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, distributed, nn
 
-from chronomoe.routing.calls import SAMPLED, RoutedCall
+from chronomoe.routing.calls import SAMPLED, RoutedCall, stacked, used_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,23 +180,26 @@ class RoutingStatistics(nn.Module):
         """
         self._record_gradients()  # of the forward before: no more than one waits
         n = self.num_experts
-        used_CTM = torch.stack([call.used for call in calls])
         w_CTK = torch.stack([call.weights for call in calls]).float()
         chosen_CTK = torch.stack([call.chosen for call in calls])
+        used_CTM = used_experts(chosen_CTK, n, stacked([call.kept for call in calls]), counted_CT)
+        inputs_C = [used_TM.T @ call.inputs.float() for used_TM, call in zip(used_CTM, calls, strict=True)]
         flips_C = _flips(p_CTN, chosen_CTK, counted_CT) if flipping else p_CTN.new_zeros(len(calls))
-        # Short rows make torch's reductions over them slow (std, xlogy): these forms cost a fraction.
-        spread_CT = torch.linalg.vector_norm(z_CTN - z_CTN.mean(dim=-1, keepdim=True), dim=-1)
+        # torch's reductions over short rows are slow; a product with ones is the same sum in a fraction of the time.
+        ones_N1 = z_CTN.new_ones(n, 1)
+        spread_CT = ((z_CTN - z_CTN @ ones_N1 / n).square() @ ones_N1).squeeze(-1).sqrt()
         if counted_CT is not None:
             p_CTN, w_CTK = (x * counted_CT.unsqueeze(-1) for x in (p_CTN, w_CTK))
             spread_CT = spread_CT * counted_CT
         pairs_CMM = used_CTM.mT @ used_CTM
         assigned_CN = pairs_CMM[:, n, :n]
-        unasked_CN = torch.stack(
-            [own_N if call.unasked is None else call.unasked for call, own_N in zip(calls, assigned_CN, strict=True)]
-        )
+        unasked_CN, unasked_CTK = assigned_CN, stacked([call.unasked for call in calls])
+        if unasked_CTK is not None:
+            kept_CTK = stacked([call.unasked_kept for call in calls])
+            unasked_CN = used_experts(unasked_CTK, n, kept_CTK, counted_CT).sum(dim=1)[:, :n]
         sums_CW = torch.cat(
             [
-                torch.stack([call.inputs_of for call in calls]).flatten(1),
+                torch.stack(inputs_C).flatten(1),
                 pairs_CMM.flatten(1),
                 p_CTN.sum(dim=1),
                 torch.zeros_like(p_CTN).scatter_(-1, chosen_CTK, w_CTK).sum(dim=1),

@@ -124,7 +124,7 @@ class Steering(Fp32Module):
         self._looked_at: list[tuple[int, int]] | None = None
         self._looked_with: SteeringConfig | None = None
         self._bias, self._temperature, self._temperate = self.pressure, self.log_temperature, [True] * num_layers
-        self._usual = self._along_mean = self.direction
+        self._usual: tuple[Tensor, Tensor] | None = None
         self.neutral = True
         """Pressure, goals and temperature leave every choice as it is."""
         self.has_goals = False
@@ -194,10 +194,11 @@ class Steering(Fp32Module):
         tempered = enabled and (size["log_temperature"] > 0 or size["base_temperature"] != 1)
         self.neutral = not enabled or not (size["pressure"] or size["goal_bias"] or tempered)
         self.coherent = self.config.loss.lambda_coherence > 0 and size["direction"] > 0
+        self._usual = None
         if self.coherent:
-            self._usual = torch.cat([self.direction, self.input_mean.unsqueeze(1)], dim=1)
+            usual_LMD = torch.cat([self.direction, self.input_mean.unsqueeze(1)], dim=1)
             with without_autocast(self.direction):
-                self._along_mean = (self._usual @ self.input_mean.unsqueeze(-1)).squeeze(-1)
+                self._usual = usual_LMD, (usual_LMD @ self.input_mean.unsqueeze(-1)).squeeze(-1)
         self._bias = self.pressure + self.goal_bias
         self._temperate = [True] * len(self.pressure)
         if tempered:
@@ -215,10 +216,6 @@ class Steering(Fp32Module):
     def temperature_of(self, layer: int) -> Tensor | None:
         """T (N,) of one layer as last looked at; None where it is 1 everywhere."""
         return None if self._temperate[layer] else self._temperature[layer]
-
-    def usual(self, layer: int) -> Tensor:
-        """What :func:`nearness` compares the inputs of a layer with, (N + 1, D)."""
-        return self._usual[layer]
 
     # -- what a forward pass asks --------------------------------------------------------------------------------
 
@@ -247,9 +244,11 @@ class Steering(Fp32Module):
             self.record(context, idle)
         if calls := [call for call in left if call.carries_gradient]:
             z_CTN, p_CTN, counted_CT = self.record(context, calls)
-            context.sums = loss_sums(
-                calls, z_CTN, p_CTN, counted_CT, context.assigned, self._along_mean, context.row_length
-            )
+            assigned, row, measuring = context.assigned, context.row_length, self.measuring
+            with without_autocast(self.load):
+                context.sums = loss_sums(
+                    calls, z_CTN, p_CTN, counted_CT, assigned, self._usual, row, measuring=measuring
+                )
 
     def record(self, context: RoutingContext, calls: list[RoutedCall]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add calls of a forward to the open window; returns their logits, probabilities, and (C, T) what counts."""

@@ -127,12 +127,12 @@ def test_autocast_does_not_coarsen_what_inputs_are_compared_with(host, tokens):
     controller.tick()
     steering = model.steering
     steering.look()
-    exact = steering._along_mean
+    _, exact = steering._usual
     steering.direction.mul_(1.0)  # written to: looked at anew
     with torch.autocast("cpu", dtype=torch.bfloat16):
         steering.look()
     assert steering.coherent
-    assert torch.equal(steering._along_mean, exact)
+    assert torch.equal(steering._usual[1], exact)
 
 
 def test_a_reset_forgets_what_the_backward_pass_told(host, tokens):
