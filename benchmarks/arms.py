@@ -18,6 +18,7 @@ from transformers import MixtralConfig as HFMixtralConfig
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.training import CoherenceGatedOptimizer, TrainingConfig
 from chronomoe.training.optimizer import build_optimizer
+from chronomoe.training.run_control import RunControl
 
 Arm = Callable[[], Tensor]
 """One unit of work. Its value (output, loss, tokens) is what the peers must agree on."""
@@ -33,9 +34,9 @@ STEP_ARMS = {
     EAGER_ADAMW: (EAGER, False),
     "dense, fused AdamW": (DENSE, True),
 }
-CONTROL_ARMS = {OURS: (OURS, True), "unsteered": (UNSTEERED, True)}
-"""The same step with and without steering, statistics, router losses, controller and gate."""
 """Arm of a training step -> its kind of model, and whether its AdamW is the fused one."""
+CONTROL_ARMS = {OURS: (OURS, True), "unsteered": (UNSTEERED, True)}
+"""The same step with and without steering, statistics, router losses, controller, knob and gate."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,15 @@ def step_arm(shape: Shape, name: str, kappa: float = -0.3) -> Arm:
     """One training step on the next batch of a stream of random tokens; its value is the language model's loss."""
     kind, fused = {**STEP_ARMS, **CONTROL_ARMS}[name]
     model = build_model(shape, kind)
-    config = TrainingConfig()
-    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
+    config = TrainingConfig(initial_kappa=kappa, final_kappa=kappa)
+    optimizer: Any
     if kind in (OURS, UNSTEERED):
         optimizer = build_optimizer(model, config)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
+    control = RunControl(model, getattr(model, "controller", None), config, 10**6, print)
     if kind == OURS:
-        optimizer = CoherenceGatedOptimizer(optimizer)
-        model.controller.set_knob(kappa)
+        control.optimizer = optimizer = CoherenceGatedOptimizer(optimizer)
     generator = torch.Generator().manual_seed(1)
 
     def step() -> Tensor:
@@ -133,13 +136,10 @@ def step_arm(shape: Shape, name: str, kappa: float = -0.3) -> Arm:
         optimizer.zero_grad(set_to_none=True)
         loss: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
-        if kind != OURS:
-            optimizer.step()
-            return loss.detach()
-        model.controller.tick()
-        optimizer.coherence = model.controller.coherence_history[-1]
+        told = model.steering.last_losses["lm"] if kind == OURS else loss.detach()
+        control.after_backward([{"input_ids": tokens}], float(told), finite=True)  # as the trainer does
         optimizer.step()
-        return model.steering.last_losses["lm"]
+        return told
 
     return step
 

@@ -1,6 +1,6 @@
 """Does the control layer do what it says? Two domains of real text, a tiny Mixtral, paired seeds.
 
-    python -m experiments.control_layer            about 25 minutes on two cores; writes experiments/results/
+    python -m experiments.control_layer            about 45 minutes on two cores; writes experiments/results/
     python -m experiments.control_layer --quick    one seed, few steps: does the script run?
 
 Arms differ in the control of the load only; data order and initialisation are equal within a seed. MaxVio is that of
@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 from chronomoe.training.loading import HeldoutWindows, PackedDataset, heldout_windows
 from chronomoe.training.run_control import language_model_loss
@@ -36,8 +38,8 @@ RESULTS = Path(__file__).parent / "results"
 SEQUENCE, BATCH, EVALUATED = 128, 8, 100_000
 BALANCED = 0.1
 QUIET: dict[str, Any] = {
-    "lambda_balance": 0.0, "lambda_coherence": 0.0, "lambda_valley": 0.0, "initial_kappa": 0.0, "final_kappa": 0.0,
-    "use_coherence_gating": False,
+    "lambda_balance": 0.0, "lambda_coherence": 0.0, "lambda_valley": 0.0, "lambda_z": 0.0, "initial_kappa": 0.0,
+    "final_kappa": 0.0, "use_coherence_gating": False,
 }  # fmt: skip
 
 
@@ -66,8 +68,8 @@ ARMS = [
         "seed defaults",
         "full",
         training={
-            "lambda_balance": 0.01, "lambda_coherence": 0.001, "lambda_valley": 0.0001, "initial_kappa": 0.5,
-            "final_kappa": -0.3, "kappa_warmup_steps": None, "use_coherence_gating": True,
+            "lambda_balance": 0.01, "lambda_coherence": 0.001, "lambda_valley": 0.0001, "lambda_z": 0.001,
+            "initial_kappa": 0.5, "final_kappa": -0.3, "kappa_warmup_steps": None, "use_coherence_gating": True,
         },
     ),
 ]  # fmt: skip
@@ -141,6 +143,7 @@ def measure(arm: Arm, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """The figures of one run."""
     torch.set_num_threads(1)
     store = prepare_text(folder)
+    probes = _count_probes()
     trainer, evaluation, counts = trained(store, arm, seed, steps)
     assert trainer.controller is not None
     rolling = [max_violation(torch.stack(counts[max(0, end - 50) : end]).sum(dim=0)) for end in range(1, steps + 1)]
@@ -156,12 +159,28 @@ def measure(arm: Arm, seed: int, steps: int, folder: Path) -> dict[str, Any]:
         "settled": next((n for n in range(50, steps + 1) if max(rolling[n - 1 :]) < BALANCED), None),
         "held_out_max_violation": held_out_load(trainer, held),
         "R": trainer.controller.coherence_history[-1],
+        "probed_experts": next(probes),
         "landscape_over_null": [found["log_variance"] / (found["null_variance"] or math.inf) for found in landscapes],
         "damage": damage(trainer, store, seed) if arm.name == "PI" else {},
     }
 
 
-def damage(trainer: ChronoMoETrainer, store: TokenStore, seed: int) -> dict[str, float]:
+def _count_probes() -> Iterator[int]:
+    """How many experts have been probed since: each takes a forward of some sequences, and each occasion one more."""
+    probed = 0
+    suspects = ChronovisorMixtralController.suspects
+
+    def counting(controller: ChronovisorMixtralController) -> list[tuple[int, int]]:
+        nonlocal probed
+        found = suspects(controller)
+        probed += len(found)
+        return found
+
+    ChronovisorMixtralController.suspects = counting  # type: ignore[method-assign]
+    return iter(lambda: probed, -1)
+
+
+def damage(trainer: ChronoMoETrainer, store: TokenStore, seed: int) -> dict[str, Any]:
     """Held-out loss (nats per token) whole, with one expert of each layer broken, and what masking makes of it."""
     model, steering = trainer.model, trainer.steering
     assert steering is not None
@@ -171,7 +190,7 @@ def damage(trainer: ChronoMoETrainer, store: TokenStore, seed: int) -> dict[str,
     fresh = PackedDataset(store, SEQUENCE, seed + 1000, 100 * BATCH)
     loss = language_model_loss(model, {"input_ids": text, "attention_mask": torch.ones_like(text)}, len(text))
     victims = [(layer, int(torch.randint(0, 8, ()))) for layer in range(2)]
-    found = {"whole": _deployed_loss(trainer, loss)}
+    found: dict[str, Any] = {"whole": _deployed_loss(trainer, loss)}
     for kind in ("zeroed", "noised"):
         saved = {layer: model.model.layers[layer].mlp.experts.down_proj.data.clone() for layer, _ in victims}
         for layer, expert in victims:
@@ -184,7 +203,9 @@ def damage(trainer: ChronoMoETrainer, store: TokenStore, seed: int) -> dict[str,
         found[f"{kind}, oracle mask"], _ = _watched_loss(trainer, loss, fresh, health=False)
         steering.available.fill_(True)
         found[f"{kind}, left alone"], _ = _watched_loss(trainer, loss, fresh, health=False)
-        found[f"{kind}, health"], found[f"{kind}, masked"] = _watched_loss(trainer, loss, fresh, health=True)
+        found[f"{kind}, health"], masked = _watched_loss(trainer, loss, fresh, health=True)
+        found[f"{kind}, masked"] = [masked.count(victim) for victim in victims]
+        found[f"{kind}, others masked"] = len(set(masked) - set(victims))
         steering.available.fill_(True)
         for layer, weight in saved.items():
             model.model.layers[layer].mlp.experts.down_proj.data.copy_(weight)
@@ -198,7 +219,9 @@ def _deployed_loss(trainer: ChronoMoETrainer, loss: Any) -> float:
         return float(loss().mean())
 
 
-def _watched_loss(trainer: ChronoMoETrainer, loss: Any, fresh: PackedDataset, *, health: bool) -> tuple[float, int]:
+def _watched_loss(
+    trainer: ChronoMoETrainer, loss: Any, fresh: PackedDataset, *, health: bool
+) -> tuple[float, list[tuple[int, int]]]:
     """Loss and masked experts after the controller ran on for a hundred steps; all but availability is put back."""
     from chronomoe.training.geology import ChronovisorCheckpoint
 
@@ -213,7 +236,8 @@ def _watched_loss(trainer: ChronoMoETrainer, loss: Any, fresh: PackedDataset, *,
         model.zero_grad(set_to_none=True)
         controller.tick()
         controller.judge(language_model_loss(model, batch, controller.config.probe_sequences))
-    result, masked = _deployed_loss(trainer, loss), int(controller.masked.sum())
+    result = _deployed_loss(trainer, loss)
+    masked = [(layer, expert) for layer, expert in controller.masked.nonzero().tolist()]
     before.restore_to_controller(controller)
     controller.config = config
     return result, masked
@@ -246,7 +270,8 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
         f"# The control layer, {datetime.now(UTC):%Y-%m-%d}",
         "",
         f"1.1 M-parameter Mixtral (d=96, 2 layers, N=8, k=2), {steps} steps of {SEQUENCE * BATCH} tokens, oratory and "
-        f"Python, seeds {', '.join(map(str, seeds))}; worst seed in the columns of MaxVio, shares and settling.",
+        f"Python, seeds {', '.join(map(str, seeds))}; no router loss unless named; worst seed in the columns of "
+        "MaxVio, shares and settling, there with the median seed's in brackets.",
         "",
         "| arm | bits per byte (mean) | against the best balanced arm, paired, upper 95 % | MaxVio, last 50 steps | "
         "least share x N | settled at step | held-out MaxVio, deployed | R |",
@@ -261,16 +286,21 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
         lines.append(
             f"| {name} | {_mean(found, 'bits_per_byte'):.4f} | {_bound(_ratios(found, by_arm[best]))} | "
             f"{_worst(found, 'max_violation'):.3f} | {min(run['least_share_times_n'] for run in found):.2f} | "
-            f"{'never' if None in settled else max(settled)} | {_worst(found, 'held_out_max_violation'):.3f} | "
+            f"{_settling(settled)} | {_worst(found, 'held_out_max_violation'):.3f} | "
             f"{_mean(found, 'R'):.3f} |"
         )
     lines += ["", f"Best balanced baseline by loss: {best} (of {', '.join(balanced)}).", "", "## Temperature", ""]
     cost = _ratios(by_arm["PI + temperature"], by_arm["PI"])
-    ratio = [value for run in by_arm["PI + temperature"] for value in run["landscape_over_null"]]
+    over_null = {
+        name: ", ".join(f"{value:.2f}" for run in by_arm[name] for value in run["landscape_over_null"])
+        for name in ("PI + temperature", "PI", "none")
+    }
+    probed = [run["probed_experts"] for name in ("PI + health target", "seed defaults") for run in by_arm[name]]
     lines += [
         f"PI + temperature against PI: {statistics.fmean(cost):+.2%} bits per byte (upper 95 %: {_bound(cost)}).",
-        f"Variance of the landscape over the 95 % quantile of its block-permutation null, each layer and seed: "
-        f"{', '.join(f'{value:.2f}' for value in ratio)}; above 1 it is more than noise.",
+        "Variance of the landscape over the 95 % quantile of its block-permutation null, each layer and seed (above 1 "
+        f"it is more than noise): {over_null['PI + temperature']}; where it steers nothing, under PI alone: "
+        f"{over_null['PI']}; without any control: {over_null['none']}.",
         "", "## Coherence", "",
         f"R of a trained router, frozen, over fresh text: {nulls['frozen']:.3f}; of random choices: "
         f"{nulls['random']:.3f}.",
@@ -286,19 +316,34 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
         gains.append((alone - d["zeroed, health"]) / (alone - d["zeroed, oracle mask"]))
         lines.append(
             f"| {run['seed']} | {d['whole']:.4f} | {alone:.4f} | {d['zeroed, oracle mask']:.4f} | "
-            f"{d['zeroed, health']:.4f} ({d['zeroed, masked']}) | {gains[-1]:.2f} | {d['noised, left alone']:.4f} | "
-            f"{d['noised, oracle mask']:.4f} | {d['noised, health']:.4f} ({d['noised, masked']}) | "
+            f"{d['zeroed, health']:.4f} ({_masked(d, 'zeroed')}) | {gains[-1]:.2f} | {d['noised, left alone']:.4f} | "
+            f"{d['noised, oracle mask']:.4f} | {d['noised, health']:.4f} ({_masked(d, 'noised')}) | "
             f"{d['noised, health'] / d['noised, left alone'] - 1:+.2%} |"
         )
     lines += [
         "",
-        f"Of what the oracle recovers, health recovers {statistics.fmean(gains):.0%} on average over the seeds.",
+        f"Of what the oracle recovers, health recovers {statistics.fmean(gains):.0%} on average over the seeds. In "
+        "brackets which of the two victims it masks, and how many others.",
+        "",
+        f"Experts probed in a run with health on, while nothing is broken: {', '.join(map(str, probed))}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 _T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943}
 """One-sided 95 % quantiles of Student's t."""
+
+
+def _settling(steps: list[int | None]) -> str:
+    reached = [math.inf if step is None else step for step in steps]
+    return " ".join(
+        text.format("never" if value == math.inf else f"{value:.0f}")
+        for text, value in (("{}", max(reached)), ("({})", statistics.median(reached)))
+    )
+
+
+def _masked(found: dict[str, Any], kind: str) -> str:
+    return "+".join(map(str, found[f"{kind}, masked"])) + f", {found[f'{kind}, others masked']}"
 
 
 def _mean(runs: list[dict[str, Any]], name: str) -> float:
@@ -324,7 +369,7 @@ def _bound(values: list[float]) -> str:
 def main() -> None:
     """Run everything and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true")

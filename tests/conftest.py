@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
+import pytest
 import torch
 import transformers
 
@@ -14,3 +15,11 @@ hypothesis.settings.load_profile("shared")
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have measured: a worker's own output is not shown."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, told in report.user_properties:
+            if name == "told" and report.when == "call":
+                terminalreporter.write_line(str(told))

@@ -62,4 +62,5 @@ def require(
         bounds = {"at least": least, "above": above, "at most": most, "below": below}
         limits = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if math.isfinite(bound))
         kind = f"{'whole' if whole else 'finite'} number"
-        raise ConfigError(f"{of}{name} is {value!r}; it must be a {kind}{', ' * bool(limits)}{limits}.")
+        none = ", or None" * optional
+        raise ConfigError(f"{of}{name} is {value!r}; it must be a {kind}{', ' * bool(limits)}{limits}{none}.")

@@ -15,7 +15,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "num_experts_per_tok": 2,
 }
-FAMILIES = ("mixtral", "olmoe", "qwen3_moe")
+FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 
 
 def build_host(family: str, **changes: Any) -> Any:
@@ -28,6 +28,9 @@ def build_host(family: str, **changes: Any) -> Any:
     elif family == "olmoe":
         config = transformers.OlmoeConfig(intermediate_size=48, num_experts=experts, eos_token_id=1, **shape)
         model = transformers.OlmoeForCausalLM(config)
+    elif family == "qwen2_moe":
+        widths = {"moe_intermediate_size": 48, "shared_expert_intermediate_size": 48}
+        model = transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(num_experts=experts, **widths, **shape))
     else:
         config = transformers.Qwen3MoeConfig(moe_intermediate_size=48, num_experts=experts, head_dim=8, **shape)
         model = transformers.Qwen3MoeForCausalLM(config)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TextIteratorStreamer
 
+from aios.brains.sampling import Sampling
 from chronomoe.errors import ConfigError
 from chronomoe.routing.observe import listening
 
@@ -70,8 +71,9 @@ def end_within(tokenizer: Any, text: str, room: int) -> str:
 def answer_length(model: Any, wanted: int) -> tuple[int, list[str]]:
     """Tokens of an answer in a talk, at most half of what the brain reads; and a line if they are fewer than wanted."""
     most: int = model.config.max_position_embeddings // 2
-    told = f"Answers end after {most} tokens, not {wanted}: it reads {2 * most} at once, half of them what was said."
-    return min(wanted, most), [told] if wanted > most else []
+    told = f"Answers end after {most} tokens, not {wanted}: half of what the brain reads at once is what was said."
+    asked = wanted != Sampling.max_new_tokens  # nobody has asked for what is the default
+    return min(wanted, most), [told] if asked and wanted > most else []
 
 
 def set_halting(model: Any, halt: str, segments: int | None) -> None:
@@ -142,6 +144,8 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, *, seed: int, **setting
         try:
             torch.manual_seed(seed)
             sample_text(model, tokenizer, prompt, streamer=streamer, **settings)
+        except InterruptedError:
+            streamer.end()
         except BaseException as error:
             failure.append(error)
             streamer.end()

@@ -37,6 +37,11 @@ class BrainTraining(Given, TrainingConfig):
     keep_last: int = 3
     """Newest checkpoints kept, besides the best; 0 keeps all."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stop_file is not None:  # whoever stops the run, or resumes it, may be in another folder
+            object.__setattr__(self, "stop_file", str(Path(self.stop_file).absolute()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape(Given):
@@ -167,10 +172,7 @@ class Run:
             for name, value in asdict(self.settings).items()
             if name not in _MOMENTARY
         }
-        training = asdict(self.training)
-        if training["stop_file"] is not None:  # whoever stops it may be in another folder
-            training["stop_file"] = str(Path(training["stop_file"]).absolute())
-        parts = {"settings": settings, "shape": asdict(self.shape), "training": training}
+        parts = {"settings": settings, "shape": asdict(self.shape), "training": asdict(self.training)}
         return {"family": self.family, **parts}
 
     def continuing(self, saved: dict[str, Any]) -> tuple["Run", dict[str, tuple[Any, Any]]]:

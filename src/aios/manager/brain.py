@@ -32,8 +32,7 @@ class Brain:
     def ask(
         self,
         verb: str,
-        brain: str,
-        *,
+        *given: Any,
         piece: Callable[[str], Any] = lambda _: None,
         stop: Event | None = None,
         **arguments: Any,
@@ -46,7 +45,7 @@ class Brain:
         with self._turn(stop):
             try:
                 link = self._connected()
-                link.send((verb, brain, arguments))
+                link.send((verb, given, arguments))
                 while True:
                     kind, value = link.recv()
                     if kind == "done":
@@ -123,10 +122,8 @@ def _serve(link: Connection, root: Path, idle: float) -> None:
                     from aios.manager.brain_work import Worker
 
                     worker = Worker(root, piece)
-                verb, brain, arguments = asked
-                answer = "done", getattr(worker, verb)(brain, **arguments)
-            except (EOFError, BrokenPipeError):  # the manager is gone
-                raise
+                verb, given, arguments = asked
+                answer = "done", getattr(worker, verb)(*given, **arguments)
             except Exception as error:
                 answer = "failed", sentence(error)
             link.send(answer)

@@ -1,9 +1,10 @@
 """What the process that runs brains does: the functions of `aios goals explain` and `aios chat`, on a loaded brain.
 
-And whatever else loads one, as attaching an expert: the manager has no other process for that.
+And whatever else needs torch, as attaching an expert: the manager has no other process for that.
 """
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,14 +109,9 @@ class Worker:
         lines = [*told, *cut, *used(), *note_use(self.root, self.model), *thought(self.model)]
         return {"text": f"{text}\n", "tokens": tokens, "seconds": seconds, "stopped": stopped, "lines": lines}
 
-    def call(self, brain: str, *, function: Callable[[], Any]) -> Any:
-        """What ``function`` returns, which loads a brain of its own; ``brain`` says nothing here."""
-        self._drop()
+    def call(self, function: Callable[[], Any]) -> Any:
+        """What ``function`` returns."""
         return function()
-
-    def _drop(self) -> None:
-        """Hold no brain: never two at once."""
-        self.model = self.tokenizer = self._mark = self._measured = None
 
     def _load(self, brain: str) -> Path:
         """Have this brain, as it is on disk now, with no goal on."""
@@ -124,7 +120,8 @@ class Worker:
         files = [file for part in ("*.json", "*.safetensors", "experts/*") for file in sorted(folder.glob(part))]
         mark = [(file, (state := file.stat()).st_ino, state.st_mtime_ns, state.st_size) for file in files]
         if mark != self._mark:
-            self._drop()
+            self.model = self.tokenizer = self._mark = self._measured = None  # never two at once
+            gc.collect()
             self.model, self.tokenizer = load_brain(bundle)
             self._mark = mark
             config = self.model.config

@@ -2,12 +2,14 @@
 
 import dataclasses
 from threading import Event
+from typing import Any
 
 from nicegui import ui
 
 from aios.brains.sampling import Sampling
 from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain, goal_words
 from aios.manager.frame import Page, Site, ask_brain, attempt, framed, heading
+from aios.manager.jobs_page import as_number
 
 _FIELDS: dict[str, tuple[str, float | None, float]] = {
     "temperature": ("Temperature", None, 0.1),
@@ -77,12 +79,14 @@ class _Chat:
 
     def _asked(self) -> Sampling:
         usual = Sampling()
-        values = {
-            name: type(getattr(usual, name))(getattr(usual, name) if field.value is None else field.value)
+        values: dict[str, Any] = {
+            name: as_number(name, field.value, isinstance(getattr(usual, name), int))
             for name, field in self.sampling.items()
+            if field.value is not None
         }
         if self._halts():
-            values |= {"halt": self.halt.value, "segments": int(self.segments.value) if self.segments.value else None}
+            most = self.segments.value
+            values |= {"halt": self.halt.value, "segments": as_number("segments", most, True) if most else None}
         return Sampling(**values)
 
     def _halts(self) -> bool:

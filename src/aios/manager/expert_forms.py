@@ -16,8 +16,10 @@ Filled = tuple[list[Any], Callable[[], tuple[str, ...]], Callable[[], Awaitable[
 """The fields of a form, the words of its command as they are filled in now, and what does it."""
 
 
-async def _form(page: Page, title: str, yes: str, fill: Callable[[], Filled], color: str = "primary") -> bool:
-    """A dialog with the fields that ``fill`` makes and the command they come to; says whether it was done."""
+async def _form(
+    page: Page, title: str, yes: str, fill: Callable[[], Filled], color: str = "primary"
+) -> Outcome[Any] | None:
+    """A dialog with the fields that ``fill`` makes and the command they come to; what came of it, if it was done."""
     with page.dialog() as dialog:
         heading(title, 2)
         fields, words, act = fill()
@@ -34,12 +36,12 @@ async def _form(page: Page, title: str, yes: str, fill: Callable[[], Filled], co
             outcome = await act()
             wrong.set_text(outcome.error)
             if not outcome.error:
-                dialog.submit(True)
+                dialog.submit(outcome)
 
         with ui.element("div").classes("line"):
             ui.button(yes, on_click=enter, color=color)
             ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat")
-    done = bool(await dialog)
+    done: Outcome[Any] | None = await dialog
     put_away(dialog)
     return done
 
@@ -132,8 +134,6 @@ async def _set_parent(page: Page, one: ExpertEntry) -> None:
 
 
 async def _rename(page: Page, one: ExpertEntry) -> None:
-    asked = ""
-
     def fill() -> Filled:
         new = _field("New id").props("autofocus")
 
@@ -141,7 +141,6 @@ async def _rename(page: Page, one: ExpertEntry) -> None:
             return ("experts", "rename", one.expert_id, new.value.strip() or "NEW")
 
         def act() -> Awaitable[Outcome[Any]]:
-            nonlocal asked
             asked = new.value.strip()
             change, heavy = work.change_expert, bool(one.attached_to)
             told, root = f"Renamed to {asked}.", page.site.root
@@ -149,8 +148,9 @@ async def _rename(page: Page, one: ExpertEntry) -> None:
 
         return [new], words, act
 
-    if await _form(page, f"Rename {one.expert_id}", "Rename", fill):
-        page.go(f"/experts/{asked}")
+    renamed = await _form(page, f"Rename {one.expert_id}", "Rename", fill)
+    if renamed is not None and renamed.value is not None:
+        page.go(f"/experts/{renamed.value.expert_id}")
 
 
 async def _delete(page: Page, one: ExpertEntry) -> None:

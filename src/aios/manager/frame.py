@@ -73,9 +73,9 @@ async def aside(function: Callable[..., Value], *arguments: Any, **options: Any)
     return await run.io_bound(attempt, function, *arguments, **options) or Outcome(error="the page is being closed.")
 
 
-async def ask_brain(site: Site, verb: str, brain: str, **arguments: Any) -> Outcome[Any]:
+async def ask_brain(site: Site, verb: str, *given: Any, **arguments: Any) -> Outcome[Any]:
     """Ask the process that runs brains; questions that wait for each other keep no page waiting."""
-    question = partial(attempt, site.brain.ask, verb, brain, **arguments)
+    question = partial(attempt, site.brain.ask, verb, *given, **arguments)
     return await asyncio.get_running_loop().run_in_executor(site.brain.threads, question)
 
 
@@ -129,11 +129,11 @@ class Page:
     ) -> Outcome[Any]:
         """Do something, show what there is now, and tell it with its command; or the sentence why not.
 
-        What is ``heavy`` loads a brain, and is done where brains are: the page's own process stays small.
+        What is ``heavy`` needs torch, and is done where brains are: the page's own process stays small.
         """
         if heavy:
             self.told.say("Working; this takes some seconds.")
-            outcome = await ask_brain(self.site, "call", "", function=partial(function, *arguments, **options))
+            outcome = await ask_brain(self.site, "call", partial(function, *arguments, **options))
         else:
             outcome = await aside(function, *arguments, **options)
         self.refresh()

@@ -163,7 +163,7 @@ def as_number(name: str, value: Any, whole: bool) -> float:
     number = float(value)
     if not number.is_integer():
         if whole:
-            raise ConfigError(f"{name.replace('_', ' ').replace('-', ' ')} is {number:g}; it must be a whole number.")
+            raise ConfigError(f"{name.replace('_', ' ').replace('-', ' ')} is {number}; it must be a whole number.")
         return number
     return int(number)
 

@@ -121,7 +121,7 @@ async def resume(page: Page, metrics: str) -> str:
 
 
 def stop_file(site: Site, metrics: str) -> Path | None:
-    """The file at whose appearance a run stops, if it was given one in this workspace by its whole path."""
+    """The file at whose appearance a run stops, if it was given one in this workspace."""
     try:
         named = Path(read_run((site.root / metrics).parent)["training"].get("stop_file") or "")
     except ChronoMoEError:

@@ -41,7 +41,7 @@ class ControlConfig:
     bound: float | None = 3.0
     """Largest pressure, in standard deviations of the logits; none for no bound."""
     centred: bool = True
-    """Keep the pressures of a layer summing to 0; the sign rule as published does not."""
+    """Keep the PI pressures of a layer summing to 0; the sign rule, as published, never does."""
     sign_step: float = 0.01
     """Step of the sign rule, in logits."""
     load_smoothing: float = 0.5
@@ -92,8 +92,9 @@ class ControlConfig:
             if entry.type is bool and not isinstance(value := getattr(self, entry.name), bool):
                 raise ConfigError(f"{entry.name} is {value!r}; it must be true or false.")
         require(self, "suspect_below")
-        require(self, *({entry.name for entry in fields(self) if entry.type is float} - {"suspect_below"}), least=0)
-        require(self, *_SHARES, most=1)
+        others = (entry.name for entry in fields(self) if entry.type is float and entry.name not in _SHARES)
+        require(self, *(name for name in others if name != "suspect_below"), least=0)
+        require(self, *_SHARES, least=0, most=1)
         require(self, "coherence_memory", "health_memory", below=1)
         require(self, "health_scale", "early_ticks", above=0)
         require(self, "bound", above=0, optional=True)

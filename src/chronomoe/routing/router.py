@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _WAITING = 8
-"""So many calls without a gradient may wait to be observed: nothing else would keep their tensors."""
+"""So many calls without a gradient may wait to be observed: nothing else would keep their inputs."""
 
 
 @dataclass(eq=False)
@@ -149,9 +149,10 @@ class SteeredRouter(nn.Module):
             scores_TN = scores_TN.masked_fill(~self.steering.available[self.layer], -math.inf)
         if context.open_TN is not None:
             scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
-        if self.top_k > 2 or (self.steering.neutral and not self.steering.exploring):
+        steering = self.steering
+        if steering.neutral or self.top_k > 2 or not steering.all_available or context.open_TN is not None:
             return scores_TN.topk(self.top_k, dim=-1).indices  # as the host, to the choice among equals
-        # Over short rows two maxima take half the time of topk.
+        # All scores are finite here. Over short rows two maxima take half the time of topk.
         first_T1 = scores_TN.max(dim=-1, keepdim=True).indices
         if self.top_k == 1:
             return first_T1

@@ -187,7 +187,7 @@ class RoutingStatistics(nn.Module):
         flips_C = _flips(p_CTN, chosen_CTK, counted_CT) if flipping else p_CTN.new_zeros(len(calls))
         # torch's reductions over short rows are slow; a product with ones is the same sum in a fraction of the time.
         ones_N1 = z_CTN.new_ones(n, 1)
-        spread_CT = ((z_CTN - z_CTN @ ones_N1 / n).square() @ ones_N1).squeeze(-1).sqrt()
+        spread_CT = ((z_CTN - z_CTN.mean(dim=-1, keepdim=True)).square() @ ones_N1).squeeze(-1).sqrt()
         if counted_CT is not None:
             p_CTN, w_CTK = (x * counted_CT.unsqueeze(-1) for x in (p_CTN, w_CTK))
             spread_CT = spread_CT * counted_CT

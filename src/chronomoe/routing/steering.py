@@ -11,7 +11,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from chronomoe.errors import ConfigError
+from chronomoe.errors import ConfigError, require
 from chronomoe.routing.calls import RoutedCall, loss_sums, which_count
 from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores, temperature
 from chronomoe.routing.losses import ChronoMoELoss, balance_loss, coherence_loss, valley_loss, z_loss
@@ -45,12 +45,8 @@ class SteeringConfig:
     def __post_init__(self) -> None:
         if self.temperature_form not in ("deficit", "raw", "scalar"):
             raise ConfigError(f"temperature_form is {self.temperature_form!r}; use deficit, raw or scalar.")
-        if self.rho < 1:
-            raise ConfigError(f"rho is {self.rho}; it is a ratio of temperatures, at least 1.")
-        if self.capacity_factor is not None and not self.capacity_factor > 0:
-            raise ConfigError(
-                f"capacity_factor is {self.capacity_factor}; use a positive number, or none to drop nothing."
-            )
+        require(self, "rho", least=1)
+        require(self, "capacity_factor", above=0, optional=True)
         if self.balance_scope not in ("forward", "step"):
             raise ConfigError(f"balance_scope is {self.balance_scope!r}; use forward or step.")
 

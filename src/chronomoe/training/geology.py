@@ -7,7 +7,7 @@ A field that is missing or unknown is an error, never a default.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ class ChronovisorCheckpoint:
         """Write both files into an existing folder."""
         folder = Path(folder)
         tensors = {"structural_T_global": self.structural_T_global, **self.rest}
-        for layer, fields in self.lens_states.items():
-            tensors |= {f"lens_states.{layer}.{name}": tensor for name, tensor in fields.items()}
+        for layer, kept in self.lens_states.items():
+            tensors |= {f"lens_states.{layer}.{name}": tensor for name, tensor in kept.items()}
         save_tensors(folder / TENSORS, tensors)
         content = {
             "version": VERSION,
@@ -117,6 +117,8 @@ class ChronovisorCheckpoint:
                 elif name != "structural_T_global":
                     rest[name] = tensor
             ControlConfig(**content["control"])
+            if lost := {one.name for one in fields(ControlConfig)} - set(content["control"]):
+                raise ValueError(f"control.{min(lost)} is missing")
             content["kappa"] = checked_kappa(content["kappa"])
             if not isinstance(content["intent"], str):
                 raise ValueError("intent is not text")
@@ -145,10 +147,11 @@ class ChronovisorCheckpoint:
         for found, wanted in ((self.rest, mine.rest), (self.lens_states, mine.lens_states)):
             if wrong := sorted(map(str, set(found) ^ set(wanted))):
                 raise CheckpointError(f"{where}: the field or layer {wrong[0]} is missing or unknown for this model.")
-        for layer, fields in mine.lens_states.items():
-            if wrong := sorted(set(fields) ^ set(self.lens_states[layer])):
+        for layer, needed in mine.lens_states.items():
+            given = self.lens_states[layer]
+            if wrong := sorted(set(needed) ^ set(given)):
                 raise CheckpointError(f"{where}: the field {wrong[0]} of layer {layer} is missing or unknown.")
-            if wrong := [name for name, value in fields.items() if self.lens_states[layer][name].shape != value.shape]:
+            if wrong := [name for name, value in needed.items() if given[name].shape != value.shape]:
                 raise CheckpointError(f"{where}: {wrong[0]} of layer {layer} has another shape than in this model.")
         state = {"structural_T_global": self.structural_T_global, **self.rest}
         for name in mine.lens_states[0]:

@@ -40,5 +40,6 @@ def test_a_flag_given_at_its_default_value_is_given():
 
 def test_a_stop_file_is_remembered_wherever_it_was_named_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    saved = Run(training=BrainTraining(stop_file="STOP")).to_json()
-    assert saved["training"]["stop_file"] == str(tmp_path / "STOP")
+    asked = Run(training=BrainTraining(stop_file="STOP"))
+    assert asked.to_json()["training"]["stop_file"] == str(tmp_path / "STOP")
+    assert asked.continuing(asked.to_json())[1] == {}  # asked for once more on --resume: nothing changes

@@ -19,7 +19,7 @@ from chronomoe.control.config import ABLATIONS
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError
 from chronomoe.training import ChronoMoELoss
-from tests.chronomoe.conftest import build_host
+from tests.chronomoe.conftest import FAMILIES, build_host
 
 VOCAB = 61
 
@@ -420,7 +420,7 @@ def test_pressure_balances_where_nothing_else_does():
 
 
 def test_it_works_on_every_attached_model():
-    for family in ("mixtral", "olmoe", "qwen3_moe"):
+    for family in FAMILIES:
         model = build_host(family).train()
         controller = chronomoe.attach(model)
         assert controller is model.controller

@@ -136,6 +136,39 @@ def test_availability_by_position(host, tokens):
     model(tokens[:, :5])
 
 
+def test_a_token_with_one_open_expert_has_it_once(host, tokens):
+    """Of weights that do not sum to 1: two times the same expert would count twice."""
+    model = host("olmoe").eval()
+    steering = chronomoe.attach(model).steering
+    opened = torch.zeros(3, 17, 4, dtype=torch.bool)
+    opened[..., 0] = True
+    steering.gate_positions(opened, gated=(1, 2, 3))
+    alone = model(tokens).logits
+    steering.pressure[:, 2] = 0.5  # steered, but there is nothing to choose from
+    assert torch.equal(model(tokens).logits, alone)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_steered_choices_are_the_highest_scores(host, tokens, top_k, noise):
+    model = host("mixtral", num_experts_per_tok=top_k).train()
+    steering = chronomoe.attach(model).steering
+    steering.pressure.copy_(torch.linspace(-0.3, 0.3, 8).view(2, 4))
+    steering.log_temperature[:, 1] = 0.2
+    steering.exploration.fill_(noise)
+    router, seen = model.model.layers[0].mlp.gate, []
+    highest = router._highest
+
+    def watched(scores, context):
+        seen.append((scores, highest(scores, context)))
+        return seen[-1][1]
+
+    vars(router)["_highest"] = watched
+    model(tokens)
+    ((scores, chosen),) = seen
+    assert torch.equal(chosen, scores.topk(top_k, dim=-1).indices)
+
+
 def test_where_the_gate_is_closed_the_base_is_untouched_bit_for_bit(host, tokens):
     model = host("mixtral").eval()
     steering = chronomoe.attach(model).steering

@@ -75,6 +75,8 @@ def alter(folder, tensors=None, content=None):
         (None, lambda c: {n: v for n, v in c.items() if n != "kappa"}, "kappa"),
         (None, lambda c: {**c, "mood": 1}, "mood"),
         (None, lambda c: {**c, "version": 99}, "version"),
+        (None, lambda c: {**c, "control": {n: v for n, v in c["control"].items() if n != "gamma"}}, "control.gamma"),
+        (None, lambda c: {**c, "control": {**c["control"], "magic": 1}}, "magic"),
     ],
 )
 def test_a_missing_or_unknown_field_is_an_error_and_changes_nothing(model, tmp_path, tensors, content, message):

@@ -107,7 +107,26 @@ def test_a_warm_up_longer_than_the_run_is_named(tmp_path):
     assert "warm-up of 1000 steps is as long as the run" in lines[0]
 
 
-def test_resume_with_the_controllers_state_is_exact_and_without_it_is_not(tmp_path, capsys):
+def test_a_model_without_a_choice_is_told_that_there_is_nothing_to_control(tmp_path):
+    trainer = build_trainer(tmp_path, build_model(num_experts=2, num_experts_per_token=2), max_steps=2)
+    lines = spoken(trainer)
+    trainer.train()
+    assert any("there is no routing to control" in line for line in lines)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_though_the_loss_is(tmp_path):
+    model = build_model()
+    trainer = build_trainer(tmp_path, model, max_steps=1)
+    before = [p.clone() for p in model.parameters()]
+    model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    lines = spoken(trainer)
+    assert trainer.train()["skipped_steps"] == 1
+    assert any("its loss or gradient is not finite" in line for line in lines)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert int(model.controller.ticks) == 0
+
+
+def test_resume_with_the_controllers_state_is_exact_and_without_it_is_not(tmp_path, record_property):
     def build_trainer_and_stop(folder, keep):
         trainer = build_trainer(folder, max_steps=12, save_chronovisor_state=keep)
         trainer.stop_after = 6
@@ -127,8 +146,8 @@ def test_resume_with_the_controllers_state_is_exact_and_without_it_is_not(tmp_pa
         (a - b).abs().max().item()
         for a, b in zip(found[False].model.parameters(), straight.model.parameters(), strict=True)
     )
-    with capsys.disabled():
-        print(f"\nresumed without the controller's state, a weight differs by up to {gap:.2e} (with it: 0)")
+    told = f"resumed without the controller's state, a weight differs by up to {gap:.2e} (with it: 0)"
+    record_property("told", told)  # printed at the end of the tests, see conftest.py
     assert gap > 1e-4
 
 
