@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from aios.brains.settings import SHAPES, BrainTraining, ModelShape, RunSettings
-from aios.data.tokenizers import tokenizer_fingerprint
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.storage import held, write_json
@@ -165,6 +164,8 @@ def load_brain(path: Path) -> tuple[Any, Any]:
 
     Raises :class:`CheckpointError` when weights or tokenizer are missing, damaged, or do not belong together.
     """
+    from aios.data.tokenizers import tokenizer_fingerprint
+
     folder = model_folder(path)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json; it is no brain.")

@@ -11,7 +11,7 @@ from aios.manager.runs import RunLog, RunSummary
 
 EVERY = 3.0
 """Seconds between two looks at the run."""
-_LIST, _POINTS = 4, 100
+_LIST, _POINTS = 4, 50
 """Looks from one list of runs to the next; and points for which charts wait one look more, up to a line's most.
 
 A browser takes a quarter of a second for charts of all points, and what is added to them hardly shows.

@@ -150,7 +150,6 @@ def test_the_stop_file_of_a_run(site, tmp_path):
 
 def test_the_page_loads_no_torch():
     pytest.importorskip("nicegui")
-    code = (
-        "import sys, aios.manager.application, aios.brains.shelf; print({'torch', 'transformers'} & set(sys.modules))"
-    )
+    heavy = {"torch", "transformers", "numpy"}
+    code = f"import sys, aios.manager.application, aios.brains.shelf; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
