@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -143,8 +144,8 @@ def measure(arm: Arm, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """The figures of one run."""
     torch.set_num_threads(1)
     store = prepare_text(folder)
-    probes = _count_probes()
-    trainer, evaluation, counts = trained(store, arm, seed, steps)
+    with _probes() as probed:
+        trainer, evaluation, counts = trained(store, arm, seed, steps)
     assert trainer.controller is not None
     rolling = [max_violation(torch.stack(counts[max(0, end - 50) : end]).sum(dim=0)) for end in range(1, steps + 1)]
     late = torch.stack(counts[-50:]).sum(dim=0)
@@ -159,25 +160,25 @@ def measure(arm: Arm, seed: int, steps: int, folder: Path) -> dict[str, Any]:
         "settled": next((n for n in range(50, steps + 1) if max(rolling[n - 1 :]) < BALANCED), None),
         "held_out_max_violation": held_out_load(trainer, held),
         "R": trainer.controller.coherence_history[-1],
-        "probed_experts": next(probes),
+        "probed_experts": len(probed),
         "landscape_over_null": [found["log_variance"] / (found["null_variance"] or math.inf) for found in landscapes],
         "damage": damage(trainer, store, seed) if arm.name == "PI" else {},
     }
 
 
-def _count_probes() -> Iterator[int]:
-    """How many experts have been probed since: each takes a forward of some sequences, and each occasion one more."""
-    probed = 0
+@contextlib.contextmanager
+def _probes() -> Iterator[list[tuple[int, int]]]:
+    """The experts probed in the block: each takes a forward of some sequences, and each occasion one more."""
+    probed: list[tuple[int, int]] = []
     suspects = ChronovisorMixtralController.suspects
 
-    def counting(controller: ChronovisorMixtralController) -> list[tuple[int, int]]:
-        nonlocal probed
+    def noting(controller: ChronovisorMixtralController) -> list[tuple[int, int]]:
         found = suspects(controller)
-        probed += len(found)
+        probed.extend(found)
         return found
 
-    ChronovisorMixtralController.suspects = counting  # type: ignore[method-assign]
-    return iter(lambda: probed, -1)
+    with mock.patch.object(ChronovisorMixtralController, "suspects", noting):
+        yield probed
 
 
 def damage(trainer: ChronoMoETrainer, store: TokenStore, seed: int) -> dict[str, Any]:

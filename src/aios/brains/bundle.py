@@ -10,8 +10,7 @@ artifacts/brains/<family>/<name>/      family: mixtral or actv1
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,9 @@ FORMAT, VERSION = "aios-run", 1
 METRICS = "metrics.jsonl"
 
 
-@contextmanager
-def exclusive(bundle: Path) -> Iterator[None]:
+def exclusive(bundle: Path) -> AbstractContextManager[None]:
     """Hold a bundle for writing; :class:`CheckpointError` if another process does."""
-    with held(bundle / ".lock", f"another process is training {bundle}; wait for it or choose another name."):
-        yield
+    return held(bundle / ".lock", f"another process is training {bundle}; wait for it or choose another name.")
 
 
 def write_run(bundle: Path, run: dict[str, Any], fingerprints: dict[str, str]) -> None:

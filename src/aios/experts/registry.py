@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,12 +41,10 @@ def checkpoint_file(root: Path, entry: ExpertEntry) -> Path:
     return file
 
 
-@contextmanager
-def making(root: Path, expert_id: str) -> Iterator[None]:
+def making(root: Path, expert_id: str) -> AbstractContextManager[None]:
     """Hold an expert's file for writing; :class:`CheckpointError` if another process trains or imports it."""
     lock = Workspace(root).experts / ".locks" / f"{plain_name(expert_id)}.lock"
-    with held(lock, f"another process is making expert {expert_id}; wait for it."):
-        yield
+    return held(lock, f"another process is making expert {expert_id}; wait for it.")
 
 
 class Registry(Ledger):

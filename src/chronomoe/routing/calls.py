@@ -137,7 +137,7 @@ def loss_sums(
     agreement, agreed = None, None
     if usual is not None:
         h_CSD = torch.stack([sampled(call.inputs, row_length) for call in calls])
-        usual_CMD, along_mean_CM = (x if layers_C == list(range(len(x))) else x[layers_C] for x in usual)
+        usual_CMD, along_mean_CM = (of_layer[layers_C] for of_layer in usual)
         agreement_CTN = agreement_of(*nearness(h_CSD, usual_CMD), along_mean_CM)
         scale = row_length / math.ceil(row_length / SAMPLED)
         if counted_CT is None:
