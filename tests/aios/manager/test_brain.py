@@ -1,12 +1,12 @@
 """The process that runs brains: what it answers, stopping it, ending, dying, and files that change under it."""
 
 import dataclasses
-import gc
 import json
 import os
 import subprocess
 import sys
 import time
+import weakref
 from functools import partial
 from threading import Event, Timer
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from aios.brains.sampling import Sampling
 from aios.goals.flags import GoalFlags
 from aios.goals.links import Goals
+from aios.manager import brain_work
 from aios.manager.brain import Brain
 from aios.manager.work import attach
 from chronomoe.errors import ChronoMoEError
@@ -30,11 +31,6 @@ def asked(brain):
     one = Brain(brain.parents[3])
     yield one
     one.end()
-
-
-def brains_held():
-    """Brains in the memory of the process that is asked."""
-    return sum(type(one).__name__ == "ChronovisorMixtralForCausalLM" for one in gc.get_objects())
 
 
 def chat(asked, **options):
@@ -119,14 +115,22 @@ def test_what_else_needs_torch_is_done_there(asked):
     assert chat(asked)["text"] == before
 
 
-def test_there_are_never_two_brains(asked, brain):
+def test_there_are_never_two_brains(brain, monkeypatch):
     """Not even after an answer that was stopped, whose frames might hold on to one."""
-    stop = Event()
-    chat(asked, piece=lambda _: stop.set(), stop=stop, max_new_tokens=60)
-    assert asked.ask("call", brains_held) == 1
+    worker = brain_work.Worker(brain.parents[3], lambda piece: False)
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=60)
+    assert worker.chat(NAME, text="The people\n", flags=GoalFlags(), sampling=sampling)["stopped"]
+    held, read = weakref.ref(worker.model), brain_work.load_brain
+    left = []
+
+    def reading(bundle):
+        left.append(held())
+        return read(bundle)
+
+    monkeypatch.setattr(brain_work, "load_brain", reading)
     (brain / "config.json").touch()  # its files are others: it is read anew
-    chat(asked)
-    assert asked.ask("call", brains_held) == 1
+    worker.text(NAME, domain="licences", longest=5)
+    assert left == [None]
 
 
 def test_an_answer_that_is_cut_short_says_so(asked):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import chronomoe
+from chronomoe.routing.losses import direction_agreement
 from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES
 from tests.chronomoe.draws import one_call
@@ -133,6 +134,25 @@ def test_autocast_does_not_coarsen_what_inputs_are_compared_with(host, tokens):
         steering.look()
     assert steering.coherent
     assert torch.equal(steering._usual[1], exact)
+
+
+def test_autocast_does_not_coarsen_the_agreement(host, tokens):
+    model = host("mixtral").train()
+    controller = chronomoe.attach(model, chronomoe.SteeringConfig(loss=ChronoMoELoss(lambda_coherence=0.1)))
+    model(tokens, labels=tokens).loss.backward()
+    controller.tick()
+    steering, seen = model.steering, []
+    model.model.layers[0].mlp.gate.register_forward_hook(lambda module, args, output: seen.append((args[0], output[0])))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(tokens)
+    ((h, logits),) = seen
+    part = torch.arange(tokens.shape[1]) % 8 == 0
+    h = h.view(*tokens.shape, -1)[:, part].flatten(0, 1).float()
+    p = logits.softmax(dim=-1).view(*tokens.shape, -1)[:, part].flatten(0, 1)
+    usual, along_mean = (of_layer[0] for of_layer in steering._usual)
+    scale = tokens.shape[1] / part.sum()
+    expected = scale * (p * direction_agreement(h, usual, along_mean)).sum()
+    torch.testing.assert_close(steering.context.sums.agreement[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_reset_forgets_what_the_backward_pass_told(host, tokens):
