@@ -20,15 +20,12 @@ from chronomoe.errors import CheckpointError
 def held(lock: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
     """Keep other processes out; :class:`CheckpointError` with ``busy`` after ``patience`` seconds of waiting."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    mine = FileLock(lock, timeout=patience, poll_interval=0.01)
     try:
-        mine.acquire()
+        mine = FileLock(lock, timeout=patience, poll_interval=0.01).acquire()
     except Timeout:
         raise CheckpointError(busy) from None
-    try:
+    with mine:
         yield
-    finally:
-        mine.release()
 
 
 @contextmanager

@@ -12,9 +12,8 @@ def test_one_at_a_time_and_free_again_whatever_happens(tmp_path):
     lock = tmp_path / "deep" / "lock"
     with held(lock, "busy"), pytest.raises(CheckpointError, match="busy"), held(lock, "busy"):
         pass
-    with pytest.raises(KeyError) as kept, held(lock, "busy"):  # whose frames keep the lock's object
+    with pytest.raises(KeyError), held(lock, "busy"):
         raise KeyError
-    assert kept.tb is not None
     with held(lock, "busy"):
         pass
 
