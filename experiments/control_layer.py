@@ -37,6 +37,11 @@ from chronomoe.training.token_store import TokenStore
 
 RESULTS = Path(__file__).parent / "results"
 SEQUENCE, BATCH, EVALUATED = 128, 8, 100_000
+TEXT: dict[str, Any] = {
+    "max_bytes": 13_000_000, "without": "encodings.*", "heldout_fraction": 0.45, "max_heldout_bytes": 13_000_000,
+}  # fmt: skip
+"""All there is, almost half held out: the load of few documents tells which documents they are. Character tables
+resemble each other so much that they would be dropped from the held-out side alone, and MaxVio would tell that."""
 HELD_OUT = 2000
 """Sequences of each domain, from all its documents, whose load is told."""
 BALANCED = 0.1
@@ -78,23 +83,18 @@ ARMS = [
 ]  # fmt: skip
 
 
-def prepare_text(folder: Path, max_bytes: int = 13_000_000, heldout_fraction: float = 0.45) -> TokenStore:
-    """Two sample domains of equal weight, all there is of them.
-
-    Both sides must be text of one kind, and much of it, or MaxVio on held-out text tells what it is made of: almost half
-    is held out, and Python goes without its character tables, which resemble each other so much that they would be
-    dropped from the held-out side alone.
-    """
+def prepare_text(folder: Path, *, max_bytes: int = 6_000_000, without: str = "", **settings: Any) -> TokenStore:
+    """Two sample domains of equal weight, without some Python files, part of each held out."""
     from aios.data.corpora import DATA, write_samples
     from aios.data.prepare import PrepareConfig, prepare
 
     if not (folder / "prepared").is_dir():
         sources = write_samples(folder, max_bytes=max_bytes, report=lambda line: None)
-        for table in (folder / DATA / "python").glob("encodings.*"):
-            table.unlink()
+        for unwanted in (folder / DATA / "python").glob(without) if without else ():
+            unwanted.unlink()
         two = [dataclasses.replace(source, weight=1.0) for source in sources if source.name != "licences"]
-        settings = PrepareConfig(vocab_size=2048, heldout_fraction=heldout_fraction, max_heldout_bytes=max_bytes)
-        prepare(two, folder / "prepared", settings, report=lambda line: None)
+        config = PrepareConfig(**{"vocab_size": 2048, "heldout_fraction": 0.2, **settings})
+        prepare(two, folder / "prepared", config, report=lambda line: None)
     return TokenStore.open(folder / "prepared")
 
 
@@ -152,7 +152,7 @@ def held_out_load(trainer: ChronoMoETrainer, windows: dict[str, HeldoutWindows])
 def measure(arm: Arm, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """The figures of one run."""
     torch.set_num_threads(1)
-    store = prepare_text(folder)
+    store = prepare_text(folder, **TEXT)
     with _probes() as probed:
         trainer, evaluation, counts = trained(store, arm, seed, steps)
     assert trainer.controller is not None
@@ -389,7 +389,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         torch.set_num_threads(1)
-        store = prepare_text(folder)
+        store = prepare_text(folder, **TEXT)
         with ProcessPoolExecutor(arguments.jobs) as pool:
             futures = [pool.submit(measure, arm, seed, steps, folder) for seed in range(seeds) for arm in ARMS]
             runs = []

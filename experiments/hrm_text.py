@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where to keep the prepared text")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        store = prepare_text(arguments.folder or Path(scratch), max_bytes=6_000_000, heldout_fraction=0.2)
+        store = prepare_text(arguments.folder or Path(scratch))
         steps = arguments.steps or [None] * len(arguments.arms)
         runs = [
             measure(name, store, arguments.minutes, arguments.lr, known)
