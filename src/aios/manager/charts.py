@@ -17,30 +17,32 @@ HEAT = {"load": "Load (1 is a fair share)", "T_bar": "Structural temperature"}
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 """Okabe and Ito's, without yellow."""
 _SYMBOLS = ["circle", "rect", "triangle", "diamond", "pin", "arrow", "roundRect"]
+_ROW = 24
+"""Height of a legend."""
 _CIVIDIS = ["#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838"]
 Series = list[tuple[str, list[list[float]]]]
 
 
 def lines(chart: str, runs: list[tuple[str, RunLog]]) -> dict[str, Any] | None:
     """Options of a line chart of one run, or of two; None when there is nothing to draw."""
-    series = []
+    series: list[dict[str, Any]] = []
+    legends: list[dict[str, Any]] = []
     for number, (run, log) in enumerate(runs):
-        for place, (name, points) in enumerate(_series(chart, log)):
-            if points:
-                label = name if len(runs) == 1 else f"{name}, {run}"
-                series.append(_line(label, points, place, second=number > 0))
+        drawn = [
+            _line(name if len(runs) == 1 else f"{run}: {name}", points, place, second=number > 0)
+            for place, (name, points) in enumerate(_series(chart, log))
+            if points
+        ]
+        if drawn:  # a row of the legend for each run
+            names = [line["name"] for line in drawn]
+            legends.append({"data": names, "top": _ROW * len(legends), "left": 0, "type": "scroll"})
+        series += drawn
     if not series:
         return None
     return {
         "animation": False,
-        "grid": {
-            "left": 8,
-            "right": 16,
-            "top": 14 + 24 * (len(series) if len(runs) > 1 else 1),
-            "bottom": 8,
-            "containLabel": True,
-        },
-        "legend": {"top": 0, "left": 0, "type": "scroll", "orient": "vertical" if len(runs) > 1 else "horizontal"},
+        "grid": {"left": 8, "right": 16, "top": 14 + _ROW * len(legends), "bottom": 8, "containLabel": True},
+        "legend": legends,
         # As text: a name is never read as HTML.
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}},

@@ -1,6 +1,8 @@
 """The page of training: every run found, its curves while they grow, stopping it, and another run to compare."""
 
+import os
 import time
+from pathlib import PurePosixPath
 from typing import Any
 
 from nicegui import ui
@@ -140,9 +142,9 @@ class _Training:
         return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None
 
     def _draw(self, logs: list[RunLog]) -> None:
-        names = [
-            path.removeprefix("artifacts/").removesuffix("/metrics.jsonl") for path in (self.run, self.other) if path
-        ]
+        folders = [PurePosixPath(path).parent for path in (self.run, self.other) if path]
+        shared = os.path.commonpath([folder.parent for folder in folders])
+        names = [str(folder.relative_to(shared)) for folder in folders]
         for name, (panel, chart) in self.lines.items():
             options = charts.lines(name, list(zip(names, logs, strict=True)))
             panel.set_visibility(options is not None)

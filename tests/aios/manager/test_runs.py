@@ -159,6 +159,8 @@ def test_charts_of_one_run_and_of_two(file):
     two = charts.lines("loss", [("a", log), ("b", log)])
     assert len({line["itemStyle"]["color"] for line in two["series"]}) == 2
     assert len({line["lineStyle"]["type"] for line in two["series"]}) == 2
+    assert [row["data"] for row in two["legend"]] == [["a: training"], ["b: training"]]
+    assert len({row["top"] for row in two["legend"]}) == 2
     assert charts.lines("tokens_per_second", [("a", log)]) is None
     heat = charts.heat("load", log, 1)
     assert heat["series"][0]["data"] == [[0, 0, 0.5], [0, 1, 1.5], [1, 0, 0.5], [1, 1, 1.5]]
