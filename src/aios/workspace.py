@@ -60,6 +60,7 @@ class Workspace:
         return self.root / "artifacts/brains" / family / plain_name(name)
 
     def command(self, *words: str) -> str:
-        """An ``aios`` command for this workspace, ready to paste."""
+        """An ``aios`` command for this workspace, ready to paste; what follows a word ``--`` stays last."""
         where = () if self.root == Path() else ("--root", str(self.root))
-        return shlex.join(["aios", *words, *where])
+        end = words.index("--") if "--" in words else len(words)
+        return shlex.join(["aios", *words[:end], *where, *words[end:]])

@@ -18,3 +18,4 @@ def test_commands_can_be_pasted():
     assert shlex.split(Workspace(Path("my work")).command("generate", "a")) == [
         *("aios", "generate", "a", "--root", "my work")
     ]
+    assert Workspace(Path("w")).command("goals", "add", "--", "-x") == "aios goals add --root w -- -x"

@@ -105,13 +105,13 @@ class _Goals:
 
     async def _add(self) -> None:
         text, weight = self.text.value or "", self.weight.value
-        command = ("goals", "add", text, "--weight", f"{weight or 0:.12g}")
+        command = adding(text, weight or 0)
         outcome = await self.page.do("Added the goal.", command, self.goals.add, text, weight=weight or 0)
         if not outcome.error:
             self.text.set_value("")
 
     async def _weigh(self, goal: Goal, weight: float) -> None:
-        command = ("goals", "add", goal.text, "--weight", f"{weight:.12g}")
+        command = adding(goal.text, weight)
         told = f"Goal {goal.id} has weight {weight:g}" + (" and is active." if not goal.active else ".")
         await self.page.do(told, command, self.goals.add, goal.text, weight=weight)
 
@@ -134,3 +134,9 @@ class _Goals:
 
 def _small(label: str, act: Any) -> ui.button:
     return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")
+
+
+def adding(text: str, weight: float) -> tuple[str, ...]:
+    """The command that adds a goal; a text that reads like an option comes last, after ``--``."""
+    weighed = ("--weight", f"{weight:.12g}")
+    return ("goals", "add", *weighed, "--", text) if text.startswith("-") else ("goals", "add", text, *weighed)

@@ -1,5 +1,6 @@
 """aios manager, and what the form for training makes of what is typed."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_the_words_that_train_an_expert(site):
         *("experts", "train", "laws", "--brain=mixtral/small", f"--dataset-file={root / 'texts'}"),
         *("--steps=10", "--lr=0.01", "--default-goal=-x", f"--root={root}"),
     ]
+
+
+@pytest.mark.parametrize("text", ["Write verse", "--weight", "-x", "--", "-- --", "it's"])
+def test_the_command_that_adds_a_goal_adds_that_text(aios, site, text):
+    from aios.goals.links import Goals
+    from aios.manager.goals_page import adding
+
+    command = site.command(*adding(text, 0.5))
+    assert aios(*shlex.split(command)[1:]).code == 0
+    assert [(goal.text, goal.weight) for goal in Goals(site.root).all()] == [(text, 0.5)]
 
 
 @pytest.mark.parametrize(
