@@ -72,6 +72,8 @@ class ACTv1Flags(Given):
     """Save and stop when this file appears."""
     log_file: Path | None = None
     """Metrics, one JSON object a line, appended. [metrics.jsonl in the bundle]"""
+    tensorboard: bool = False
+    """Write the numbers for TensorBoard too, into the folder tensorboard beside the metrics."""
     student_init: Path | None = None
     """Weights to start from: a bundle, a checkpoint or a .safetensors file of the same shape."""
     brain_name: str | None = None
@@ -358,6 +360,7 @@ def to_run(flags: ACTv1Flags, shape: HRMShape, bundle: Path, use_moe: bool) -> R
         "chunk_size": (flags.chunk_size if flags.use_chunked_training else None, "use_chunked_training", "chunk_size"),
         "stop_file": (None if flags.stop_file is None else str(flags.stop_file), "stop_file"),
         "log_file": (None if flags.log_file is None else str(flags.log_file), "log_file"),
+        "tensorboard": (flags.tensorboard, "tensorboard"),
         "seed": (flags.seed, "seed"),
         "eval_every_n_steps": (flags.eval_every or every, "eval_every", "iterate"),
         "save_every_n_steps": (flags.save_every or every, "save_every", "iterate"),

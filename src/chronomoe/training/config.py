@@ -82,6 +82,8 @@ class TrainingConfig:
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run gives up."""
     log_file: str | None = None
     """Metrics, one JSON object a line; <checkpoint_dir>/metrics.jsonl when not given."""
+    tensorboard: bool = False
+    """Write the numbers for TensorBoard too, into the folder tensorboard beside the metrics."""
     usage_every_n_steps: int = 100
     """Steps between records of how each expert was used; there is one at the end too."""
     stop_file: str | None = None

@@ -11,6 +11,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from chronomoe.errors import ConfigError
 from chronomoe.storage import disk_full_explained, finite
 
 LANDSCAPE_EVERY = 10
@@ -21,9 +22,17 @@ class Reporter:
     """Prints and records for one run; does nothing when not ``active`` (other ranks)."""
 
     def __init__(
-        self, log_file: Path, total_steps: int, show: Callable[[str], None] | None, *, active: bool = True
+        self,
+        log_file: Path,
+        total_steps: int,
+        show: Callable[[str], None] | None,
+        *,
+        active: bool = True,
+        tensorboard: bool = False,
     ) -> None:
         self.log_file, self.total_steps, self.active = log_file, total_steps, active
+        self._board_at = _tensorboard() if active and tensorboard else None
+        self._board: Any = None
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.show = show or self.console.print
         self.grad_norm = 0.0
@@ -54,6 +63,8 @@ class Reporter:
     def start(self, step: int) -> None:
         """The clock of the throughput starts now."""
         self._clock, self._tokens_before = time.perf_counter(), -1
+        if self._board_at is not None:  # later steps of a run that is resumed are hidden
+            self._board = self._board_at(str(self.log_file.parent / "tensorboard"), purge_step=step + 1)
         if step:
             self.record({"event": "resumed", "step": step})
         self.tick(step)
@@ -82,6 +93,11 @@ class Reporter:
             with disk_full_explained(self.log_file), self.log_file.open("a+b") as file:
                 line = json.dumps(finite(entry), ensure_ascii=False, allow_nan=False) + "\n"
                 file.write((line if _ends_whole(file) else "\n" + line).encode())
+        if self._board is not None:
+            for name, value in entry.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._board.add_scalar(f"{entry['event']}/{name}", value, entry["step"])
+            self._board.flush()
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """A log line and a metrics record; throughput is measured since the previous one."""
@@ -123,6 +139,14 @@ class Reporter:
         """A text sampled from the model."""
         self.record({"event": "sample", "step": step, "text": text})
         self.line(f"Step {step} | Sample: {text!r}")
+
+
+def _tensorboard() -> Callable[..., Any]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("TensorBoard is not installed: pip install 'chronomoe-aios[tensorboard]'.") from None
+    return SummaryWriter
 
 
 def _ends_whole(file: IO[bytes]) -> bool:

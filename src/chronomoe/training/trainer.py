@@ -125,7 +125,13 @@ class ChronoMoETrainer:
             save_extra=save_extra,
         )
         log_file = Path(config.log_file) if config.log_file else self.files.folder / "metrics.jsonl"
-        self.report = Reporter(log_file, self.total_steps, show, active=self.accelerator.is_main_process)
+        self.report = Reporter(
+            log_file,
+            self.total_steps,
+            show,
+            active=self.accelerator.is_main_process,
+            tensorboard=config.tensorboard,
+        )
         self.sample, self.stop_after, self.goals = sample, stop_after, goals
         self.goals_key = "" if goals is None else goals_key
         self._pending_rng: Rng | None = None
