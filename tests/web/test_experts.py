@@ -55,6 +55,11 @@ def test_create_and_what_is_refused(page, root):
     told(page, "Entered poems", "aios experts create poems")
     entry = Registry(root).get("poems")
     assert (entry.name, entry.goals) == ("Verse", ("Write verse",))
+    button(page, "New expert").click()
+    page.get_by_label("Id", exact=True).fill("odes")
+    button(page, "Enter").dblclick()
+    told(page, "Entered odes")
+    expect(page.locator(".told .wrong")).to_have_count(0)
     expect(page.get_by_role("link", name="poems")).to_be_visible()
 
 

@@ -23,7 +23,7 @@ def test_add_weigh_link_turn_and_remove(page, root):
 
     page.get_by_label("Weight of goal 2").fill("0.5")
     page.keyboard.press("Enter")
-    told(page, "Goal 2 has weight 0.5.", "--weight 0.5")
+    told(page, "Goal 2 has weight 0.5.", "aios goals weigh 2 0.5")
     assert goals.get(2).weight == 0.5
 
     choose(page, "Expert for goal 2", "laws")
@@ -46,6 +46,34 @@ def test_add_weigh_link_turn_and_remove(page, root):
     page.locator(".dialog").get_by_role("button", name="Remove").click()
     told(page, "Removed goal 2.", "aios goals remove 2")
     assert [goal.id for goal in goals.all()] == [1]
+
+
+def test_a_press_after_a_weight_does_both(page, root):
+    goals = Goals(root)
+    page.goto("/goals")
+    page.get_by_label("Weight of goal 1").fill("0.4")
+    press = button(page, "Deactivate")
+    press.hover()
+    page.mouse.down()  # the field is left, and its weight stored, while the button is held
+    page.wait_for_timeout(700)
+    page.mouse.up()
+    told(page, "Goal 1 is deactivated.")
+    assert (goals.get(1).weight, goals.get(1).active) == (0.4, False)
+    page.get_by_label("Weight of goal 1").fill("0.6")
+    page.keyboard.press("Enter")
+    told(page, "Goal 1 has weight 0.6.", "aios goals weigh 1 0.6")
+    assert (goals.get(1).weight, goals.get(1).active) == (0.6, False)
+
+
+def test_what_is_being_typed_stays_when_another_goal_comes(page, root):
+    page.goto("/goals")
+    page.get_by_label("Weight of goal 1").fill("0.33")
+    Goals(root).add("Write verse")
+    expect(page.get_by_text("2: Write verse")).to_be_visible()
+    expect(page.get_by_label("Weight of goal 1")).to_have_value("0.33")
+    page.get_by_label("Weight of goal 1").press("Enter")
+    told(page, "Goal 1 has weight 0.33.")
+    assert Goals(root).get(1).weight == 0.33
 
 
 def test_what_is_refused_is_told(page, root):

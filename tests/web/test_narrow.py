@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from aios.experts.registry import Registry
+from aios.goals.links import Goals
 from tests.web.steps import PAGES, button
 
 TOO_WIDE = """() => [...document.querySelectorAll('body *')].filter(one => {
@@ -25,6 +26,28 @@ def test_pages_fit(page, path, sign):
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate(TOO_WIDE) == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_words_fit(page, root, width):
+    registry, word = Registry(root), "x" * 64
+    registry.create(word, parent="laws")
+    Goals(root).add("W" * 900, expert=word)
+    page.set_viewport_size({"width": width, "height": 800})
+    for path in ("/goals", f"/experts/{word}", "/"):
+        page.goto(path)
+        expect(page.get_by_text(word).first).to_be_visible()
+        if path == "/":
+            button(page, "Tree").click()
+            expect(page.locator(".q-tree").get_by_text(word)).to_be_visible()
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.evaluate(TOO_WIDE) == [], path
+    page.goto("/goals")
+    button(page, "Deactivate").first.click()
+    told = page.locator(".told")
+    expect(told).to_be_visible()
+    assert told.bounding_box()["height"] < 300
 
 
 def test_an_expert_is_made_and_deleted(page, root):

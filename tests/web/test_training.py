@@ -42,13 +42,14 @@ def test_train_an_expert_with_progress_and_log(page, root):
         page.get_by_label(name, exact=True).fill(value)
     command = f"aios experts train verse --brain=mixtral/small --dataset-file={root}/training_data/oratory --steps=8"
     expect(page.locator("#train .command")).to_contain_text(command)
-    button(page, "Train").click()
+    button(page, "Train").dblclick()
     expect(page).to_have_url(re.compile("/jobs/[0-9-]+-expert-0$"))
     expect(page.locator(".mark")).to_have_text("done", timeout=120_000)
     expect(page.locator(".log")).to_contain_text("Next: aios experts attach verse")
     expect(page.get_by_text("step 8 of 8")).to_be_visible()
     entry = Registry(root).get("verse")
     assert (entry.version, entry.goals) == (1, ("Speak well",))
+    assert len(Jobs(root).all()) == 1
     page.goto("/jobs")
     expect(page.get_by_role("link", name="Train verse")).to_be_visible()
 

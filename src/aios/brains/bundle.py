@@ -132,6 +132,12 @@ def data_of(root: Path, bundle: Path) -> Path | None:
     return next((place for place in candidates if (place / "data.json").is_file()), None)
 
 
+def own_data(root: Path, bundle: Path) -> Path | None:
+    """The same if it is within the workspace: the page reads nothing else."""
+    place = data_of(root, bundle)
+    return place if place is not None and place.resolve().is_relative_to(root.resolve()) else None
+
+
 def check_config(folder: Path) -> str:
     """Refuse a folder without the configuration of a brain, which transformers would take for one of 47 billion."""
     try:

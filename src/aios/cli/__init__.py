@@ -72,6 +72,7 @@ for name, text in {
     "get-expert": "Show whom one is linked to.",
     "link-expert": "Link one to an expert.",
     "unlink-expert": "Take links of one away.",
+    "weigh": "Let one count for more or less.",
     "activate": "Let one count.",
     "deactivate": "Let one rest.",
     "remove": "Delete one.",

@@ -100,6 +100,21 @@ def unlink_expert_command(
         _tell(json, f"Goal {goal_id} is {_linked(goals, goal)}.", {"success": True} | _item(goals, goal) | asked)
 
 
+def weigh_command(goal_id: Number, weight: float, /, *, json: Json = False, root: Root = Path()) -> None:
+    """Let a goal, active or not, count for more or less.
+
+    Parameters
+    ----------
+    weight
+        How much it counts: above 0, at most 1.
+    """
+    with _told(json, {"directive_id": goal_id}):
+        goals = Goals(root)
+        goal = goals.weigh(goal_id, weight)
+        told = {"success": True, "directive_id": goal_id} | _item(goals, goal)
+        _tell(json, f"Goal {goal_id} has weight {goal.weight:g}.", told)
+
+
 def activate_command(goal_id: Number, /, *, json: Json = False, root: Root = Path()) -> None:
     """Let a goal count."""
     with _told(json, {"directive_id": goal_id}):

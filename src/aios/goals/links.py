@@ -98,6 +98,12 @@ class Goals:
                 store.unlink(goal_id, one)
             return store.get(goal_id)
 
+    def weigh(self, goal_id: int, weight: float) -> Goal:
+        """Let a goal, active or not, count for more or less."""
+        with self._changing(goal_id) as (_, store):
+            store.set_weight(goal_id, weight)
+            return store.get(goal_id)
+
     def activate(self, goal_id: int) -> Goal:
         """Let a goal count."""
         return self._set_active(goal_id, True)

@@ -171,6 +171,13 @@ class GoalStore:
             (int(active), _now(), goal_id, int(active)),
         )
 
+    def set_weight(self, goal_id: int, weight: float) -> None:
+        """Let a goal count for more or less; :class:`ConfigError` for a weight that cannot be."""
+        self._sql.execute(
+            "UPDATE goals SET weight = ?, updated_ts = ? WHERE id = ? AND weight <> ?",
+            (goal_weight(weight), _now(), goal_id, weight),
+        )
+
     def remove(self, goal_id: int) -> None:
         """Delete a goal and its links."""
         self._sql.execute("DELETE FROM goals WHERE id = ?", (goal_id,))

@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.brains.bundle import brain_names, data_of, find_brain
+from aios.brains.bundle import brain_names, find_brain, own_data
 from aios.goals.flags import GoalFlags
 from aios.goals.links import Goals
 from aios.manager.frame import Page, Site, ask_brain, attempt, begin_here
@@ -63,7 +63,7 @@ class TextForm:
 
 
 def _domains(site: Site, brain: str) -> list[str]:
-    place = data_of(site.root, find_brain(site.root, brain))
+    place = own_data(site.root, find_brain(site.root, brain))
     if place is None:
         return []
     return [one["name"] for one in json.loads((place / "data.json").read_text())["domains"] if one["heldout"]["tokens"]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from aios.brains.bundle import data_of, load_brain, model_folder
+from aios.brains.bundle import data_of, load_brain, model_folder, own_data
 from aios.brains.generate import answer_length, end_within, expert_counts, set_halting, stream_text, thought
 from aios.brains.sampling import Sampling
 from aios.brains.shelf import existing_brain
@@ -21,6 +21,7 @@ from aios.experts.attach import note_use
 from aios.goals.flags import GoalFlags
 from aios.goals.use import asked_goals, explain, shares, turn_on_goals, words
 from chronomoe.allocator import keep_freed_memory
+from chronomoe.errors import ConfigError
 from chronomoe.goals.steer import GoalEffect, turn_off
 from chronomoe.training.loading import heldout_windows
 from chronomoe.training.token_store import TokenStore
@@ -50,7 +51,7 @@ class Worker:
 
     def explain(self, brain: str, *, text: str, flags: GoalFlags) -> dict[str, Any]:
         """What `aios goals explain` tells, with its sentences as ``lines``."""
-        bundle = self._load(brain)
+        bundle = self._load(brain, flags)
         # A slider asks for one strength after the other: what is the same for all of them is measured once.
         goals = asked_goals(self.root, bundle, self.tokenizer, flags)
         same = self._mark, goals, dataclasses.replace(flags, goal_strength=0.0)
@@ -61,7 +62,7 @@ class Worker:
 
     def inspect(self, brain: str, *, text: str, flags: GoalFlags, segment: int | None = None) -> dict[str, Any]:
         """The same for each token; and shares of the held-out text of each domain, goals off."""
-        bundle = self._load(brain)
+        bundle = self._load(brain, flags)
         effect, found = explain(
             self.root, bundle, self.model, self.tokenizer, flags, text, each_token=True, segment=segment
         )
@@ -88,7 +89,7 @@ class Worker:
 
     def chat(self, brain: str, *, text: str, flags: GoalFlags, sampling: Sampling) -> dict[str, Any]:
         """Continue ``text`` as `aios chat` does; returns all that was said and what it took."""
-        bundle = self._load(brain)
+        bundle = self._load(brain, flags)
         set_halting(self.model, sampling.halt, sampling.segments)
         told = words(turn_on_goals(self.root, bundle, self.model, self.tokenizer, flags)) if flags.any else []
         length, cut = answer_length(self.model, sampling.max_new_tokens)
@@ -113,9 +114,14 @@ class Worker:
         """What ``function`` returns."""
         return function()
 
-    def _load(self, brain: str) -> Path:
-        """Have this brain, as it is on disk now, with no goal on."""
+    def _load(self, brain: str, flags: GoalFlags | None = None) -> Path:
+        """Have this brain, as it is on disk now, with no goal on yet."""
         bundle = existing_brain(self.root, brain)
+        if flags is not None and flags.any and data_of(self.root, bundle) != own_data(self.root, bundle):
+            raise ConfigError(
+                "goals are measured on the data of the brain, and this page reads nothing outside the workspace: "
+                f"{data_of(self.root, bundle)}; use `aios goals explain` instead."
+            )
         folder = model_folder(bundle)
         files = [file for part in ("*.json", "*.safetensors", "experts/*") for file in sorted(folder.glob(part))]
         mark = [(file, (state := file.stat()).st_ino, state.st_mtime_ns, state.st_size) for file in files]
@@ -132,5 +138,5 @@ class Worker:
         return bundle
 
     def _store(self, bundle: Path) -> TokenStore | None:
-        place = data_of(self.root, bundle)
+        place = own_data(self.root, bundle)
         return None if place is None else TokenStore.open(place)

@@ -33,13 +33,16 @@ async def _form(
         write()
 
         async def enter() -> None:
+            button.disable()  # a second click does nothing
             outcome = await act()
             wrong.set_text(outcome.error)
-            if not outcome.error:
+            if outcome.error:
+                button.enable()
+            else:
                 dialog.submit(outcome)
 
         with ui.element("div").classes("line"):
-            ui.button(yes, on_click=enter, color=color)
+            button = ui.button(yes, on_click=enter, color=color)
             ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat")
     done: Outcome[Any] | None = await dialog
     put_away(dialog)

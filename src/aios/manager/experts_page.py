@@ -6,11 +6,12 @@ from typing import Any
 
 from nicegui import ui
 
+from aios.brains.bundle import brain_names
 from aios.experts.registry import ExpertEntry, Registry
 from aios.goals.links import Goals
 from aios.manager import expert_forms
 from aios.manager.counts import Overview, needs, read_overview, tree
-from aios.manager.frame import Page, Site, attempt, empty, facts, framed, heading
+from aios.manager.frame import Page, Site, attempt, begin_here, empty, facts, framed, heading
 
 _COLUMNS = [
     ("id", "Expert", ""),
@@ -108,15 +109,18 @@ class _Experts:
             else:
                 self._counts(self.overview)
                 if not self.overview.entries:
-                    empty(
-                        "No expert yet. Train one on a text of its own, or enter one to be trained later.",
-                        self.site.command(
-                            "experts", "train", "laws", "--brain", "small", "--dataset-file", "my-texts/"
-                        ),
-                    )
+                    self._none()
         for one in (self.tools, self.body):
             one.set_visibility(bool(self.overview.entries))
         self._body()
+
+    def _none(self) -> None:
+        words = "No expert yet."
+        if not brain_names(self.site.root):
+            begin_here(self.site, words)
+            return
+        command = self.site.command("experts", "train", "laws", "--brain", "small", "--dataset-file", "my-texts/")
+        empty(f"{words} Train one on a text of its own, or enter one to be trained later.", command)
 
     def _search(self, words: str | None) -> None:
         self._change(words or "", self.view)

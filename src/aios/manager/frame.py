@@ -102,6 +102,8 @@ class Page:
 
     def __init__(self, site: Site, told: Told) -> None:
         self.site, self.told = site, told
+        self.beginning = False
+        """Is a job being started? A second click starts no second one."""
         self.refresh: Callable[[], Any] = lambda: None
         """Shows what there is now; each page sets its own."""
         # Not where the button is: that part may be drawn anew while a question is open.
@@ -173,7 +175,7 @@ def framed(site: Site, title: str, place: str) -> Iterator[Page]:
                 link = ui.link(name, target)
                 if name == place:
                     link.props('aria-current="page"')
-    with ui.element("main").classes("sheet"):
+    with ui.element("div").classes("sheet"):
         told = Told()
         yield Page(site, told)
 

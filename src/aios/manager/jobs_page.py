@@ -10,7 +10,7 @@ from nicegui import ui
 
 from aios.brains.bundle import METRICS, brain_names, read_run
 from aios.experts.settings import ExpertTraining
-from aios.manager.frame import Page, Site, aside, attempt, empty, facts, framed, heading
+from aios.manager.frame import Page, Site, aside, attempt, begin_here, empty, facts, framed, heading
 from aios.manager.jobs import Job
 from aios.workspace import plain_name
 from chronomoe.errors import ConfigError
@@ -182,26 +182,32 @@ def expert_words(site: Site, expert_id: str, brain: str, text: str, goal: str, n
 
 
 async def begin(page: Page, title: str, words: list[str], *, kind: str, metrics: str) -> str:
-    """Start a job on a run and show it; returns the sentence why not."""
-    jobs = page.site.jobs
-    busy = await aside(jobs.of_run, metrics)
-    if busy.value is not None:
-        return f"job {busy.value.id} is at work on it already."
-    begun = await aside(jobs.start, title, words, kind=kind, metrics=metrics)
-    if begun.value is not None:
+    """Start a job on a run and show it; returns the sentence why not, or nothing if one is being started."""
+    if page.beginning:
+        return ""
+    page.beginning, started = True, False
+    try:
+        busy = await aside(page.site.jobs.of_run, metrics)
+        if busy.value is not None:
+            return f"job {busy.value.id} is at work on it already."
+        begun = await aside(page.site.jobs.start, title, words, kind=kind, metrics=metrics)
+        if begun.value is None:
+            return begun.error
+        started = True  # the page goes on to the job, and whoever comes back has a new page
         page.go(f"/jobs/{begun.value.id}")
-    return begun.error
+        return ""
+    finally:
+        page.beginning = started
 
 
 def _train_form(page: Page, expert: str) -> None:
     site, brains = page.site, brain_names(page.site.root)
     default: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(ExpertTraining)}
+    if not brains:
+        begin_here(site, "There is no brain to train an expert in yet.")
+        return
     with ui.element("section").classes("panel").props('id="train"'):
         heading("Train an expert", 2)
-        if not brains:
-            ui.label("There is no brain to train it in yet. First make one:")
-            ui.label(site.command("train", "--name", "small")).classes("command")
-            return
         ui.label("Alone, on a text of its own, in a brain that stays as it is.").classes("soft")
         with ui.element("div").classes("two"):
             expert_id = ui.input("Id of the expert", value=expert).props("maxlength=64")

@@ -22,6 +22,7 @@ LIVE = 120.0
 """Seconds after its last record for which a run without a job counts as running."""
 _BLOCK = 1 << 22
 _TAIL = 1 << 17
+_BEGINNING = 256
 _KEPT = 6
 
 
@@ -47,7 +48,7 @@ class RunLog:
 
     def start_over(self) -> None:
         """Forget all that was read."""
-        self.offset, self.identity = 0, -1
+        self.offset, self.identity, self.beginning = 0, -1, b""
         self.train = History("train", POINTS, _numbers)
         self.heat = History("train", COLUMNS, _heat)
         self.evaluations = History("eval", POINTS, _numbers)
@@ -61,9 +62,13 @@ class RunLog:
         try:
             with self.file.open("rb") as lines:
                 state = os.fstat(lines.fileno())
-                if state.st_ino != self.identity or state.st_size < self.offset:
+                beginning = lines.read(_BEGINNING)
+                # A new file may have the number of the one it replaces.
+                same = state.st_ino == self.identity and beginning.startswith(self.beginning)
+                if not same or state.st_size < self.offset:
                     self.start_over()
                     self.identity = state.st_ino
+                self.beginning = beginning
                 self.changed, before = state.st_mtime, self.offset
                 lines.seek(self.offset)
                 while block := lines.read(_BLOCK):

@@ -7,6 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
+from aios.brains.bundle import METRICS
 from aios.manager import charts, expert_forms, run_form
 from aios.manager.frame import Page, Site, aside, attempt, begin_here, framed, heading
 from aios.manager.runs import RunLog, RunSummary
@@ -142,9 +143,9 @@ class _Training:
         return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None
 
     def _draw(self, logs: list[RunLog]) -> None:
-        folders = [PurePosixPath(path).parent for path in (self.run, self.other) if path]
-        shared = os.path.commonpath([folder.parent for folder in folders])
-        names = [str(folder.relative_to(shared)) for folder in folders]
+        places = [PurePosixPath(path.removesuffix(f"/{METRICS}")) for path in (self.run, self.other) if path]
+        shared = os.path.commonpath([place.parent for place in places])
+        names = [str(place.relative_to(shared)) for place in places]
         for name, (panel, chart) in self.lines.items():
             options = charts.lines(name, list(zip(names, logs, strict=True)))
             panel.set_visibility(options is not None)

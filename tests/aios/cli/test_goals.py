@@ -11,7 +11,7 @@ from aios.experts.registry import ExpertEntry, Registry
 
 VERBS = (
     *("add", "list", "list-for-expert", "get-expert", "link-expert", "unlink-expert", "activate", "deactivate"),
-    *("remove", "remove-like"),
+    *("weigh", "remove", "remove-like"),
 )
 ITEM = {
     *("id", "text", "created_ts", "active", "protected", "expert_id"),
@@ -86,7 +86,7 @@ def test_the_seed_word_for_word(aios, tmp_path, monkeypatch):
     assert registry.get("test-expert-004").goals == ("Improve summarization quality", "Goal 42")
 
 
-def test_the_objects(told, tmp_path):
+def test_the_objects(goals, told, tmp_path):
     for expert_id in "ab":
         Registry(tmp_path).create(expert_id)
     added = told("add", " Read laws ", "--weight", "0.5")
@@ -111,6 +111,10 @@ def test_the_objects(told, tmp_path):
     assert told("deactivate", 1)["active"] is False
     assert told("list")["count"] == 0
     assert told("list", "--all")["items"][0]["active"] is False
+    assert told("weigh", 1, 0.25).items() >= {"success": True, "weight": 0.25, "active": False}.items()
+    for odd in (0, 1.5, "nan"):
+        assert goals("weigh", 1, odd).code == 2
+    assert told("list", "--all")["items"][0]["weight"] == 0.25
     assert told("activate", 1).items() >= {"success": True, "directive_id": 1, "active": True}.items()
     told("add", "100% sure")
     assert told("remove-like", "%").items() >= {"removed_count": 1, "match": "%", "ids": [2]}.items()

@@ -56,7 +56,9 @@ def test_it_says_what_the_commands_say(aios, asked):
     expected = json.loads(told.out)
     assert found["off"]["share"] == expected["off"]["share"]
     assert found["on"]["share"] == expected["on"]["share"]
-    assert found["text_kl"] == expected["text_kl"] > 0
+    assert expected["text_kl"] > 0
+    # The process has more threads than the tests, and adds in another order.
+    assert found["text_kl"] == pytest.approx(expected["text_kl"], rel=1e-3)
     assert len(found["pieces"]) == len(found["on"]["chosen"][0]) == found["tokens"]
     assert "".join(found["pieces"]) == "def f(x):"
     assert {"licences", "oratory"} <= set(found["domains"])
@@ -66,7 +68,8 @@ def test_it_says_what_the_commands_say(aios, asked):
         again = asked.ask(
             "explain", NAME, text="def f(x):", flags=GoalFlags(goal=("1",), goal_kl=0.001, goal_strength=strength)
         )
-        assert (again["text_kl"], again["kl"]) == (expected["text_kl"], expected["kl"])
+        assert [again["text_kl"], again["kl"]] == pytest.approx([expected["text_kl"], expected["kl"]], rel=1e-3)
+        assert (again["text_kl"], again["kl"]) == (found["text_kl"], found["kl"])
     # A goal is on where it is asked for, and nowhere else.
     assert chat(asked)["text"] == answer["text"]
 

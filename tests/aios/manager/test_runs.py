@@ -145,6 +145,18 @@ def test_a_run_that_was_deleted_is_followed_no_more(tmp_path, file):
         runs.follow(path)
 
 
+def test_a_new_file_may_have_the_number_of_the_old_one(file):
+    add(file, *(step(n, lm_loss=5.0) for n in range(1, 11)))
+    log = RunLog(file)
+    log.poll()
+    number = file.stat().st_ino
+    file.write_text("")  # the number stays, as it often does when a file is removed and another made
+    add(file, *(step(n, lm_loss=9.25) for n in range(1, 16)))
+    assert file.stat().st_ino == number
+    assert log.poll()
+    assert log.line("lm_loss") == [[n, 9.25] for n in range(1, 16)]
+
+
 def test_charts_of_one_run_and_of_two(file):
     add(file, step(1), step(2), json.dumps({"event": "eval", "step": 2, "<b>python": 2.5, "mean": 2.5}) + "\n")
     log = RunLog(file)
