@@ -321,21 +321,25 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
         "health (masked) | change |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    gains = []
+    gains: list[float] = []
+    possible: list[float] = []
     for run in by_arm["PI"]:
         d = run["damage"]
         alone = d["zeroed, left alone"]
-        gains.append((alone - d["zeroed, health"]) / (alone - d["zeroed, oracle mask"]))
+        gains.append(alone - d["zeroed, health"])
+        possible.append(alone - d["zeroed, oracle mask"])
         lines.append(
             f"| {run['seed']} | {d['whole']:.4f} | {alone:.4f} | {d['zeroed, oracle mask']:.4f} | "
-            f"{d['zeroed, health']:.4f} ({_masked(d, 'zeroed')}) | {gains[-1]:.2f} | {d['noised, left alone']:.4f} | "
-            f"{d['noised, oracle mask']:.4f} | {d['noised, health']:.4f} ({_masked(d, 'noised')}) | "
+            f"{d['zeroed, health']:.4f} ({_masked(d, 'zeroed')}) | {gains[-1] / possible[-1]:.2f} | "
+            f"{d['noised, left alone']:.4f} | {d['noised, oracle mask']:.4f} | "
+            f"{d['noised, health']:.4f} ({_masked(d, 'noised')}) | "
             f"{d['noised, health'] / d['noised, left alone'] - 1:+.2%} |"
         )
     lines += [
         "",
-        f"Of what the oracle recovers, health recovers {statistics.fmean(gains):.0%} on average over the seeds. In "
-        "brackets which of the two victims it masks, and how many others.",
+        f"Of what the oracle recovers in all seeds together, health recovers {sum(gains) / sum(possible):.0%}. In "
+        "brackets which of the two victims it masks, and how many others. The noise hardly hurts, and masking such an "
+        "expert would: health leaves it alone.",
         "",
         f"Experts probed in a run with health on, while nothing is broken: {', '.join(map(str, probed))}.",
     ]

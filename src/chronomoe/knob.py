@@ -274,6 +274,10 @@ class KnobScheduler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
+        if wrong := set(state) ^ {"current", "decision", "agent"}:
+            raise KeyError(f"knob.{min(wrong)} is missing or unknown")
+        if not isinstance(state["current"], int) or state["current"] < 0:
+            raise ValueError("knob.current is no number of steps")
         self.current, self._decision = state["current"], KnobDecision(**state["decision"])
         if hasattr(self.agent, "load_state_dict") and state["agent"] is not None:
             self.agent.load_state_dict(state["agent"])

@@ -32,7 +32,7 @@ _PARTS = (
     "format", "version", "state", "config", "total_steps", "optimizer_groups", "optimizer_tensors", "schedule",
     "control", "rng",
 )  # fmt: skip
-_SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+_SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_experts_per_tok")
 
 
 def step_of(path: Path) -> int:

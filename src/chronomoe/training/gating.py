@@ -43,7 +43,8 @@ class CoherenceGatedOptimizer(torch.optim.Optimizer):
         return getattr(self.optimizer, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self)
+        # A scheduler puts a step of its own in the place of ours; bound to us, it would step us and not the copy.
+        return {name: value for name, value in vars(self).items() if name != "step"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -124,7 +124,10 @@ class ChronovisorCheckpoint:
                 raise ValueError("intent is not text")
             if any(int(rest[name]) < 0 for name in ("ticks", "last_probe") if name in rest):
                 raise ValueError("ticks are counted from 0")
-            content["coherence_history"] = [float(r) for r in content["coherence_history"]]
+            history = content["coherence_history"]
+            if not isinstance(history, list) or not all(0 <= float(r) <= 1 for r in history):
+                raise ValueError("coherence_history is no list of numbers between 0 and 1")
+            content["coherence_history"] = [float(r) for r in history]
             content["meta_knob_history"] = [
                 (checked_kappa(kappa), str(intent)) for kappa, intent in content["meta_knob_history"]
             ]
@@ -141,8 +144,8 @@ class ChronovisorCheckpoint:
             control=content["control"],
         )
 
-    def restore_to_controller(self, controller: ChronovisorMixtralController, where: Path = Path("memory")) -> None:
-        """Put everything back; :class:`CheckpointError`, and nothing changed, when a field is missing or unknown."""
+    def refuse_unfit(self, controller: ChronovisorMixtralController, where: Path = Path("memory")) -> None:
+        """:class:`CheckpointError` when a field or layer is missing or unknown, or has another shape or type."""
         mine = ChronovisorCheckpoint.from_controller(controller)
         for found, wanted in ((self.rest, mine.rest), (self.lens_states, mine.lens_states)):
             if wrong := sorted(map(str, set(found) ^ set(wanted))):
@@ -153,12 +156,23 @@ class ChronovisorCheckpoint:
                 raise CheckpointError(f"{where}: the field {wrong[0]} of layer {layer} is missing or unknown.")
             if wrong := [name for name, value in needed.items() if given[name].shape != value.shape]:
                 raise CheckpointError(f"{where}: {wrong[0]} of layer {layer} has another shape than in this model.")
-        state = {"structural_T_global": self.structural_T_global, **self.rest}
-        for name in mine.lens_states[0]:
-            state[name] = torch.stack([self.lens_states[layer][name] for layer in mine.lens_states])
+        state = self._tensors()
         for name, tensor in _state(controller).items():
-            if state[name].shape != tensor.shape:
-                raise CheckpointError(f"{where}: {name} has another shape than in this model.")
+            if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+                raise CheckpointError(f"{where}: {name} has another shape or type than in this model.")
+            if not state[name].isfinite().all():
+                raise CheckpointError(f"{where}: {name} holds values that are not finite.")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        state = {"structural_T_global": self.structural_T_global, **self.rest}
+        for name in self.lens_states[0]:
+            state[name] = torch.stack([self.lens_states[layer][name] for layer in sorted(self.lens_states)])
+        return state
+
+    def restore_to_controller(self, controller: ChronovisorMixtralController, where: Path = Path("memory")) -> None:
+        """Put everything back; :class:`CheckpointError`, and nothing changed, when it does not fit."""
+        self.refuse_unfit(controller, where)
+        state, kappa = self._tensors(), checked_kappa(self.kappa)
         steering = {name: tensor for name, tensor in state.items() if name.startswith("steering.")}
         own = {name: tensor for name, tensor in state.items() if name not in steering}
         load_strict(controller, own, where)
@@ -167,7 +181,7 @@ class ChronovisorCheckpoint:
         controller.coherence_history.extend(self.coherence_history)
         controller.meta_knob.reset()
         controller.meta_knob.history.extend(self.meta_knob_history)
-        controller.meta_knob.kappa, controller.meta_knob.intent = self.kappa, self.intent
+        controller.meta_knob.kappa, controller.meta_knob.intent = kappa, self.intent
 
 
 _GLOBAL = (

@@ -1,6 +1,7 @@
 """The control layer within one run: kappa's schedule, the controller's tick, the gate, probes of suspect experts."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -233,9 +234,14 @@ class RunControl:
         return {**knob, "loss_fast": self.loss_fast, "loss_slow": self.loss_slow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of :meth:`state_dict`; raises KeyError, TypeError or ValueError for anything else."""
+        if wrong := set(state) ^ set(self.state_dict()):
+            raise KeyError(f"control.{min(wrong)} is missing or unknown")
+        losses = [float(state[name]) for name in ("loss_fast", "loss_slow")]
+        if not all(map(math.isfinite, losses)):
+            raise ValueError("a smoothed loss is not finite")
         self.knob.load_state_dict(state["knob"])
-        self.loss_fast, self.loss_slow = state["loss_fast"], state["loss_slow"]
+        self.loss_fast, self.loss_slow = losses
         self.usage.load_state_dict(state["usage"])
         self.state = None if state["knob_state"] is None else KnobState(**state["knob_state"])
         if self.optimizer is not None and self.controller is not None and self.controller.coherence_history:

@@ -154,25 +154,29 @@ class RunFiles:
         state = RunState(**saved["state"])
         if min(state.step, state.epoch, state.batch, state.tokens, state.skipped, state.summed) < 0:
             raise ValueError("a count is below 0")
+        # What can be refused is refused before anything changes.
+        geology, controller = None, self.control.controller
+        if controller is not None and saved["config"]["save_chronovisor_state"]:
+            geology = ChronovisorCheckpoint.load(path)
+            geology.refuse_unfit(controller, path)
+        moments = checkpoint.read_tensors(path / "optimizer.safetensors")
+        if odd := set(moments) ^ set(saved["optimizer_tensors"]):
+            raise CheckpointError(f"{path / 'optimizer.safetensors'}: {min(odd)} is missing or unknown.")
+        generators = checkpoint.read_tensors(path / f"rng_{rank}.safetensors")
         checkpoint.load_weights(self.model, path)
-        if (controller := self.control.controller) is not None:
+        if controller is not None:
             controller.reset()
-            if not saved["config"]["save_chronovisor_state"]:
+            if geology is None:
                 state.goals = ""  # nothing says what was on
             else:
-                geology = ChronovisorCheckpoint.load(path)
                 geology.restore_to_controller(controller, path)
                 if geology.control != dataclasses.asdict(controller.config):
                     controller.release()  # what they had on may be off now
                     self.control.show("  The control layer's settings differ from the checkpoint's; today's apply.")
         self.control.load_state_dict(saved["control"])
-        moments = checkpoint.read_tensors(path / "optimizer.safetensors")
-        if odd := set(moments) ^ set(saved["optimizer_tensors"]):
-            raise CheckpointError(f"{path / 'optimizer.safetensors'}: {min(odd)} is missing or unknown.")
         checkpoint.unpack_optimizer(self.optimizer, moments, saved["optimizer_groups"])
         self.schedule.load_state_dict(saved["schedule"])
         apply_settings(self.optimizer, self.schedule, self.model, self.config)
-        generators = checkpoint.read_tensors(path / f"rng_{rank}.safetensors")
         self.continued_from = path
         # The position is one in samples; with other batches it falls on the one that holds it.
         state.batch = state.batch * saved["config"]["batch_size"] // self.config.batch_size

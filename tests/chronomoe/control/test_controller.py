@@ -498,3 +498,70 @@ def test_diagnostics_of_a_landscape_and_its_valleys():
     assert torch.count_nonzero(controller.valley_weight) == 1
     with pytest.raises(ConfigError, match="no MoE layer 2"):
         controller.get_structural_temperature_diagnostics(2)
+
+
+def test_each_structural_temperature_has_a_rate_of_its_own():
+    model = build(ControlConfig(eta_structural_T_local=0.5, eta_structural_T_global=0.125))
+    controller = model.controller
+    controller.set_knob(0.0)
+    train(model, steps=1)
+    fast = controller.temperature_fast
+    assert fast.abs().max() > 0
+    torch.testing.assert_close(controller.structural_T_local, 0.5 * fast)
+    torch.testing.assert_close(controller.structural_T_global, 0.125 * fast.mean(dim=0))
+
+
+def test_fast_and_structural_temperature_are_weighed():
+    model = build()
+    controller = model.controller
+    train(model, steps=5)
+    seen = []
+    for weight in (1.0, 0.0):
+        controller.config = dataclasses.replace(controller.config, fast_weight=weight)
+        seen.append(controller.temperature_effective)
+    controller.config = dataclasses.replace(controller.config, fast_weight=0.25)
+    mixed = controller.temperature_effective
+    assert not torch.allclose(*seen)
+    between = (mixed - seen[1]) / (seen[0] - seen[1])
+    clear = (seen[0] - seen[1]).abs() > 1e-4
+    assert clear.any()
+    assert (between[clear] > 0).all()
+    assert (between[clear] < 1).all()
+
+
+def test_the_integral_gain_is_high_at_the_start_and_falls():
+    """Calm settings but for the early gain: what the same error moves at the first tick, and much later."""
+    moved = {}
+    for early in (0.3, 0.07):
+        model = build(ControlConfig(gamma_early=early, gamma_p=0.0, alarm=1e9, early_ticks=3.0, temperature=False))
+        model.controller.set_knob(0.0)
+        train(model, steps=1)
+        first = model.controller.live_pressure.abs().sum()
+        model.controller.ticks.fill_(99)
+        before = model.controller.live_pressure.clone()
+        train(model, steps=1, data=lambda n: batches(n, seed=2))
+        moved[early] = first, (model.controller.live_pressure - before).abs().sum()
+    assert moved[0.3][0] / moved[0.07][0] == pytest.approx(0.3 / 0.07, rel=1e-3)
+    assert 0.5 < moved[0.3][1] / moved[0.07][1] < 2  # the loads they start from differ by now
+
+
+def test_an_expert_let_in_again_cools_down_and_can_be_judged_anew():
+    model = build(ControlConfig(probe_every=1, suspect_below=1.0))
+    controller = model.controller
+    controller.recovering[0, 1] = 1.0
+    assert (0, 1) not in controller.suspects()
+    train(model, steps=1)
+    assert controller.recovering[0, 1] == pytest.approx(0.98)
+    train(model, steps=40)
+    assert controller.recovering[0, 1] < 0.5
+    controller.health[0, 1] = -1.0
+    assert (0, 1) in controller.suspects()
+
+
+def test_routers_know_the_mean_of_their_inputs():
+    model = build()
+    seen = []
+    model.model.layers[0].mlp.gate.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    train(model, steps=1)
+    mean = seen[0].detach().reshape(-1, seen[0].shape[-1]).mean(dim=0)
+    torch.testing.assert_close(model.controller.steering.input_mean[0], mean, rtol=1e-4, atol=1e-5)

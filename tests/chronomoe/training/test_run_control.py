@@ -1,5 +1,6 @@
 """The control layer in a run: the seed's log lines, metrics, gates, probes, and resume with and without it."""
 
+import dataclasses
 import json
 import re
 
@@ -333,3 +334,38 @@ def test_an_agent_outside_turns_the_knob(tmp_path):
     assert records(tmp_path)[-1]["intent"] == "asked"
     assert seen[-1]["step"] == 5, "steps done when it was asked"
     assert {"loss", "loss_trend", "coherence_R", "load_entropy", "dead_experts"} <= set(seen[0])
+
+
+def test_a_run_probes_its_suspects(tmp_path):
+    model = build_model()
+    trainer = build_trainer(tmp_path, model, max_steps=6)
+    controller = model.controller
+    controller.config = dataclasses.replace(controller.config, probe_every=4, suspect_below=1.0)
+    trainer.train()
+    assert int(controller.last_probe) == 4
+    assert controller.evidence.abs().sum() > 0
+
+
+def test_the_trend_falls_while_the_loss_does(tmp_path):
+    row = {"input_ids": torch.arange(16) % 5}
+    trainer = build_trainer(tmp_path, data=[row] * 8, max_steps=30, kappa_schedule="adaptive", kappa_warmup_steps=1)
+    trainer.train()
+    state = trainer.control.state
+    assert state.loss_trend < -0.01
+    assert state.loss == pytest.approx(trainer.control.loss_fast)
+
+
+def test_control_state_is_taken_whole_or_not_at_all(tmp_path):
+    control = build_trainer(tmp_path).control
+    good = control.state_dict()
+    for spoiled in (
+        good | {"foo": 1},
+        {name: value for name, value in good.items() if name != "knob"},
+        good | {"loss_fast": float("nan")},
+        good | {"loss_slow": "a"},
+        good | {"knob": good["knob"] | {"foo": 1}},
+        good | {"knob": good["knob"] | {"current": -5}},
+    ):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            control.load_state_dict(spoiled)
+        assert control.state_dict() == good

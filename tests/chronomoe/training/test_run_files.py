@@ -226,3 +226,21 @@ def test_a_failing_evaluation_loses_no_training(tmp_path):
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     assert list_checkpoints(tmp_path)[-1].name == "step_3"
+
+
+def test_a_checkpoint_that_is_refused_has_changed_no_weight(tmp_path):
+    build_trainer(tmp_path, build_model(seed=1)).train()
+    file = tmp_path / "step_12/chronovisor.json"
+    content = json.loads(file.read_text())
+    del content["kappa"]
+    file.write_text(json.dumps(content))
+    trainer = build_trainer(tmp_path, build_model(seed=2))
+    with pytest.raises(CheckpointError, match="kappa"):
+        trainer.load_checkpoint("step_12")
+    assert equal_weights(trainer.model, build_model(seed=2))
+
+
+def test_another_number_of_experts_a_token_is_refused(tmp_path):
+    build_trainer(tmp_path, build_model(num_experts_per_tok=2)).train()
+    with pytest.raises(CheckpointError, match="num_experts_per_tok"):
+        build_trainer(tmp_path, build_model(num_experts_per_tok=1)).load_checkpoint("latest")
