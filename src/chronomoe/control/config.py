@@ -28,7 +28,7 @@ class ControlConfig:
     """Proportional gain of the pressure."""
     gamma_early: float = 0.3
     """Integral gain at the first tick."""
-    early_ticks: float = 150.0
+    early_ticks: float = 300.0
     """Ticks after which the early gain has fallen to 1/e of its excess."""
     gamma_alarm: float = 0.8
     """Integral gain while some load stays far from its target: at the start, after a shift, with an expert masked."""
