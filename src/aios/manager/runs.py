@@ -73,10 +73,10 @@ class RunLog:
                 lines.seek(self.offset)
                 while block := lines.read(_BLOCK):
                     end = block.rfind(b"\n") + 1
-                    if not end:
-                        break  # a line that is being written, or longer than any of ours
+                    if not end and len(block) < _BLOCK:
+                        break  # a line that is being written
                     self._take(block[:end])
-                    self.offset += end
+                    self.offset += end or len(block)  # longer than any of ours: passed over
                     lines.seek(self.offset)
                 return self.offset != before
         except OSError:

@@ -55,6 +55,9 @@ class _Training:
         self.run = run if run in names else next(iter(names))
         self.other = other if other in names and other != self.run else ""
         self.layer = 0
+        places = [PurePosixPath(path.removesuffix(f"/{METRICS}")) for path in (self.run, self.other) if path]
+        shared = os.path.commonpath([place.parent for place in places])
+        self.labels = [str(place.relative_to(shared)) for place in places]
         with ui.element("div").classes("line"):
             chosen = ui.select(names, label="Run", value=self.run).props("dense outlined").classes("grow")
             others = {"": "nothing"} | {path: name for path, name in names.items() if path != self.run}
@@ -73,7 +76,8 @@ class _Training:
         self.layers = ui.select([0], label="Layer", value=0, on_change=self._turn).props("dense outlined")
         self.layers.style("width: 120px")
         with ui.element("div").classes("two"):
-            self.heat = {name: self._chart(name, label) for name, label in charts.HEAT.items()}
+            whose = f", {self.labels[0]}" if self.other else ""
+            self.heat = {name: self._chart(name, label + whose) for name, label in charts.HEAT.items()}
         if brain := run_form.brain_of(self.run):
             slots = ui.refreshable(expert_forms.slots_of)
             slots(page, "/".join(brain))
@@ -97,7 +101,9 @@ class _Training:
     def _chart(self, name: str, label: str) -> tuple[Any, ui.echart]:
         with ui.element("div").classes("panel") as panel:
             heading(label, 2)
-            return panel, ui.echart({}).classes("chart").props(f'role="img" aria-label="{label}"')
+            chart = ui.echart({}).classes("chart").props('role="img"')
+            chart.props["aria-label"] = label  # it may hold the name of a folder
+            return panel, chart
 
     async def _look(self) -> None:
         self.looks += 1
@@ -143,11 +149,8 @@ class _Training:
         return logs, live, stoppable, unfinished and run_form.brain_of(self.run) is not None
 
     def _draw(self, logs: list[RunLog]) -> None:
-        places = [PurePosixPath(path.removesuffix(f"/{METRICS}")) for path in (self.run, self.other) if path]
-        shared = os.path.commonpath([place.parent for place in places])
-        names = [str(place.relative_to(shared)) for place in places]
         for name, (panel, chart) in self.lines.items():
-            options = charts.lines(name, list(zip(names, logs, strict=True)))
+            options = charts.lines(name, list(zip(self.labels, logs, strict=True)))
             panel.set_visibility(options is not None)
             if options is not None:
                 _put(chart, options)

@@ -145,6 +145,16 @@ def test_a_run_that_was_deleted_is_followed_no_more(tmp_path, file):
         runs.follow(path)
 
 
+def test_a_line_too_long_to_be_ours_is_passed_over(file):
+    add(file, step(1))
+    with file.open("a") as out:
+        out.write("x" * 9_000_000 + "\n")
+    add(file, step(2))
+    log = RunLog(file)
+    log.poll()
+    assert [one["step"] for one in log.train.records] == [1, 2]
+
+
 def test_a_new_file_may_have_the_number_of_the_old_one(file):
     add(file, *(step(n, lm_loss=5.0) for n in range(1, 11)))
     log = RunLog(file)

@@ -565,3 +565,35 @@ def test_routers_know_the_mean_of_their_inputs():
     train(model, steps=1)
     mean = seen[0].detach().reshape(-1, seen[0].shape[-1]).mean(dim=0)
     torch.testing.assert_close(model.controller.steering.input_mean[0], mean, rtol=1e-4, atol=1e-5)
+
+
+def two_domains(n, seed):
+    """Text (n, 8, 32) of two domains, each with words of its own, of which three may follow each word."""
+    generator = torch.Generator().manual_seed(seed)
+    follow = torch.randint(0, 30, (2, 30, 3), generator=torch.Generator().manual_seed(7))
+    text = torch.zeros(n, 8, 32, dtype=torch.long)
+    for row in range(8):
+        word = torch.randint(0, 30, (n,), generator=generator)
+        for place in range(32):
+            text[:, row, place] = word + 30 * (row % 2)
+            word = follow[row % 2, word, torch.randint(0, 3, (n,), generator=generator)]
+    return text
+
+
+def test_coherence_is_high_on_a_trained_router_and_nothing_on_random_choices():
+    model = build()
+    train(model, steps=60, data=lambda n: two_domains(n, seed=1))
+    controller = model.controller
+    found = {}
+    for noise in (0.0, 1e4):
+        controller.forget()
+        controller.config = controller.config.ablate("none")
+        controller.steering.pressure.zero_()
+        controller.steering.exploration.fill_(noise)
+        with torch.no_grad():
+            for x in two_domains(150, seed=99):
+                model(input_ids=x)
+                controller.tick()
+        found[noise] = controller.R
+    assert found[0.0] > 0.92
+    assert found[1e4] < 0.06
