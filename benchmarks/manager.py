@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import fmean, linear_regression, median
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,8 +102,9 @@ def live_chart(browser: Browser, root: Path, rounds: int, steps: int) -> tuple[R
 def processor(browser: Browser, root: Path, seconds: float) -> tuple[Row, Row]:
     """Processor time that page and manager take of all cores while a long run grows, with the page and without.
 
-    It bounds what the page can cost a step that would keep all cores busy, and other work on the machine hardly moves
-    it, which a step's time does not survive.
+    Other work on the machine hardly moves it, which a step's time does not survive. It is what a step that keeps all
+    cores busy pays if its threads share the loss; where each waits for the slowest, up to as many times that as there
+    are cores.
     """
     log = root / RUN
     record = json.loads([line for line in log.read_text().splitlines() if '"event": "train"' in line][-1])
@@ -161,7 +162,7 @@ def memory(browser: Browser, root: Path, minutes: float) -> tuple[Row, Row]:
 
 
 def _step_time(log: Path, steps: int) -> float:
-    """Median seconds of the steps to come, once the page is there or gone."""
+    """Mean seconds of the steps to come, once the page is there or gone: what few of them wait for counts too."""
     time.sleep(3)
     records: list[Any] = []
     with log.open() as file:
@@ -173,7 +174,7 @@ def _step_time(log: Path, steps: int) -> float:
             else:
                 file.seek(file.tell() - len(line.encode()))
                 time.sleep(0.1)
-    return median(8 * 128 / record["tokens_per_second"] for record in records)
+    return fmean(8 * 128 / record["tokens_per_second"] for record in records)
 
 
 def _row(figure: str, values: Sequence[float], goal: str = "", bound: float | None = None) -> Row:
@@ -229,7 +230,12 @@ def main() -> None:
         rows += processor(browser, root, 2 if options.quick else 60)
         rows += memory(browser, root, options.minutes)
         browser.close()
-    text = f"Load is the machine's, averaged over the minute before each row ended.\n\n{table(rows)}"
+    refreshed = options.minutes * FASTER
+    text = (
+        "Load is the machine's, averaged over the minute before each row ended. A page was refreshed "
+        f"{FASTER} times as often as usual for {options.minutes:g} min, as in {refreshed:g} min, and the growth of the "
+        f"manager's memory extrapolated from the last two thirds to an hour.\n\n{table(rows)}"
+    )
     print(f"\n{text}")
     if out := options.out or (None if options.quick else RESULTS):
         out.mkdir(parents=True, exist_ok=True)
