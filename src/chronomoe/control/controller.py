@@ -7,7 +7,8 @@
 
 State is (layers, experts) buffers in fp32: it moves with the model, is saved in checkpoints, and is the same on every
 rank, since all ranks see the same summed window and do the same arithmetic. A step without tokens, or one skipped for a
-loss that is not finite, moves nothing; evaluation and generation never do.
+loss that is not finite, moves nothing. Evaluation and generation never do in eval mode; every forward in training mode
+counts, with or without a gradient: call ``model.eval()`` before generating within a step.
 
 Shape suffixes: L MoE layers, N experts, D hidden size, B blocks of time.
 """
