@@ -338,8 +338,7 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
     lines += [
         "",
         f"Of what the oracle recovers in all seeds together, health recovers {sum(gains) / sum(possible):.0%}. In "
-        "brackets which of the two victims it masks, and how many others. The noise hardly hurts, and masking such an "
-        "expert would: health leaves it alone.",
+        "brackets which of the two victims it masks, and how many others.",
         "",
         f"Experts probed in a run with health on, while nothing is broken: {', '.join(map(str, probed))}.",
     ]

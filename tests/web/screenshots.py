@@ -5,6 +5,8 @@
 A WORKSPACE that is not there is made first, in some five minutes. Afterwards look at them.
 """
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,21 +30,20 @@ def make(root: Path) -> None:
     small = ["--data", str(two), "--seq-len", "128", "--eval-every-n-steps", "100", "--log-every-n-steps", "20"]
     fast = ["--learning-rate", "4e-3"]
     for words in (
-        ["init", "--max-bytes", "2000000", "--vocab-size", "2048", "--root", str(root)],
+        ["init", "--max-bytes", "2000000", "--vocab-size", "2048"],
         ["data", "prepare", f"oratory={data / 'oratory'}", f"python={data / 'python'}", "--out", str(two),
          "--tokenizer", str(root / "artifacts/hf_implant/base_model")],
-        ["train", "--name", "small", "--max-steps", "600", *small, *fast, "--root", str(root)],
-        ["train", "--name", "unsteered", "--max-steps", "300", *small, *fast, "--control", "aux", "--root", str(root)],
-        ["experts", "create", "laws", "--name", "Licences", "--category", "law", "--root", str(root)],
-        ["experts", "train", "laws", "--brain", "small", "--dataset-file", str(data / "licences"), "--steps", "200",
-         "--root", str(root)],
-        ["experts", "create", "patents", "--parent", "laws", "--category", "law", "--root", str(root)],
-        ["experts", "attach", "laws", "--brain", "small", "--root", str(root)],
-        ["goals", "add", "Know licences", "--expert-id", "laws", "--root", str(root)],
-        ["goals", "add", "Sound like Python", "--root", str(root)],
-        ["goals", "link-expert", "2", "mixtral/small:1.3", "--root", str(root)],
+        ["train", "--name", "small", "--max-steps", "600", *small, *fast],
+        ["train", "--name", "unsteered", "--max-steps", "300", *small, *fast, "--control", "aux"],
+        ["experts", "create", "laws", "--name", "Licences", "--category", "law"],
+        ["experts", "train", "laws", "--brain", "small", "--dataset-file", str(data / "licences"), "--steps", "200"],
+        ["experts", "create", "patents", "--parent", "laws", "--category", "law"],
+        ["experts", "attach", "laws", "--brain", "small"],
+        ["goals", "add", "Know licences", "--expert-id", "laws"],
+        ["goals", "add", "Sound like Python"],
+        ["goals", "link-expert", "2", "mixtral/small:1.3"],
     ):  # fmt: skip
-        if run(words) != 0:
+        if run([*words, *(() if words[0] == "data" else ("--root", str(root)))]) != 0:
             raise SystemExit(f"aios {' '.join(words)}: failed")
 
 
@@ -163,8 +164,11 @@ def main(root: Path, folder: Path, *names: str) -> None:
         make(root)
     folder.mkdir(parents=True, exist_ok=True)
     served = Served(root.resolve())
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+    with contextlib.ExitStack() as stack:
+        stack.callback(served.stop)
+        play = stack.enter_context(sync_playwright())
+        place = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+        browser = play.chromium.launch(executable_path=place, args=["--no-sandbox"])
         for width in WIDTHS:
             for name, go in (PAGES | DIALOGS).items():
                 if names and name not in names:
@@ -180,7 +184,6 @@ def main(root: Path, folder: Path, *names: str) -> None:
                 print(f"{name}-{width}.png")
             side_by_side(folder, width)
         browser.close()
-    served.stop()
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def data_of(root: Path, bundle: Path) -> Path | None:
 
 
 def own_data(root: Path, bundle: Path) -> Path | None:
-    """The same if it is within the workspace: the page reads nothing else."""
+    """What :func:`data_of` finds if it is within the workspace: the page reads nothing else."""
     place = data_of(root, bundle)
     return place if place is not None and place.resolve().is_relative_to(root.resolve()) else None
 

@@ -173,9 +173,9 @@ class GoalStore:
 
     def set_weight(self, goal_id: int, weight: float) -> None:
         """Let a goal count for more or less; :class:`ConfigError` for a weight that cannot be."""
+        value = goal_weight(weight)
         self._sql.execute(
-            "UPDATE goals SET weight = ?, updated_ts = ? WHERE id = ? AND weight <> ?",
-            (goal_weight(weight), _now(), goal_id, weight),
+            "UPDATE goals SET weight = ?, updated_ts = ? WHERE id = ? AND weight <> ?", (value, _now(), goal_id, value)
         )
 
     def remove(self, goal_id: int) -> None:

@@ -48,7 +48,17 @@ class Reporter:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """A progress line at the bottom while the block runs, if someone is watching."""
+        """A progress line at the bottom while the block runs, if someone is watching; then TensorBoard's file ends."""
+        try:
+            with self._progress_line():
+                yield
+        finally:
+            if self._board is not None:
+                self._board.close()
+                self._board = None
+
+    @contextmanager
+    def _progress_line(self) -> Iterator[None]:
         if not (self.active and self.console.is_terminal):
             yield
             return

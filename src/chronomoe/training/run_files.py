@@ -154,7 +154,7 @@ class RunFiles:
         state = RunState(**saved["state"])
         if min(state.step, state.epoch, state.batch, state.tokens, state.skipped, state.summed) < 0:
             raise ValueError("a count is below 0")
-        # What can be refused is refused before anything changes.
+        # Files that are missing or do not fit are refused before anything changes.
         geology, controller = None, self.control.controller
         if controller is not None and saved["config"]["save_chronovisor_state"]:
             geology = ChronovisorCheckpoint.load(path)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,8 +27,9 @@ SAMPLING = Sampling(max_new_tokens=16, temperature=0.0, top_p=1.0, top_k=0)
 
 
 @pytest.fixture
-def asked(brain):
-    """The process for a copy of the workspace."""
+def asked(brain, monkeypatch):
+    """The process for a copy of the workspace; it adds in the order in which the tests add."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one = Brain(brain.parents[3])
     yield one
     one.end()
@@ -56,9 +58,7 @@ def test_it_says_what_the_commands_say(aios, asked):
     expected = json.loads(told.out)
     assert found["off"]["share"] == expected["off"]["share"]
     assert found["on"]["share"] == expected["on"]["share"]
-    assert expected["text_kl"] > 0
-    # The process has more threads than the tests, and adds in another order.
-    assert found["text_kl"] == pytest.approx(expected["text_kl"], rel=1e-3)
+    assert found["text_kl"] == expected["text_kl"] > 0
     assert len(found["pieces"]) == len(found["on"]["chosen"][0]) == found["tokens"]
     assert "".join(found["pieces"]) == "def f(x):"
     assert {"licences", "oratory"} <= set(found["domains"])
@@ -68,8 +68,7 @@ def test_it_says_what_the_commands_say(aios, asked):
         again = asked.ask(
             "explain", NAME, text="def f(x):", flags=GoalFlags(goal=("1",), goal_kl=0.001, goal_strength=strength)
         )
-        assert [again["text_kl"], again["kl"]] == pytest.approx([expected["text_kl"], expected["kl"]], rel=1e-3)
-        assert (again["text_kl"], again["kl"]) == (found["text_kl"], found["kl"])
+        assert (again["text_kl"], again["kl"]) == (expected["text_kl"], expected["kl"])
     # A goal is on where it is asked for, and nowhere else.
     assert chat(asked)["text"] == answer["text"]
 
@@ -134,6 +133,18 @@ def test_there_are_never_two_brains(brain, monkeypatch):
     (brain / "config.json").touch()  # its files are others: it is read anew
     worker.text(NAME, domain="licences", longest=5)
     assert left == [None]
+
+
+def test_data_outside_the_workspace_is_not_read(asked, brain, tmp_path_factory):
+    away = tmp_path_factory.mktemp("away") / "prepared"
+    shutil.copytree(asked.root / "training_data/prepared", away)
+    run = json.loads((brain / "run.json").read_text())
+    (brain / "run.json").write_text(json.dumps(run | {"settings": run["settings"] | {"data": str(away)}}))
+    assert asked.ask("text", NAME, domain="licences", longest=50) == ""
+    assert asked.ask("inspect", NAME, text="def f(x):", flags=GoalFlags())["domains"] == {}
+    Goals(asked.root).add("Sound like Python", expert="straight:0.2")
+    with pytest.raises(ChronoMoEError, match="nothing outside the workspace"):
+        asked.ask("explain", NAME, text="def f(x):", flags=GoalFlags(goal=("1",)))
 
 
 def test_an_answer_that_is_cut_short_says_so(asked):

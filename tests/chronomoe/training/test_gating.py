@@ -1,7 +1,6 @@
 """The gate scales the update, not the gradient; the wrapper is a whole optimizer."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -135,9 +134,9 @@ def test_a_copy_steps_itself_though_a_scheduler_was_there():
     weight = torch.nn.Parameter(torch.ones(1))
     gated = CoherenceGatedOptimizer(torch.optim.SGD([weight], lr=0.1))
     torch.optim.lr_scheduler.LambdaLR(gated, lambda step: 1.0)
-    for other in (copy.deepcopy(gated), pickle.loads(pickle.dumps(gated))):
-        for optimizer in (gated, other):
-            optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
-        other.step()
-        assert other.param_groups[0]["params"][0].item() == pytest.approx(0.9)
-        assert weight.item() == 1
+    other = copy.deepcopy(gated)
+    for optimizer in (gated, other):
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+    other.step()
+    assert other.param_groups[0]["params"][0].item() == pytest.approx(0.9)
+    assert weight.item() == 1
