@@ -228,14 +228,15 @@ def test_a_failing_evaluation_loses_no_training(tmp_path):
     assert list_checkpoints(tmp_path)[-1].name == "step_3"
 
 
-def test_a_checkpoint_that_is_refused_has_changed_no_weight(tmp_path):
+@pytest.mark.parametrize("lost", ["kappa", "integral"])
+def test_a_checkpoint_that_is_refused_has_changed_no_weight(tmp_path, lost):
     build_trainer(tmp_path, build_model(seed=1)).train()
-    file = tmp_path / "step_12/chronovisor.json"
-    content = json.loads(file.read_text())
-    del content["kappa"]
-    file.write_text(json.dumps(content))
+    rest, tensors = (tmp_path / "step_12" / name for name in ("chronovisor.json", "chronovisor.safetensors"))
+    rest.write_text(json.dumps({name: value for name, value in json.loads(rest.read_text()).items() if name != lost}))
+    kept = {name: value.clone() for name, value in load_file(tensors).items() if not name.endswith(f".{lost}")}
+    save_file(kept, tensors)
     trainer = build_trainer(tmp_path, build_model(seed=2))
-    with pytest.raises(CheckpointError, match="kappa"):
+    with pytest.raises(CheckpointError, match=lost):
         trainer.load_checkpoint("step_12")
     assert equal_weights(trainer.model, build_model(seed=2))
 
