@@ -111,15 +111,21 @@ def step_arms(shape: Shape, skip: str | None = None) -> dict[str, Arm]:
     return {name: step_arm(shape, name) for name in STEP_ARMS if name != skip}
 
 
-def control_arms(shape: Shape, kappa: float) -> dict[str, Arm]:
+def control_arms(shape: Shape, kappa: float, bad_expert: bool = False) -> dict[str, Arm]:
     """The training steps of :data:`CONTROL_ARMS`; above kappa = 0 there is exploration noise."""
-    return {name: step_arm(shape, name, kappa) for name in CONTROL_ARMS}
+    return {name: step_arm(shape, name, kappa, bad_expert) for name in CONTROL_ARMS}
 
 
-def step_arm(shape: Shape, name: str, kappa: float = -0.3) -> Arm:
-    """One training step on the next batch of a stream of random tokens; its value is the language model's loss."""
+def step_arm(shape: Shape, name: str, kappa: float = -0.3, bad_expert: bool = False) -> Arm:
+    """One training step on the next batch of a stream of random tokens; its value is the language model's loss.
+
+    ``bad_expert``: ours keeps one expert masked that would do harm, so health probes it for ever.
+    """
     kind, fused = {**STEP_ARMS, **CONTROL_ARMS}[name]
     model = build_model(shape, kind)
+    if bad_expert and kind == OURS:
+        model.model.layers[0].mlp.experts.down_proj.data[0] = torch.inf
+        model.controller._mask(0, 0, masked=True)
     config = TrainingConfig(initial_kappa=kappa, final_kappa=kappa)
     optimizer: Any
     if kind in (OURS, UNSTEERED):

@@ -1,7 +1,7 @@
 """Interleaved measurement: arms take turns (A B C C B A ...), so that what disturbs the machine disturbs them alike.
 
-A round gives the median seconds of each arm over its repeats, hence one ratio per peer; the result is the median of
-those ratios over the rounds. Nothing to run here: see run.py.
+A round gives the median seconds of each arm over its repeats (the mean, where few repeats take longer by design),
+hence one ratio per peer; the result is the median of those ratios over the rounds. Nothing to run here: see run.py.
 """
 
 import gc
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from statistics import median
+from statistics import fmean, median
 
 from benchmarks.arms import DENSE, OURS, Arm
 
@@ -32,6 +32,8 @@ class Comparison:
     rounds: int = 3
     goals: dict[str, float] = field(default_factory=dict)
     """Peer -> bound: of ours / peer from above for a dense peer, of peer / ours from below for others."""
+    rare: bool = False
+    """Some repeats take longer by design: the mean of a round counts, not its median."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,17 @@ def measure(comparison: Comparison, rounds: int | None = None, repeats: int | No
             for clock in clocks.values():
                 for _ in range(WARM_UPS):
                     clock()
-            medians.append(_round(clocks, repeats))
+            medians.append(_round(clocks, repeats, fmean if comparison.rare else median))
     return [_row(comparison, peer, medians, repeats) for peer in medians[0] if peer != OURS]
 
 
-def _round(clocks: Clocks, repeats: int) -> dict[str, float]:
+def _round(clocks: Clocks, repeats: int, typical: Callable[[list[float]], float]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in clocks}
     gc.collect()
     for turn in range(repeats):
         for name in list(clocks)[:: -1 if turn % 2 else 1]:
             seconds[name].append(clocks[name]())
-    return {name: median(values) for name, values in seconds.items()}
+    return {name: typical(values) for name, values in seconds.items()}
 
 
 def _row(comparison: Comparison, peer: str, medians: list[dict[str, float]], repeats: int) -> Row:

@@ -35,10 +35,10 @@ SHAPES = Shape(), Shape(num_experts=64, top_k=8, expert_width=128), Shape(vocab=
 TINY = {"expert_width": 32, "vocab": 64, "layers": 2, "hidden": 32, "heads": 2, "kv_heads": 1, "batch": 2, "length": 8}
 
 LEGEND = """\
-Ratios of median times: `X / ours` is how many times faster ours is (for decode: its tokens per second over theirs),
-`ours / dense` how much longer ours takes than a dense model of equal active size. Each is the median over rounds of
-interleaved runs, with its range. `grouped_mm` and `eager` are transformers' experts implementations. Both sides keep
-freed memory, except where it says that transformers does not.
+Ratios of median times (of means where it says so): `X / ours` is how many times faster ours is (for decode: its tokens
+per second over theirs), `ours / dense` how much longer ours takes than a dense model of equal active size. Each is the
+median over rounds of interleaved runs, with its range. `grouped_mm` and `eager` are transformers' experts
+implementations. Both sides keep freed memory, except where it says that transformers does not.
 """
 
 
@@ -53,6 +53,7 @@ def suite(quick: bool = False) -> dict[str, list[Comparison]]:
         "layer": [_layer(few, {DENSE: 1.15, GROUPED: 1.0}), _layer(many, {GROUPED: 1.4})],
         "step": [_step(few, {DEFAULT_ADAMW: 1.15}), _step(many, {DEFAULT_ADAMW: 1.35}, skip=EAGER_ADAMW)],
         "control": [_control(few, kappa) for kappa in (-0.3, 0.5)],
+        "probes": [_probes(few, 110 if quick else 400)],
         "decode": [Comparison(decode_name, decode, 7, goals={GROUPED: 1.0, EAGER: 1.0})],
         "vocab": [Comparison(vocab_name, partial(_vocab_clocks, vocab), 5, goals={FUSED_ADAMW: 1.3})],
     }
@@ -75,6 +76,12 @@ def _control(shape: Shape, kappa: float) -> Comparison:
     name = f"control layer, kappa {kappa}, V={shape.vocab}, {shape}"
     # So small a difference takes many rounds to see.
     return Comparison(name, in_process(partial(arms.control_arms, shape, kappa)), 16, 12, goals={"unsteered": 0.98})
+
+
+def _probes(shape: Shape, steps: int) -> Comparison:
+    name = f"control layer, {steps} steps with an expert that stays masked, mean, V={shape.vocab}, {shape}"
+    arms_of = in_process(partial(arms.control_arms, shape, -0.3, bad_expert=True))
+    return Comparison(name, arms_of, steps, goals={"unsteered": 0.98}, rare=True)
 
 
 @contextmanager
@@ -133,9 +140,10 @@ def write(rows: list[Row], out: Path, day: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure and write the table.")
-    parser.add_argument("--only", default="layer,step,control,decode,vocab", help="comparisons to run (%(default)s)")
+    everything = ",".join(suite())
+    parser.add_argument("--only", default=everything, help="comparisons to run (%(default)s)")
     parser.add_argument("--rounds", type=int, help="rounds of each comparison (3 or 12)")
-    parser.add_argument("--repeats", type=int, help="turns of each arm in a round (5 to 16, by comparison)")
+    parser.add_argument("--repeats", type=int, help="turns of each arm in a round (5 to 400, by comparison)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, a smoke test")
     parser.add_argument("--out", type=Path, help="folder of the results (benchmarks/results)")
     options = parser.parse_args(arguments)

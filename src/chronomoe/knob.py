@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 from chronomoe.errors import ConfigError
@@ -50,7 +51,7 @@ class KnobDecision:
 
 def checked_kappa(kappa: object) -> float:
     """``kappa`` as a float; :class:`ConfigError` unless it is a number in [-1, 1]."""
-    if isinstance(kappa, bool) or not isinstance(kappa, int | float) or not -1 <= kappa <= 1:
+    if isinstance(kappa, bool) or not isinstance(kappa, Real) or kappa < -1 or not kappa <= 1:
         raise ConfigError(f"kappa is {kappa!r}; it must be a number between -1 and 1.")
     return float(kappa)
 

@@ -18,16 +18,18 @@ from benchmarks.arms import (
     STEP_ARMS,
     Shape,
     build_model,
+    control_arms,
     decode_arms,
     layer_arms,
     step_arms,
 )
-from benchmarks.measure import measure
+from benchmarks.measure import Comparison, measure
 from benchmarks.worker import worker
+from chronomoe.control.controller import ChronovisorMixtralController
 
 SHAPES = [replace(shape, **run.TINY) for shape in run.SHAPES[:2]]
 PEERS = {"layer": {GROUPED, EAGER, DENSE}, "step": set(STEP_ARMS) - {OURS}, "decode": {GROUPED, EAGER},
-         "control": set(CONTROL_ARMS) - {OURS}}  # fmt: skip
+         "control": set(CONTROL_ARMS) - {OURS}, "probes": set(CONTROL_ARMS) - {OURS}}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,36 @@ def test_a_worker_answers_each_question():
     with worker(OURS, SHAPES[0], keep_memory=True) as clock:
         assert clock() > 0
         assert clock() > 0
+
+
+def test_the_masked_expert_is_probed_and_stays_masked(monkeypatch):
+    probed, masked = [], []
+    judge = ChronovisorMixtralController.judge
+
+    def watched(controller, loss):
+        probed.append(controller.suspects())
+        verdicts = judge(controller, loss)
+        masked.append(bool(controller.masked[0, 0]))
+        return verdicts
+
+    monkeypatch.setattr(ChronovisorMixtralController, "judge", watched)
+    step = control_arms(SHAPES[0], -0.3, bad_expert=True)[OURS]
+    for _ in range(101):
+        step()
+    assert [step for step, found in enumerate(probed, 1) if (0, 0) in found] == [100]
+    assert all(masked)
+
+
+@pytest.mark.parametrize(("rare", "ratio"), [(False, 1.0), (True, 0.5)])
+def test_the_mean_counts_what_few_repeats_take_longer(rare, ratio):
+    ours = iter([0.0, 0.0, 0.0, 1.0, 1.0, 4.0])  # after the three that warm up
+
+    @contextmanager
+    def clocks():
+        yield {OURS: lambda: next(ours), "peer": lambda: 1.0}
+
+    (row,) = measure(Comparison("some", clocks, 3, rounds=1, rare=rare))
+    assert row.ratio == ratio
 
 
 def test_goals_name_peers_that_are_measured():

@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +50,14 @@ def test_factors_grow_with_kappa(a, b):
     high.set(max(a, b))
     assert low.factors.pressure_scale <= high.factors.pressure_scale
     assert low.factors.temp_scale <= high.factors.temp_scale
+
+
+@pytest.mark.parametrize("kappa", [np.float32(0.25), np.int64(1), Fraction(1, 4)])
+def test_a_number_is_a_number_whatever_made_it(kappa):
+    knob = MetaKnob()
+    knob.set(kappa)
+    assert knob.kappa == kappa
+    assert type(knob.kappa) is float
 
 
 @pytest.mark.parametrize("kappa", [1.01, -2, math.nan, math.inf, "high", None, True])

@@ -45,6 +45,17 @@ EXPERT = [
 expect.set_options(timeout=15_000)
 
 
+def thinker(root: Path) -> list[str]:
+    """The command that trains a tiny HRM brain of two segments."""
+    text = root / "training_data/curated_datasets/test_sample.txt"
+    return [
+        "hrm-hf", "train-actv1", "--model", str(root / "artifacts/hf_implant/base_model"), "--dataset-file", str(text),
+        "--brain-name", "thinker", "--hidden-size", "32", "--num-heads", "4", "--h-layers", "1", "--l-layers", "1",
+        "--max-seq-len", "16", "--batch-size", "2", "--no-gradient-checkpointing", "--eval-batches", "2",
+        "--steps", "4", "--use-moe", "--num-experts", "4", "--halt-max-steps", "2", "--root", str(root),
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace, never written to again."""

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tests.web.steps import button, reach, told
+from aios.cli import run
+from tests.web.conftest import thinker
+from tests.web.steps import button, choose, reach, told
 
 FIRST = 90_000
 
@@ -52,6 +54,29 @@ def test_it_answers_as_the_shown_command_does(page, root):
     expect(page.get_by_role("log").locator(".you")).to_have_count(2)
     button(page, "New talk").click()
     expect(page.get_by_role("log").locator(".you")).to_have_count(0)
+
+
+def test_an_hrm_tells_its_segments_and_takes_a_limit(page, root):
+    assert run(thinker(root)) == 0
+    page.goto("/chat")
+    expect(page.get_by_label("Most segments")).to_be_hidden()
+    choose(page, "Brain", "actv1/thinker")
+    page.get_by_label("Most tokens").fill("6")
+    say(page, "The law of the land")
+    segments = re.search(r"(\d\.\d\d) of 2 segments a token", done(page).text_content() or "")
+    assert segments
+    assert 1 <= float(segments[1]) <= 2
+    told(page, "tokens", "--halt=exact")
+    choose(page, "Halting", "max")
+    say(page, "and then")
+    expect(done(page, 1)).to_contain_text("2.00 of 2 segments a token")
+    page.get_by_label("Most segments").fill("1")
+    say(page, "and then")
+    expect(done(page, 2)).to_contain_text("1.00 of 2 segments a token")
+    told(page, "tokens", "--halt=max --segments=1")
+    page.get_by_label("Most segments").fill("3")
+    say(page, "and then")
+    expect(page.locator(".told .wrong")).to_contain_text("this brain was trained with 1 to 2", timeout=FIRST)
 
 
 def test_it_is_stopped_and_goes_on(page, root):

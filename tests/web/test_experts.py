@@ -5,8 +5,10 @@ import re
 
 from playwright.sync_api import expect
 
+from aios.cli import run
 from aios.experts.registry import Registry
 from aios.goals.links import Goals
+from tests.web.conftest import TINY
 from tests.web.steps import button, choose, told
 
 
@@ -164,6 +166,36 @@ def test_attach_and_detach(page, root):
     assert not (brain / "experts.json").exists()
 
 
+def test_renaming_an_attached_expert_tells_its_brain(page, root):
+    file = root / "artifacts/brains/mixtral/small/experts.json"
+    page.goto("/experts/laws")
+    button(page, "Attach").click()
+    expect(page.locator(".told .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
+    button(page, "Rename").click()
+    page.get_by_label("New id").fill("licences")
+    expect(page.locator(".dialog .command")).to_contain_text("aios experts rename laws licences")
+    page.locator(".dialog").get_by_role("button", name="Rename").click()
+    expect(page).to_have_url(re.compile("/experts/licences$"), timeout=60_000)
+    assert [one["expert_id"] for one in json.loads(file.read_text())["attached"]] == ["licences"]
+    assert Registry(root).get("licences").attached_to == ("mixtral/small",)
+
+
+def test_attach_to_another_base_takes_force(page, root):
+    other = ["train", "--name", "other", *TINY, "--seed", "5", "--max-steps", "4", "--root", str(root)]
+    assert run(other) == 0
+    page.goto("/experts/laws")
+    choose(page, "Brain", "mixtral/other")
+    button(page, "Attach").click()
+    expect(page.locator(".told .wrong")).to_contain_text("--force", timeout=60_000)
+    assert not (root / "artifacts/brains/mixtral/other/experts.json").exists()
+    page.get_by_role("checkbox", name="force").click()
+    button(page, "Attach").click()
+    expect(page.locator(".told .sentence")).to_contain_text("Attached laws to mixtral/other.", timeout=60_000)
+    told(page, "", "aios experts attach laws --brain mixtral/other --force")
+    file = root / "artifacts/brains/mixtral/other/experts.json"
+    assert json.loads(file.read_text())["attached"][0]["expert_id"] == "laws"
+
+
 def test_goals_of_an_expert(page, root):
     goal, _ = Goals(root).add("Write verse")
     page.goto("/experts/laws")
@@ -202,5 +234,9 @@ def test_a_damaged_registry_is_told_in_the_commands_sentence(page, root):
     page.goto("/")
     file.write_text("{")
     expect(page.locator(".wrong").first).to_contain_text("registry.json is damaged")
+    page.goto("/experts/laws")
+    expect(page.get_by_role("heading", name="laws")).to_be_visible()
+    expect(page.get_by_text("registry.json is damaged")).to_be_visible()
+    page.goto("/")
     file.write_text(kept)
     expect(page.get_by_role("link", name="laws")).to_be_visible()

@@ -7,6 +7,7 @@ from playwright.sync_api import expect
 
 from aios.cli import run
 from aios.goals.links import Goals
+from tests.web.conftest import thinker
 from tests.web.steps import button, choose, reach, told
 
 FIRST = 90_000
@@ -100,13 +101,7 @@ def test_gates_of_attached_experts(page, root):
 
 
 def test_an_hrm_and_its_segments(page, root):
-    text = root / "training_data/curated_datasets/test_sample.txt"
-    assert run([
-        "hrm-hf", "train-actv1", "--model", str(root / "artifacts/hf_implant/base_model"), "--dataset-file", str(text),
-        "--brain-name", "thinker", "--hidden-size", "32", "--num-heads", "4", "--h-layers", "1", "--l-layers", "1",
-        "--max-seq-len", "16", "--batch-size", "2", "--no-gradient-checkpointing", "--eval-batches", "2",
-        "--steps", "4", "--use-moe", "--num-experts", "4", "--halt-max-steps", "2", "--root", str(root),
-    ]) == 0  # fmt: skip
+    assert run(thinker(root)) == 0
     page.goto("/routing")
     choose(page, "Brain", "actv1/thinker")
     inspect(page, "The law of the land")

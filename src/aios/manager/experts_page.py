@@ -216,7 +216,7 @@ class _Expert:
         self.content.clear()
         with self.content:
             if not found or outcome.value is None:
-                heading("No such expert")
+                heading(self.id if outcome.error else "No such expert")
                 ui.label(outcome.error or f"There is no expert {self.id!r}; it may have been renamed or deleted.")
                 ui.link("All experts", "/")
                 return

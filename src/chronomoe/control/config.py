@@ -61,7 +61,7 @@ class ControlConfig:
     suspect_below: float = -0.3
     """Health below which an expert is probed."""
     probe_every: int = 25
-    """Ticks between probes, at least."""
+    """Ticks between probes, at least; after each without a verdict that expert waits twice as long, up to 16 times."""
     probe_margin: float = 0.002
     """Loss in nats per token that a verdict must win at least; and twice its standard error."""
     probe_sequences: int = 16

@@ -36,7 +36,12 @@ from chronomoe.routing.steering import Fp32Module, Steering
 HISTORY = 1000
 """Entries kept of each history."""
 _SPREAD_FLOOR = 0.01
-_OLD_EVIDENCE = 0.8
+_OLD_EVIDENCE = 0.92
+"""Weight of a probe after one probe interval: half after eight."""
+_DOUBLINGS = 4
+"""An expert that stays bad is probed for ever: the wait grows to 2^this probe intervals, so that it costs little."""
+_HEALING = 2
+"""Doublings to begin with once masked: without tokens an expert does not learn, what changes is all the others."""
 
 
 class ChronovisorMixtralController(Fp32Module):
@@ -68,8 +73,9 @@ class ChronovisorMixtralController(Fp32Module):
     fast_blocks: Tensor
     block_rates: Tensor
     evidence: Tensor
-    ticks: Tensor
     last_probe: Tensor
+    fruitless: Tensor
+    ticks: Tensor
 
     def __init__(
         self, steering: Steering, config: ControlConfig | None = None, experts: Sequence[nn.Module] = ()
@@ -100,8 +106,9 @@ class ChronovisorMixtralController(Fp32Module):
         }.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("masked", torch.zeros(layers, num_experts, dtype=torch.bool))
+        for name in ("last_probe", "fruitless"):  # the tick of it, and how many in a row led to no verdict
+            self.register_buffer(name, torch.zeros(layers, num_experts, dtype=torch.int64))
         self.register_buffer("ticks", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("last_probe", torch.zeros((), dtype=torch.int64))
         self.coherence_history: deque[float] = deque(maxlen=HISTORY)
         self.window: RoutingWindow | None = None
         """What the routers observed in the latest step."""
@@ -244,6 +251,8 @@ class ChronovisorMixtralController(Fp32Module):
         )
         self.health.copy_(health_of.health(self.contrast, self.gradient_size, self.config.health_scale))
         self.recovering.mul_(0.98)
+        # Whoever is well again begins with short waits when it next falls ill.
+        self.fruitless.mul_((self.health < 0.5 * self.config.suspect_below) | self.masked)
 
     def _move_temperature(self, error_LN: Tensor) -> None:
         config, rate = self.config, self.meta_knob.factors.rate_scale
@@ -294,12 +303,13 @@ class ChronovisorMixtralController(Fp32Module):
 
     def suspects(self) -> list[tuple[int, int]]:
         """(layer, expert) to probe now: unhealthy ones, masked ones that may come back; empty if it is not time yet."""
-        config = self.config
-        due = int(self.ticks) - int(self.last_probe) >= config.probe_every
+        config, now = self.config, int(self.ticks)
+        due = now - int(self.last_probe.max()) >= config.probe_every  # together: they share one loss to compare with
         if not (config.health and self.steering.config.enabled and due):
             return []
         unhealthy = (self.health < config.suspect_below) & (self.recovering < 0.5) & self.steering.available
-        candidates = unhealthy | self.masked  # who closed an expert by hand may open it
+        waited = now - self.last_probe >= config.probe_every << self.fruitless.clamp(max=_DOUBLINGS)
+        candidates = (unhealthy | self.masked) & waited  # who closed an expert by hand may open it
         return [(layer, expert) for layer, expert in candidates.nonzero().tolist() if self._can_spare(layer, expert)]
 
     def _can_spare(self, layer: int, expert: int) -> bool:
@@ -310,16 +320,21 @@ class ChronovisorMixtralController(Fp32Module):
         """Probe the suspects with ``loss`` (one value a sequence) and act on the verdicts; returns sentences.
 
         An expert is masked when its absence lowers the loss by more than ``probe_margin`` and twice the standard error;
-        it is let back in when its return surely raises it by no more than the margin. A close call stays as it is.
+        it is let back in when its return surely raises it by no more than the margin. A close call stays as it is, and
+        its next probe waits twice as long.
         Every rank must call this with its own sequences.
         """
         if not (suspects := self.suspects()):
             return []
-        self.last_probe.copy_(self.ticks)
         verdicts = []
         for layer, expert, change in health_of.probe(loss, self.steering.available, suspects):
+            age = int(self.ticks - self.last_probe[layer, expert]) / self.config.probe_every
+            self.last_probe[layer, expert] = self.ticks
+            self.fruitless[layer, expert] += 1
+            if not (sums := health_of.sums_of(change)).isfinite().all():
+                continue  # an expert masked because its output is not finite still computes the same
             # Evidence of earlier probes counts too, the less the older: a batch has few sequences.
-            evidence = _OLD_EVIDENCE * self.evidence[:, layer, expert] + health_of.sums_of(change)
+            evidence = _OLD_EVIDENCE**age * self.evidence[:, layer, expert] + sums
             self.evidence[:, layer, expert] = evidence
             mean, error = health_of.mean_and_error(evidence)
             margin, masked = self.config.probe_margin, bool(self.masked[layer, expert])
@@ -352,6 +367,8 @@ class ChronovisorMixtralController(Fp32Module):
         self.contrast[layer, expert] = 0
         self.health[layer, expert] = 0
         self.evidence[:, layer, expert] = 0
+        self.last_probe[layer, expert] = self.ticks
+        self.fruitless[layer, expert] = _HEALING if masked else 0
         self.recovering[layer, expert] = 0.0 if masked else 1.0
 
     # -- what it knows -----------------------------------------------------------------------------------------------

@@ -70,8 +70,9 @@ class ChronovisorCheckpoint:
         )
 
     def save(self, folder: Path | str) -> None:
-        """Write both files into an existing folder."""
+        """Write both files into a folder, which is made if need be."""
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"structural_T_global": self.structural_T_global, **self.rest}
         for layer, kept in self.lens_states.items():
             tensors |= {f"lens_states.{layer}.{name}": tensor for name, tensor in kept.items()}
@@ -122,7 +123,8 @@ class ChronovisorCheckpoint:
             content["kappa"] = checked_kappa(content["kappa"])
             if not isinstance(content["intent"], str):
                 raise ValueError("intent is not text")
-            if any(int(rest[name]) < 0 for name in ("ticks", "last_probe") if name in rest):
+            counts = [state[name] for state in (rest, *lens.values()) for name in _COUNTS if name in state]
+            if any(count.lt(0).any() for count in counts):
                 raise ValueError("ticks are counted from 0")
             history = content["coherence_history"]
             if not isinstance(history, list) or not all(0 <= float(r) <= 1 for r in history):
@@ -184,13 +186,13 @@ class ChronovisorCheckpoint:
         controller.meta_knob.kappa, controller.meta_knob.intent = kappa, self.intent
 
 
+_COUNTS = ("ticks", "last_probe", "fruitless")
 _GLOBAL = (
     "structural_T_global",
     "fast_blocks",
     "block_rates",
     "evidence",
     "ticks",
-    "last_probe",
     "steering.base_temperature",
     "steering.exploration",
 )

@@ -170,12 +170,68 @@ def test_evidence_adds_up_over_probes(model):
 
     verdicts = []
     while not verdicts and controller.ticks < 3000:
-        controller.ticks += 100
+        controller.ticks += 25
         verdicts = controller.judge(loss)
     assert "is masked" in verdicts[0]
     assert controller.evidence[:, 0, 3].tolist() == [0, 0, 0], "a verdict begins a new account"
     mean, error = mean_and_error(sums_of(torch.tensor([1.0, 2.0, 3.0])))
     assert (mean, error) == (pytest.approx(2.0), pytest.approx(1 / 3**0.5))
+
+
+def probes_of(controller, ticks, loss):
+    """At which of the ticks to come someone was probed."""
+    seen = []
+    for _ in range(ticks):
+        controller.ticks += 1
+        asked = []
+        controller.judge(lambda asked=asked: asked.append(1) or loss())
+        seen += [int(controller.ticks)] if asked else []
+    return seen
+
+
+def test_an_expert_that_stays_bad_is_probed_ever_less_often():
+    controller = build().controller
+    controller._mask(1, 2, masked=True)
+    harm = torch.full((4,), 0.05)
+    seen = probes_of(controller, 2000, lambda: harm * bool(controller.steering.available[1, 2]))
+    assert seen == [100, 300, 700, 1100, 1500, 1900], "after 100, 200, and then every 400 ticks"
+    assert probes_of(controller, 2500, lambda: harm * 0) == [2300, 2700, 3100, 3500, 3900], "harmless now"
+    assert controller.steering.available.all(), "what is long past weighs little"
+    controller.ticks.fill_(5000)
+    controller._mask(1, 2, masked=True)
+    assert probes_of(controller, 310, lambda: harm * bool(controller.steering.available[1, 2])) == [5100, 5300]
+
+
+def test_a_suspect_that_harms_nobody_is_probed_ever_less_often():
+    controller = build().controller
+    controller.health[0, 3] = -0.9
+    assert probes_of(controller, 1200, lambda: torch.zeros(4)) == [25, 75, 175, 375, 775, 1175]
+    controller.health[1, 1] = -0.9
+    assert probes_of(controller, 30, lambda: torch.zeros(4)) == [1201], "another one, long unprobed, does not wait"
+
+
+def test_who_was_well_again_is_probed_at_once_when_next_it_falls_ill(model):
+    controller = model.controller
+    controller.fruitless[0, 3] = controller.fruitless[0, 2] = 4
+    controller.contrast[0, 3] = -4 * controller.gradient_size[0]
+    controller.contrast[0, 2] = 4 * controller.gradient_size[0]
+    x = text(1)[0]
+    model(input_ids=x, labels=x).loss.backward()
+    controller.tick()
+    assert controller.fruitless[0].tolist()[2:4] == [0, 4]
+
+
+def test_a_masked_expert_that_still_computes_nan_spoils_no_evidence():
+    model = build()
+    train(model, 30)
+    with torch.no_grad():
+        model.model.layers[0].mlp.experts.down_proj[2] = math.nan
+    (sentence,) = model.controller.mask_broken()
+    assert "expert 2 of layer 0" in sentence
+    model.controller.ticks += 100
+    assert model.controller.judge(language_loss(model)) == []
+    assert model.controller.last_probe[0, 2] == model.controller.ticks
+    assert model.controller.evidence.isfinite().all(), "a checkpoint of it could not be read again"
 
 
 def test_an_expert_with_weights_that_are_not_finite_is_named_and_masked():

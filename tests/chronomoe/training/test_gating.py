@@ -73,6 +73,13 @@ def test_a_closed_gate_moves_neither_weights_nor_moments():
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     for number, entry in inner.state_dict()["state"].items():
         assert all(torch.equal(entry[name], moments[number][name]) for name in entry)
+    # Once it opens again the run goes on from where it was, as if the closed steps had not been.
+    twin, plain, _ = model_and_optimizer()
+    steps(twin, plain, 2)
+    gated.coherence = 1.0
+    steps(model, gated, 2, seed=5)
+    steps(twin, plain, 2, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 def test_an_open_gate_is_the_wrapped_optimizer():

@@ -75,6 +75,8 @@ def alter(folder, tensors=None, content=None):
         (None, lambda c: {n: v for n, v in c.items() if n != "kappa"}, "kappa"),
         (lambda t: {**t, "lens_states.0.masked": t["lens_states.0.masked"].float()}, None, "type"),
         (lambda t: {**t, "ticks": t["ticks"].double()}, None, "ticks has another shape or type"),
+        (lambda t: {**t, "ticks": t["ticks"] - 1000}, None, "counted from 0"),
+        (lambda t: {**t, "lens_states.1.fruitless": t["lens_states.1.fruitless"] - 1}, None, "counted from 0"),
         (None, lambda c: {**c, "coherence_history": [0.5, -3]}, "coherence_history"),
         (None, lambda c: {**c, "coherence_history": [float("nan")]}, "coherence_history"),
         (None, lambda c: {**c, "mood": 1}, "mood"),
