@@ -12,9 +12,9 @@ from aios.manager import charts, expert_forms, run_form
 from aios.manager.frame import Page, Site, aside, attempt, begin_here, framed, heading
 from aios.manager.runs import RunLog, RunSummary
 
-EVERY = 3.0
+EVERY = 5.0
 """Seconds between two looks at the run."""
-_LIST, _POINTS = 4, 50
+_LIST, _POINTS = 2, 50
 """Looks from one list of runs to the next; and points for which charts wait one look more, up to a line's most.
 
 A browser takes a quarter of a second for charts of all points, and what is added to them hardly shows.
