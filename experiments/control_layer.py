@@ -284,7 +284,7 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
         "",
         f"1.1 M-parameter Mixtral (d=96, 2 layers, N=8, k=2), {steps} steps of {SEQUENCE * BATCH} tokens, oratory and "
         f"Python, {few} seeds ({many} of sign rules and PI); no router loss unless named; worst seed in the columns of "
-        "MaxVio, shares and settling, there with the median seed's in brackets.",
+        "MaxVio, shares and settling, there with the median seed's and the mean in brackets.",
         "",
         "| arm | bits per byte (mean) | against the best balanced arm, paired (upper 95 %) | MaxVio, last 50 steps | "
         "least share x N | settled at step | held-out MaxVio, deployed | R |",
@@ -330,7 +330,7 @@ def table(runs: list[dict[str, Any]], nulls: dict[str, float], steps: int) -> st
         possible.append(alone - d["zeroed, oracle mask"])
         lines.append(
             f"| {run['seed']} | {d['whole']:.4f} | {alone:.4f} | {d['zeroed, oracle mask']:.4f} | "
-            f"{d['zeroed, health']:.4f} ({_masked(d, 'zeroed')}) | {gains[-1] / possible[-1]:.2f} | "
+            f"{d['zeroed, health']:.4f} ({_masked(d, 'zeroed')}) | {gains[-1] / (possible[-1] or math.nan):.2f} | "
             f"{d['noised, left alone']:.4f} | {d['noised, oracle mask']:.4f} | "
             f"{d['noised, health']:.4f} ({_masked(d, 'noised')}) | "
             f"{d['noised, health'] / d['noised, left alone'] - 1:+.2%} |"
@@ -353,7 +353,11 @@ def _settling(steps: list[int | None]) -> str:
     reached = [math.inf if step is None else step for step in steps]
     return " ".join(
         text.format("never" if value == math.inf else f"{value:.0f}")
-        for text, value in (("{}", max(reached)), ("({})", statistics.median(reached)))
+        for text, value in (
+            ("{}", max(reached)),
+            ("({},", statistics.median(reached)),
+            ("{})", statistics.fmean(reached)),
+        )
     )
 
 

@@ -38,6 +38,10 @@ HISTORY = 1000
 _SPREAD_FLOOR = 0.01
 _OLD_EVIDENCE = 0.92
 """Weight of a probe after one probe interval: half after eight."""
+_WELL = 0.15
+"""So far above the trigger an expert is well again."""
+_FEWEST = 4
+"""Sequences without which there is no verdict."""
 _DOUBLINGS = 4
 """An expert that stays bad is probed for ever: the wait grows to 2^this probe intervals, so that it costs little."""
 _HEALING = 2
@@ -153,7 +157,8 @@ class ChronovisorMixtralController(Fp32Module):
             steering.exploration.zero_()
         if not config.health:
             steering.available.logical_or_(self.masked)
-            self.masked.zero_()
+            for buffer in (self.masked, self.evidence, self.fruitless):
+                buffer.zero_()
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -162,17 +167,16 @@ class ChronovisorMixtralController(Fp32Module):
         """Close the routers' window and move every field; call it after backward, before the optimizer's step.
 
         ``finite=False`` (a loss or gradient was not finite) discards the window and moves nothing. Returns the window,
-        or None when it was discarded, empty, or held something that is not finite; experts that cause the latter are
-        masked, with a warning, if health is on.
+        or None when it was discarded, empty, or held something that is not finite; experts whose output is not finite
+        are then masked, with a warning, if health is on.
         """
         if not finite:
             self.steering.discard_step()
-            return None
-        window = self.steering.end_step()
+        window = self.steering.end_step() if finite else None
         if window is None:
             if self.config.health and self.steering.config.enabled:
                 for verdict in self.mask_broken():
-                    warnings.warn(verdict, stacklevel=2)
+                    warnings.warn(verdict, stacklevel=3)  # one is no_grad's
             return None
         self.window = window
         self.ticks += 1
@@ -251,8 +255,9 @@ class ChronovisorMixtralController(Fp32Module):
         )
         self.health.copy_(health_of.health(self.contrast, self.gradient_size, self.config.health_scale))
         self.recovering.mul_(0.98)
+        self.masked.logical_and_(~self.steering.available)  # who opened one by hand meant it
         # Whoever is well again begins with short waits when it next falls ill.
-        self.fruitless.mul_((self.health < 0.5 * self.config.suspect_below) | self.masked)
+        self.fruitless.mul_((self.health < self.config.suspect_below + _WELL) | self.masked)
 
     def _move_temperature(self, error_LN: Tensor) -> None:
         config, rate = self.config, self.meta_knob.factors.rate_scale
@@ -308,7 +313,7 @@ class ChronovisorMixtralController(Fp32Module):
         if not (config.health and self.steering.config.enabled and due):
             return []
         unhealthy = (self.health < config.suspect_below) & (self.recovering < 0.5) & self.steering.available
-        waited = now - self.last_probe >= config.probe_every << self.fruitless.clamp(max=_DOUBLINGS)
+        waited = now - self.last_probe >= config.probe_every << self.fruitless.clamp(0, _DOUBLINGS)
         candidates = (unhealthy | self.masked) & waited  # who closed an expert by hand may open it
         return [(layer, expert) for layer, expert in candidates.nonzero().tolist() if self._can_spare(layer, expert)]
 
@@ -319,31 +324,46 @@ class ChronovisorMixtralController(Fp32Module):
     def judge(self, loss: Callable[[], Tensor]) -> list[str]:
         """Probe the suspects with ``loss`` (one value a sequence) and act on the verdicts; returns sentences.
 
-        An expert is masked when its absence lowers the loss by more than ``probe_margin`` and twice the standard error;
-        it is let back in when its return surely raises it by no more than the margin. A close call stays as it is, and
-        its next probe waits twice as long.
+        An expert is masked when its absence lowers the loss by more than ``probe_margin`` and 2 + 8 / n standard errors
+        (n sequences; about Student's 99 % for each n from 4); it is let back in when its return raises the loss by no
+        more than the margin. Masking takes proof, coming back does not. After a close call the next probe waits twice
+        as long.
         Every rank must call this with its own sequences.
         """
         if not (suspects := self.suspects()):
             return []
-        verdicts = []
+        # Each is compared with the model as it is; only then does anything change.
+        gains = {}
         for layer, expert, change in health_of.probe(loss, self.steering.available, suspects):
-            age = int(self.ticks - self.last_probe[layer, expert]) / self.config.probe_every
-            self.last_probe[layer, expert] = self.ticks
-            self.fruitless[layer, expert] += 1
-            if not (sums := health_of.sums_of(change)).isfinite().all():
-                continue  # an expert masked because its output is not finite still computes the same
-            # Evidence of earlier probes counts too, the less the older: a batch has few sequences.
-            evidence = _OLD_EVIDENCE**age * self.evidence[:, layer, expert] + sums
-            self.evidence[:, layer, expert] = evidence
-            mean, error = health_of.mean_and_error(evidence)
-            margin, masked = self.config.probe_margin, bool(self.masked[layer, expert])
-            verdict = mean + 2 * error <= margin if masked else mean < -max(margin, 2 * error)
-            if verdict and self._can_spare(layer, expert):
+            if (found := self._gain(layer, expert, health_of.sums_of(change))) is not None:
+                gains[layer, expert] = found
+        verdicts = []
+        for layer, expert in sorted(gains, key=lambda place: gains[place]):
+            if self._can_spare(layer, expert):  # another verdict may have taken the last that can be
+                masked = bool(self.masked[layer, expert])
                 self._mask(layer, expert, masked=not masked)
                 what = "back" if masked else "masked"
-                verdicts.append(f"expert {expert} of layer {layer} is {what}: {mean:+.4f} nats per token.")
+                verdicts.append(
+                    f"expert {expert} of layer {layer} is {what}: {gains[layer, expert]:+.4f} nats per token."
+                )
         return verdicts
+
+    def _gain(self, layer: int, expert: int, sums: Tensor) -> float | None:
+        """Add a probe to the evidence; the change of the loss if that calls for a verdict."""
+        age = int(self.ticks - self.last_probe[layer, expert]) / self.config.probe_every
+        self.last_probe[layer, expert] = self.ticks
+        self.fruitless[layer, expert] = (self.fruitless[layer, expert] + 1).clamp(max=_DOUBLINGS)
+        # Evidence of earlier probes counts too, the less the older: a batch has few sequences.
+        evidence = _OLD_EVIDENCE**age * self.evidence[:, layer, expert]
+        if sums.isfinite().all():  # one masked because its output is not finite spoils every loss
+            evidence += sums
+        self.evidence[:, layer, expert] = evidence
+        if (count := evidence[0].item()) < _FEWEST:
+            return None
+        mean, error = health_of.mean_and_error(evidence)
+        margin, masked = self.config.probe_margin, bool(self.masked[layer, expert])
+        verdict = mean <= margin if masked else mean < -max(margin, (2 + 8 / count) * error)
+        return mean if verdict else None
 
     def mask_broken(self) -> list[str]:
         """Mask experts whose weights or outputs are not finite, after a step that was not; returns sentences."""
@@ -367,7 +387,6 @@ class ChronovisorMixtralController(Fp32Module):
         self.contrast[layer, expert] = 0
         self.health[layer, expert] = 0
         self.evidence[:, layer, expert] = 0
-        self.last_probe[layer, expert] = self.ticks
         self.fruitless[layer, expert] = _HEALING if masked else 0
         self.recovering[layer, expert] = 0.0 if masked else 1.0
 

@@ -21,7 +21,7 @@ from chronomoe.knob import checked_kappa
 from chronomoe.storage import write_json
 from chronomoe.training.checkpoint import load_strict, read_tensors, save_tensors
 
-VERSION = 1
+VERSION = 2
 TENSORS, REST = "chronovisor.safetensors", "chronovisor.json"
 _FIELDS = ("version", "control", "coherence_history", "kappa", "intent", "meta_knob_history")
 
@@ -124,8 +124,9 @@ class ChronovisorCheckpoint:
             if not isinstance(content["intent"], str):
                 raise ValueError("intent is not text")
             counts = [state[name] for state in (rest, *lens.values()) for name in _COUNTS if name in state]
-            if any(count.lt(0).any() for count in counts):
-                raise ValueError("ticks are counted from 0")
+            probes = [state["last_probe"] for state in lens.values() if "last_probe" in state and "ticks" in rest]
+            if any(count.lt(0).any() for count in counts) or any(tick.gt(rest["ticks"]).any() for tick in probes):
+                raise ValueError("ticks are counted from 0 to the last")
             history = content["coherence_history"]
             if not isinstance(history, list) or not all(0 <= float(r) <= 1 for r in history):
                 raise ValueError("coherence_history is no list of numbers between 0 and 1")

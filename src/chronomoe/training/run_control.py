@@ -132,8 +132,12 @@ class RunControl:
             steering = self.controller.steering
             if steering.top_k == steering.num_experts:
                 self.show("every token uses every expert: there is no routing to control.")
-            if self.controller.config.health and self.config.batch_size == 1:
-                self.show("health probes compare sequences of one batch; with batch_size 1 they can settle nothing.")
+            sequences = self.config.batch_size * self.config.gradient_accumulation_steps
+            if self.controller.config.health and sequences < 4:
+                self.show(
+                    f"health probes compare the sequences of a step; with {sequences} they settle little: raise "
+                    "batch_size or gradient_accumulation_steps to have harmful experts masked."
+                )
 
     def after_backward(
         self, batches: Sequence[Mapping[str, Any]], lm_loss: float, *, finite: bool
@@ -147,7 +151,7 @@ class RunControl:
             return None
         if not finite:
             self.knob.step()
-            controller.tick(finite=False)
+            controller.steering.discard_step()
             if self.active and controller.config.health:
                 self._say(controller.mask_broken())
             return None
@@ -169,14 +173,18 @@ class RunControl:
         if self.optimizer is not None and window is not None:
             self.optimizer.coherence = controller.coherence_history[-1]
             self.gate = self.optimizer.gate
-        self._say(controller.judge(lambda: self._probed_loss(batches[-1])))
+        self._say(controller.judge(lambda: self._probed_loss(batches)))
         return window
 
-    def _probed_loss(self, batch: Mapping[str, Any]) -> Tensor:
+    def _probed_loss(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
         assert self.controller is not None
         # A sequence that is trained in pieces would not fit whole.
-        sequences, length = self.controller.config.probe_sequences, self.config.chunk_size
-        return language_model_loss(self.model, batch, sequences, length)()
+        wanted, length = self.controller.config.probe_sequences, self.config.chunk_size
+        losses: list[Tensor] = []
+        for batch in batches:
+            if (left := wanted - sum(map(len, losses))) > 0:
+                losses.append(language_model_loss(self.model, batch, left, length)())
+        return torch.cat(losses)
 
     def _say(self, verdicts: list[str]) -> None:
         for verdict in verdicts:
@@ -254,7 +262,7 @@ def language_model_loss(
 ) -> Callable[[], Tensor]:
     """Next-token loss of ``model`` as evaluated, one mean for each of the first sequences of a batch, (sequences,).
 
-    ``length`` limits how much of each is read.
+    ``length`` limits how much of each is read. Sequences without a target are left out.
     """
     names = ("input_ids", "attention_mask")
     inputs = {name: value[:sequences, :length] for name, value in batch.items() if name in names}
@@ -269,6 +277,7 @@ def language_model_loss(
         finally:
             model.train(was_training)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
-        return losses.sum(dim=-1) / (targets != IGNORED).sum(dim=-1).clamp(min=1)
+        told = (targets != IGNORED).sum(dim=-1)
+        return losses.sum(dim=-1)[told > 0] / told[told > 0]
 
     return loss
