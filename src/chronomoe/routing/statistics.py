@@ -50,6 +50,13 @@ class RoutingWindow:
     """(L,) sum over tokens of the entropy of softmax(z), nats."""
     logit_std: Tensor
     """(L,) sum over tokens of the standard deviation of z over experts."""
+    available: Tensor | None = None
+    """(L, N) who could be chosen; None for all. What balance means is told of these: one that is masked lacks no load."""
+
+    @property
+    def _open(self) -> Tensor:
+        """(L,) how many experts could be chosen."""
+        return (self.assignments >= 0 if self.available is None else self.available).sum(dim=-1)
 
     @property
     def load(self) -> Tensor:
@@ -69,8 +76,8 @@ class RoutingWindow:
 
     @property
     def max_violation(self) -> Tensor:
-        """(L,) MaxVio = max_k N f_k - 1 (Wang et al. 2024): 0 when balanced."""
-        return (self.load.amax(dim=-1) * self.load.shape[-1] - 1).clamp(min=0)
+        """(L,) MaxVio = max_k N f_k - 1 (Wang et al. 2024) of the N available experts: 0 when balanced."""
+        return (self.load.amax(dim=-1) * self._open - 1).clamp(min=0)
 
     @property
     def max_violation_floor(self) -> Tensor:
@@ -90,9 +97,9 @@ class RoutingWindow:
 
     @property
     def load_entropy(self) -> Tensor:
-        """(L,) entropy of the load over log N: 1 when balanced."""
-        share = self.load
-        return _of_largest(-(share * share.clamp(min=1e-12).log()).sum(dim=-1), share.shape[-1])
+        """(L,) entropy of the load over the log of the available experts: 1 when balanced."""
+        entropy = -(self.load * self.load.clamp(min=1e-12).log()).sum(dim=-1)
+        return torch.where(self._open > 1, entropy / self._open.clamp(min=2).log(), 1.0)
 
     @property
     def router_entropy(self) -> Tensor:
@@ -101,8 +108,9 @@ class RoutingWindow:
 
     @property
     def dead_experts(self) -> Tensor:
-        """(L,) experts with less than a hundredth of the mean load."""
-        return (self.load * self.load.shape[-1] < 0.01).sum(dim=-1)
+        """(L,) available experts with less than a hundredth of the mean load."""
+        idle = self.load * self._open.unsqueeze(-1) < 0.01
+        return (idle if self.available is None else idle & self.available).sum(dim=-1)
 
     @property
     def dropped_fraction(self) -> Tensor:

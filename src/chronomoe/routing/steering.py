@@ -5,7 +5,7 @@ Shape suffixes: L MoE layers, N experts.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
@@ -306,7 +306,7 @@ class Steering(Fp32Module):
         if not math.isfinite(largest) or fewest <= 0:
             return None
         self.load.copy_(window.load_without_goals)
-        return window
+        return replace(window, available=self.available.clone())
 
     @torch.no_grad()
     def discard_step(self) -> None:

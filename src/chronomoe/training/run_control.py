@@ -199,7 +199,7 @@ class RunControl:
             coherence_R=controller.coherence_history[-1],
             load_entropy=summary["load_entropy"],
             router_entropy=summary["router_entropy"],
-            dead_experts=int(summary["dead_experts"]) - int(controller.masked.sum()),  # masked ones are meant to be
+            dead_experts=int(summary["dead_experts"]),
             kappa=controller.meta_knob.kappa,
         )
 
@@ -214,7 +214,7 @@ class RunControl:
             return {}
         landscape = controller.get_structural_temperature_diagnostics()
         layers = [controller.get_structural_temperature_diagnostics(layer) for layer in range(len(controller.health))]
-        mean_load = controller.mean_load
+        excess = controller.mean_load.amax(dim=-1) * controller.steering.available.sum(dim=-1) - 1
         gradients = {name: norm.item() for name, norm in controller.steering.gradient_norms.items()}
         lm = gradients.pop("lm", 0.0)
         return {
@@ -222,7 +222,7 @@ class RunControl:
             "intent": controller.meta_knob.intent,
             "R": controller.coherence_history[-1],
             "gate": self.gate,
-            "max_violation_global": (mean_load.amax(dim=-1) * mean_load.shape[-1] - 1).max().item(),
+            "max_violation_global": excess.max().item(),
             "T_bar_variance": landscape["variance"],
             "T_bar": [layer["structural_T"] for layer in layers],
             "landscape_formed": [layer["landscape_formed"] for layer in layers],

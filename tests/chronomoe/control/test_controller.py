@@ -549,7 +549,10 @@ def test_an_expert_let_in_again_cools_down_and_can_be_judged_anew():
     model = build(ControlConfig(probe_every=1, suspect_below=1.0))
     controller = model.controller
     controller.recovering[0, 1] = 1.0
+    controller.ticks.fill_(10)
+    controller.health.fill_(-1)
     assert (0, 1) not in controller.suspects()
+    assert (0, 2) in controller.suspects()
     train(model, steps=1)
     assert controller.recovering[0, 1] == pytest.approx(0.98)
     train(model, steps=40)

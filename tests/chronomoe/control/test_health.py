@@ -1,6 +1,7 @@
 """Health: the gradient sees a damaged expert, the probe judges, a verdict can be taken back."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -216,10 +217,12 @@ def test_who_was_well_again_is_probed_at_once_when_next_it_falls_ill(model):
     controller.fruitless[0, 3] = controller.fruitless[0, 2] = 4
     controller.contrast[0, 3] = -4 * controller.gradient_size[0]
     controller.contrast[0, 2] = 4 * controller.gradient_size[0]
+    controller.fruitless[0, 4], controller.contrast[0, 4] = 4, -0.05 * controller.gradient_size[0]
     x = text(1)[0]
     model(input_ids=x, labels=x).loss.backward()
     controller.tick()
-    assert controller.fruitless[0].tolist()[2:4] == [0, 4]
+    assert -0.27 < controller.health[0, 4] < -0.16, "below 0, and far from well"
+    assert controller.fruitless[0].tolist()[2:5] == [0, 4, 4]
 
 
 def test_a_masked_expert_that_still_computes_nan_spoils_no_evidence():
@@ -233,6 +236,109 @@ def test_a_masked_expert_that_still_computes_nan_spoils_no_evidence():
     assert model.controller.judge(language_loss(model)) == []
     assert model.controller.last_probe[0, 2] == model.controller.ticks
     assert model.controller.evidence.isfinite().all(), "a checkpoint of it could not be read again"
+
+
+@pytest.fixture
+def fresh():
+    controller = build().controller
+    controller.ticks.fill_(25)
+    return controller
+
+
+def fake_loss(controller, *costs):
+    """Sequences whose loss rises by so much for each (layer, expert, cost) that is available."""
+    available = controller.steering.available
+    return lambda: torch.full((8,), sum(cost * float(available[layer, expert]) for layer, expert, cost in costs))
+
+
+def test_a_verdict_says_nothing_of_the_next_suspect(fresh):
+    fresh.health[0, 0] = fresh.health[1, 1] = -0.9
+    (sentence,) = fresh.judge(fake_loss(fresh, (0, 0, 0.05), (1, 1, -0.01)))
+    assert sentence == "expert 0 of layer 0 is masked: -0.0500 nats per token."
+    assert fresh.masked.nonzero().tolist() == [[0, 0]]
+    fresh._mask(1, 1, masked=True)
+    fresh.ticks += 1000
+    (sentence,) = fresh.judge(fake_loss(fresh, (0, 0, -0.06), (1, 1, 0.05)))
+    assert sentence == "expert 0 of layer 0 is back: -0.0600 nats per token."
+
+
+def test_of_two_that_harm_the_worse_goes_when_only_one_can_be_spared():
+    controller = build(num_experts=3, num_experts_per_token=2).controller
+    controller.ticks.fill_(25)
+    controller.health[0, 0] = controller.health[0, 1] = -0.9
+    (sentence,) = controller.judge(fake_loss(controller, (0, 0, 0.05), (0, 1, 0.2)))
+    assert "expert 1 of layer 0 is masked" in sentence
+    assert controller.steering.available[0].tolist() == [True, False, True]
+
+
+def test_suspects_are_probed_together_or_later(fresh):
+    fresh.health[0, 3] = -0.9
+    assert probes_of(fresh, 5, fake_loss(fresh)) == [26]
+    fresh.health[1, 1] = -0.9
+    assert probes_of(fresh, 60, fake_loss(fresh)) == [51, 76]
+
+
+@pytest.mark.parametrize("sequences", [2, 4, 8, 16])
+def test_chance_is_no_proof(fresh, sequences):
+    """The absence of a suspect changes nothing but noise: of three hundred about three may be masked."""
+    generator = torch.Generator().manual_seed(0)
+    masked = 0
+    for _ in range(300):
+        fresh.forget()
+        fresh.ticks.fill_(25)
+        fresh.health[0, 3] = -0.9
+        noise = iter([torch.zeros(sequences), 0.05 * torch.randn(sequences, generator=generator)])
+        masked += len(fresh.judge(lambda noise=noise: next(noise)))
+    assert masked <= 7
+
+
+def test_two_sequences_say_nothing_whatever_they_say(fresh):
+    fresh.health[0, 3] = -0.9
+    loss = lambda: torch.full((2,), float(fresh.steering.available[0, 3]))  # noqa: E731
+    assert fresh.judge(loss) == []
+    fresh.ticks += 50
+    assert fresh.judge(loss) == []
+    fresh.ticks += 100
+    assert "is masked" in fresh.judge(loss)[0], "the third pair makes more than four, older ones at less weight"
+
+
+def test_a_sequence_without_a_target_is_no_evidence(model):
+    x = text(1, seed=9)[0]
+    labels = x.clone()
+    labels[:5] = -100
+    loss = language_model_loss(model, {"input_ids": x, "labels": labels}, 16)
+    assert loss().shape == (11,)
+    torch.testing.assert_close(loss(), language_model_loss(model, {"input_ids": x}, 16)()[5:])
+
+
+def test_an_expert_opened_by_hand_is_no_longer_masked(model):
+    model.controller._mask(0, 3, masked=True)
+    model.steering.available[0, 3] = True
+    train(model, 1, data=text)
+    assert not model.controller.masked.any()
+    model.controller.ticks += 1000
+    assert (0, 3) not in model.controller.suspects()
+
+
+def test_evidence_against_a_masked_expert_goes_with_its_mask(fresh):
+    for undo in (fresh.release, fresh.forget):
+        fresh._mask(0, 3, masked=True)
+        fresh.ticks += 1000
+        fresh.judge(fake_loss(fresh, (0, 3, 0.05)))
+        assert fresh.evidence.any()
+        fresh.config = dataclasses.replace(fresh.config, health=False)
+        undo()
+        assert fresh.steering.available.all()
+        assert not any(one.any() for one in (fresh.masked, fresh.evidence, fresh.fruitless))
+        fresh.config = dataclasses.replace(fresh.config, health=True)
+
+
+def test_one_let_back_may_be_a_suspect_as_any_other(fresh):
+    fresh._mask(0, 3, masked=True)
+    assert fresh.fruitless[0, 3] == 2
+    fresh.ticks += 100
+    assert "is back" in fresh.judge(fake_loss(fresh, (0, 3, -0.05)))[0]
+    assert fresh.fruitless[0, 3] == 0
 
 
 def test_an_expert_with_weights_that_are_not_finite_is_named_and_masked():

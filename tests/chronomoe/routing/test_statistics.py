@@ -221,6 +221,14 @@ def test_derived_figures():
     assert window.max_violation.tolist() == pytest.approx([1.4, 1.4])
     expected = torch.distributions.Categorical(torch.tensor([0.6, 0.2, 0.2, 0.0])).entropy() / torch.tensor(4.0).log()
     torch.testing.assert_close(window.load_entropy[0], expected)
+    # Of those that may be chosen: a masked expert is neither dead nor a want of balance.
+    steering.available[0, 3] = False
+    steering.available[1, 1:] = False
+    window = steering.end_step()
+    assert window.dead_experts.tolist() == [0, 0]
+    assert window.max_violation.tolist() == pytest.approx([0.8, 0.0])
+    three = torch.distributions.Categorical(torch.tensor([0.6, 0.2, 0.2])).entropy() / torch.tensor(3.0).log()
+    torch.testing.assert_close(window.load_entropy, torch.stack([three, torch.tensor(1.0)]))
 
 
 def test_one_expert_and_an_empty_window_have_figures():

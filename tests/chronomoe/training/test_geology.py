@@ -18,6 +18,8 @@ def model():
     train(model, 12)
     model.steering.available[1, 3] = False
     model.controller.masked[1, 3] = True
+    model.controller.last_probe[0, 1], model.controller.fruitless[1, 2] = 7, 2
+    model.controller.evidence[:, 0, 1] = torch.tensor([4.0, -1.0, 2.0])
     return model
 
 
@@ -76,6 +78,8 @@ def alter(folder, tensors=None, content=None):
         (lambda t: {**t, "lens_states.0.masked": t["lens_states.0.masked"].float()}, None, "type"),
         (lambda t: {**t, "ticks": t["ticks"].double()}, None, "ticks has another shape or type"),
         (lambda t: {**t, "ticks": t["ticks"] - 1000}, None, "counted from 0"),
+        (lambda t: {**t, "lens_states.1.last_probe": t["lens_states.1.last_probe"] - 8}, None, "counted from 0"),
+        (lambda t: {**t, "lens_states.1.last_probe": t["lens_states.1.last_probe"] + 13}, None, "to the last"),
         (lambda t: {**t, "lens_states.1.fruitless": t["lens_states.1.fruitless"] - 1}, None, "counted from 0"),
         (None, lambda c: {**c, "coherence_history": [0.5, -3]}, "coherence_history"),
         (None, lambda c: {**c, "coherence_history": [float("nan")]}, "coherence_history"),
