@@ -139,7 +139,7 @@ def parse_decision(text: str) -> KnobDecision:
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """JSON objects that begin anywhere in a text."""
     for brace in re.finditer("{", text):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             found, _ = json.JSONDecoder().raw_decode(text, brace.start())
             if isinstance(found, dict):
                 yield found

@@ -204,7 +204,7 @@ def test_an_agent_reads_one_line_and_answers_with_checked_json():
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "kappa 0.5", "[0.5]", '{"intent": "x"}', '{"kappa": 3}', '{"kappa": "0.5"}', "{"]
+    "answer", ["", "kappa 0.5", "[0.5]", '{"intent": "x"}', '{"kappa": 3}', '{"kappa": "0.5"}', "{", '{"a":' * 3000]
 )
 def test_other_answers_are_refused(answer):
     with pytest.raises(ConfigError, match="kappa"):

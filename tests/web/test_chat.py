@@ -132,6 +132,10 @@ def test_a_brain_that_died_is_told_and_the_next_answer_comes(page, served):
     page.get_by_label("Top-p", exact=True).fill("0")
     say(page, "and then")
     expect(page.locator(".told .wrong")).to_contain_text("top_p above 0")
+    page.get_by_label("Top-p", exact=True).fill("7")  # said as the command says it, not set right in silence
+    button(page, "Close what was told").click()
+    say(page, "and then")
+    expect(page.locator(".told .wrong")).to_contain_text("top_p above 0 and at most 1")
 
 
 def test_goals_and_keys(page, root):

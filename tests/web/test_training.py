@@ -278,6 +278,40 @@ def test_a_run_that_is_none(page):
     expect(page.get_by_text("There is no run '../../../etc/passwd'")).to_be_visible()
 
 
+def test_a_run_that_has_written_nothing_yet_is_awaited_and_no_other_is_shown(page, root):
+    late = root / "artifacts/brains/mixtral/late/metrics.jsonl"
+    page.goto("/training?run=artifacts/brains/mixtral/late/metrics.jsonl")
+    expect(page.get_by_text("or it has written nothing yet")).to_be_visible()
+    expect(page.locator("canvas")).to_have_count(0)
+    expect(button(page, "Stop this run")).to_have_count(0)
+    late.parent.mkdir()
+    shutil.copy(root / "artifacts/brains/mixtral/small/metrics.jsonl", late)
+    expect(page.locator(".soft", has_text="step 40")).to_be_visible()
+    expect(page.locator(".q-select").first).to_contain_text("late")
+
+
+def test_words_and_lists_follow_a_run_and_name_whom_health_masks(page, root):
+    log = root / "artifacts/brains/mixtral/small/metrics.jsonl"
+    page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
+    words = page.locator(".soft", has_text="step 40")
+    expect(words).to_contain_text("finished")
+    last = [one for one in map(json.loads, log.read_text().splitlines()) if one["event"] == "train"][-1]
+    with log.open("a") as file:
+        file.write(json.dumps(last | {"step": 45, "masked_experts": [[1, 2]]}) + "\n")
+    expect(page.locator(".soft", has_text="step 45")).to_contain_text("health masks expert 2 of layer 1, running")
+    expect(page.locator(".q-select").first).to_contain_text("step 45")
+
+
+def test_what_was_told_can_be_closed(page):
+    page.goto("/routing")
+    button(page, "Inspect").click()
+    expect(page.locator(".told")).to_be_visible()
+    button(page, "Close what was told").click()
+    expect(page.locator(".told")).to_be_hidden()
+    button(page, "Inspect").click()
+    expect(page.locator(".told")).to_be_visible()
+
+
 def test_empty_workspace_says_what_to_do_first(page, root):
     shutil.rmtree(root / "artifacts")
     for place, words in (

@@ -62,10 +62,17 @@ def _series(chart: str, log: RunLog) -> Series:
     if chart == "control":
         return [(name, log.line(name)) for name in ("kappa", "R", "gate")]
     if chart == "landscape":
-        return [(name.replace("_", " "), log.line(name)) for name in ("valleys", "ridges", "dead_experts")]
+        return [(name.replace("_", " "), _means(log.line(name))) for name in ("valleys", "ridges", "dead_experts")]
     if chart == "loss":
         return [("training", log.line("lm_loss") or log.line("loss"))]
     return [(chart.replace("_", " "), log.line(chart))]
+
+
+def _means(points: list[list[float]]) -> list[list[float]]:
+    """Of some records each, where there are many: counts that jump back and forth would hide each other."""
+    size = -(-len(points) // 60)
+    parts = [points[at : at + size] for at in range(0, len(points), max(1, size))]
+    return [[part[-1][0], sum(value for _, value in part) / len(part)] for part in parts]
 
 
 def _line(name: str, points: list[list[float]], place: int, *, second: bool) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain, goal_words
 from aios.manager.frame import Page, Site, ask_brain, attempt, framed, heading
 from aios.manager.jobs_page import as_number
 
-_FIELDS: dict[str, tuple[str, float | None, float]] = {
-    "temperature": ("Temperature", None, 0.1),
-    "top_p": ("Top-p", 1, 0.05),
-    "top_k": ("Top-k (0: all)", None, 1),
-    "max_new_tokens": ("Most tokens", None, 10),
-    "seed": ("Seed", None, 1),
+_FIELDS = {
+    "temperature": ("Temperature", 0.1),
+    "top_p": ("Top-p", 0.05),
+    "top_k": ("Top-k (0: all)", 1),
+    "max_new_tokens": ("Most tokens", 10),
+    "seed": ("Seed", 1),
 }
-"""Label, most and step."""
+"""Label and step. No bounds: a field with bounds changes what was typed, and says nothing."""
 
 
 def add_to(site: Site) -> None:
@@ -47,11 +47,11 @@ class _Chat:
             with ui.element("div").classes("line"):
                 usual = Sampling()
                 self.sampling = {
-                    name: ui.number(label, value=getattr(usual, name), min=0, max=most, step=step)
-                    for name, (label, most, step) in _FIELDS.items()
+                    name: ui.number(label, value=getattr(usual, name), step=step)
+                    for name, (label, step) in _FIELDS.items()
                 }
                 self.halt = ui.select(["exact", "max"], label="Halting", value="exact")
-                self.segments = ui.number("Most segments", min=1, step=1).props("clearable")
+                self.segments = ui.number("Most segments", step=1).props("clearable")
                 for one in (*self.sampling.values(), self.halt, self.segments):
                     one.props("dense outlined").style("width: 130px")
         self.talk = ui.element("div").classes("stack").props('role="log" aria-label="Talk"')
@@ -86,7 +86,7 @@ class _Chat:
         }
         if self._halts():
             most = self.segments.value
-            values |= {"halt": self.halt.value, "segments": as_number("segments", most, True) if most else None}
+            values |= {"halt": self.halt.value, "segments": None if most is None else as_number("segments", most, True)}
         return Sampling(**values)
 
     def _halts(self) -> bool:

@@ -86,6 +86,8 @@ class Told:
         with ui.element("div").classes("told").props('role="status" aria-live="polite"') as self.strip:
             self.words = ui.label().classes("sentence")
             self.command = ui.label().classes("command")
+            close = ui.button(icon="close", on_click=lambda: self.strip.set_visibility(False))
+            close.props("flat dense round size=sm aria-label='Close what was told'").classes("close")
         self.strip.set_visibility(False)
 
     def say(self, words: str, command: str = "", *, wrong: bool = False) -> None:

@@ -53,6 +53,8 @@ class RunLog:
         self.heat = History("train", COLUMNS, _heat)
         self.evaluations = History("eval", POINTS, _numbers)
         self.last: Record = {}
+        self.masked: list[list[int]] = []
+        """(layer, expert) of those that health keeps closed."""
         self.final: Record | None = None
         """How it ended, unless it goes on."""
         self.changed = 0.0
@@ -91,6 +93,8 @@ class RunLog:
                 history.take(record)
             if record.get("event") == "train":
                 self.last = _numbers(record)
+                masked = record.get("masked_experts")
+                self.masked = [pair for pair in masked if len(pair) == 2] if masked and _is_map(masked) else []
             if record.get("event") in ("train", "resumed", "final"):
                 self.final = record if record["event"] == "final" else None
 

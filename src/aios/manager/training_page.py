@@ -47,12 +47,19 @@ class _Training:
         if not names:
             begin_here(self.site, "No run yet; the curves of one appear here while it trains.")
             ui.link("Train an expert", "/jobs#train")
+            self.run = ""
             ui.timer(EVERY, self._await_first)
             return
         for asked in (run, other):
             if asked and asked not in names:
-                ui.label(f"There is no run {asked!r} in this workspace.").classes("wrong")
-        self.run = run if run in names else next(iter(names))
+                ui.label(f"There is no run {asked!r} in this workspace, or it has written nothing yet.")
+        if run and run not in names:  # never another one in its place: its buttons act
+            chosen = ui.select(names, label="Run", on_change=lambda event: _go(event.value, ""))
+            chosen.props("dense outlined")
+            self.run = run
+            ui.timer(EVERY, self._await_first)
+            return
+        self.run = run or next(iter(names))
         self.other = other if other in names and other != self.run else ""
         self.layer = 0
         places = [PurePosixPath(path.removesuffix(f"/{METRICS}")) for path in (self.run, self.other) if path]
@@ -83,6 +90,7 @@ class _Training:
             slots(page, "/".join(brain))
             page.refresh = slots.refresh
         self.drawn: Any = None
+        self.drawn_step = 0
         self.looks, self.waited, self.names = 0, 0, names
         ui.timer(0.05, self._look, once=True)
         ui.timer(EVERY, self._look)
@@ -91,7 +99,8 @@ class _Training:
         return {one.path: self._name(one) for one in self.site.runs.all()}
 
     async def _await_first(self) -> None:
-        if (await aside(self._names)).value:
+        found = (await aside(self._names)).value or {}
+        if self.run in found or (found and not self.run):
             ui.navigate.reload()
 
     def _name(self, one: RunSummary) -> str:
@@ -113,28 +122,33 @@ class _Training:
             return
         logs, live, stoppable, resumable = outcome.value
         running = stoppable or live
-        if set(self.names) != set(self.chosen.options):
-            self.chosen.set_options(self.names)
+        if self.names != self.chosen.options and self.run in self.names:
+            self.chosen.set_options(self.names, value=self.run)
             others = {path: name for path, name in self.names.items() if path != self.run}
             self.second.set_options({"": "nothing"} | others)
         step = logs[0].last.get("step")
         told = [f"step {step:,}" if step is not None else "no training step recorded yet"]
         told += [f"loss {logs[0].last['loss']:.4f}"] if "loss" in logs[0].last else []
         told += [f"dead experts {logs[0].last['dead_experts']}"] if "dead_experts" in logs[0].last else []
-        told += ["running"] if running else ["stopped"] if resumable else []
-        self.words.set_text(", ".join(told))
+        told += [f"health masks expert {expert} of layer {layer}" for layer, expert in logs[0].masked]
+        ended = bool((logs[0].final or {}).get("trained"))
+        told += ["running"] if running else ["finished"] if ended else ["stopped"] if resumable else []
         self.stop.set_visibility(stoppable)
         self.resume.set_visibility(resumable)
         mark = [(log.offset, log.identity) for log in logs], self.layer
         turned = self.drawn is None or mark[1] != self.drawn[1]
         growing = running or any(log.live for log in logs)
         self.waited += 1
+        self.words.set_text(", ".join(told))
         wait = max(len(log.train.records) for log in logs) // _POINTS if growing and not turned else 0
-        if mark == self.drawn or self.waited <= wait:
+        if mark == self.drawn:
+            return
+        if self.waited <= wait:
+            self.words.set_text(", ".join([*told, f"charts up to step {self.drawn_step:,}"]))
             return
         self.waited = 0
         self._draw(logs)
-        self.drawn = mark
+        self.drawn, self.drawn_step = mark, step or 0
 
     def _read(self) -> tuple[list[RunLog], bool, bool, bool]:
         logs = [self.site.runs.follow(path) for path in (self.run, self.other) if path]

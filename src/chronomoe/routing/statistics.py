@@ -51,7 +51,7 @@ class RoutingWindow:
     logit_std: Tensor
     """(L,) sum over tokens of the standard deviation of z over experts."""
     available: Tensor | None = None
-    """(L, N) who could be chosen; None for all. What balance means is told of these: one that is masked lacks no load."""
+    """(L, N) who could be chosen; None for all. Balance is told of these: one that is masked lacks no load."""
 
     @property
     def _open(self) -> Tensor:

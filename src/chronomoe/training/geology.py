@@ -96,7 +96,7 @@ class ChronovisorCheckpoint:
             content = json.loads((folder / REST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"the checkpoint {folder} has no {REST}; use another one.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{folder / REST} is damaged ({error}); use another checkpoint.") from error
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise CheckpointError(f"{folder / REST} is not of version {VERSION}; this chronomoe cannot read it.")

@@ -125,8 +125,8 @@ class RunControl:
         """Say what the user may not expect of the settings."""
         if self.active and self.knob.too_short:
             self.show(
-                f"kappa stays at {self.knob.initial_kappa}: its warm-up of {self.knob.warmup_steps} steps is as long "
-                "as the run; set kappa_warmup_steps lower to let it move."
+                f"kappa stays at {self.knob.initial_kappa}: its warm-up of {self.knob.warmup_steps} steps is not "
+                "shorter than the run; set kappa_warmup_steps lower to let it move."
             )
         if self.active and self.controller is not None:
             steering = self.controller.steering

@@ -190,6 +190,24 @@ def test_charts_of_one_run_and_of_two(file):
     assert log.layers("T_bar") == 2
 
 
+def test_many_counts_are_drawn_as_means(file):
+    add(file, *(step(n, dead_experts=n % 2) for n in range(1, 481)))
+    log = RunLog(file)
+    log.poll()
+    line = charts.lines("landscape", [("a", log)])["series"][2]["data"]
+    assert len(line) == 60
+    assert line[0] == [8, 0.5]
+    assert line[-1] == [480, 0.5]
+
+
+def test_whom_health_masks_is_the_latest_word(file):
+    log = RunLog(file)
+    for masked, found in (([[1, 2], [0, 3]], [[1, 2], [0, 3]]), ("x", []), ([[1], [2, 3]], [[2, 3]]), (None, [])):
+        add(file, step(1, masked_experts=masked))
+        log.poll()
+        assert log.masked == found
+
+
 def test_records_that_cannot_be_drawn_are_passed_over(file):
     add(file, step(1), "[" * 100_000 + "\n")
     for odd in ({"step": 10**30}, {"step": True}, {"step": -1}):

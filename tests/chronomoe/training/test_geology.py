@@ -99,6 +99,13 @@ def test_a_missing_or_unknown_field_is_an_error_and_changes_nothing(model, tmp_p
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in before.items())
 
 
+def test_content_nested_without_end_is_damaged(model, tmp_path):
+    ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path / "made" / "for it")
+    (tmp_path / "made" / "for it" / "chronovisor.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        ChronovisorCheckpoint.load(tmp_path / "made" / "for it")
+
+
 def test_a_model_of_another_shape_is_refused(model, tmp_path):
     ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
     with pytest.raises(CheckpointError, match=r"another shape|missing or unknown"):

@@ -105,7 +105,7 @@ def test_a_warm_up_longer_than_the_run_is_named(tmp_path):
     trainer = build_trainer(tmp_path, max_steps=2)
     lines = spoken(trainer)
     trainer.train()
-    assert "warm-up of 1000 steps is as long as the run" in lines[0]
+    assert "warm-up of 1000 steps is not shorter than the run" in lines[0]
 
 
 def test_a_model_without_a_choice_is_told_that_there_is_nothing_to_control(tmp_path):
