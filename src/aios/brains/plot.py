@@ -36,10 +36,14 @@ def plot_run(run: Path, out: Path | None = None) -> list[Path]:
     written = []
     for name, draw in _PICTURES.items():
         figure = pyplot.figure(figsize=(9, 5), layout="constrained")
-        if draw(figure, steps, evaluations):
-            figure.savefig(out / f"{name}.png", dpi=110)
-            written.append(out / f"{name}.png")
-        pyplot.close(figure)
+        try:
+            if draw(figure, steps, evaluations):
+                figure.savefig(out / f"{name}.png", dpi=110)
+                written.append(out / f"{name}.png")
+        except (TypeError, ValueError) as error:  # fields are read as they come
+            raise CheckpointError(f"{file} holds something that is no number, so {name} cannot be drawn.") from error
+        finally:
+            pyplot.close(figure)
     return written
 
 
@@ -80,6 +84,7 @@ def _control(figure: Any, steps: list[dict[str, Any]], _: Any) -> bool:
 def _heat_maps(figure: Any, steps: list[dict[str, Any]], name: str, label: str, scale: Callable[[int], float]) -> bool:
     """One row of heat maps, a layer each: experts against steps."""
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     steps = [record for record in steps if record.get(name)]
     if not steps:
@@ -103,6 +108,7 @@ def _heat_maps(figure: Any, steps: list[dict[str, Any]], name: str, label: str, 
         )
         axes.set(title=f"layer {layer}", xlabel="step")
     grid[0].set_ylabel("expert")
+    grid[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=list(grid), label=label)
     return True
 

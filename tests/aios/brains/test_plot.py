@@ -46,6 +46,14 @@ def test_a_dense_runs_loss_is_drawn_alone(tmp_path):
     assert [path.name for path in plot_run(file)] == ["loss.png"]
 
 
+@pytest.mark.parametrize("odd", [{"load": "x"}, {"T_bar": [[1], [2, 3]]}, {"kappa": {}, "R": 1, "gate": 1}])
+def test_what_is_no_number_is_named(tmp_path, odd):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"event": "train", "step": n, "loss": 1.0} | odd) + "\n" for n in (1, 2)))
+    with pytest.raises(CheckpointError, match="holds something that is no number"):
+        plot_run(file)
+
+
 def test_nothing_to_draw_is_said(brain, aios, tmp_path, monkeypatch):
     outcome = aios("plot", "nobody", "--root", brain.parents[3])
     assert (outcome.code, "metrics" in outcome.err) == (1, True)

@@ -11,6 +11,7 @@ from chronomoe.errors import DataError
 from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
 from chronomoe.training.checkpoint import list_checkpoints
+from chronomoe.training.run_control import language_model_loss
 from tests.chronomoe.training.building import build_data, build_model, build_trainer, equal_weights, kill_at, records
 
 LINE = re.compile(r"Step \d+ \| Loss: \d+\.\d{4} \| κ: -?\d\.\d{2} \([a-z_]+\) \| R: \d\.\d{2} \| Gate: \d\.\d{2}")
@@ -348,6 +349,24 @@ def test_a_run_probes_its_suspects(tmp_path):
     trainer.train()
     assert int(controller.last_probe.max()) == 4
     assert controller.evidence.abs().sum() > 0
+
+
+def test_a_probe_reads_all_batches_of_a_step_up_to_its_number(tmp_path):
+    control = build_trainer(tmp_path, build_model()).control
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(0, 9, (n, 16), generator=generator)} for n in (6, 6, 6)]
+    losses = control._probed_loss(batches)
+    assert losses.shape == (16,)
+    together = torch.cat([batch["input_ids"] for batch in batches])[:16]
+    torch.testing.assert_close(losses, language_model_loss(control.model, {"input_ids": together}, 99)())
+
+
+@pytest.mark.parametrize(("batch", "parts", "warned"), [(1, 1, True), (1, 3, True), (2, 2, False), (4, 1, False)])
+def test_too_few_sequences_to_judge_by_are_named(tmp_path, batch, parts, warned):
+    trainer = build_trainer(tmp_path, max_steps=1, batch_size=batch, gradient_accumulation_steps=parts)
+    lines = spoken(trainer)
+    trainer.train()
+    assert any("settle little: raise batch_size" in line for line in lines) is warned
 
 
 def test_the_trend_falls_while_the_loss_does(tmp_path):
