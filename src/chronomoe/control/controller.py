@@ -40,8 +40,8 @@ _OLD_EVIDENCE = 0.92
 """Weight of a probe after one probe interval: half after eight."""
 _WELL = 0.15
 """So far above the trigger an expert is well again."""
-_FEWEST = 4
-"""Sequences without which there is no verdict."""
+_FEWEST, _ENOUGH = 4, 64
+"""Sequences without which there is no verdict, and with which there is one or none."""
 _DOUBLINGS = 4
 """An expert that stays bad is probed for ever: the wait grows to 2^this probe intervals, so that it costs little."""
 _HEALING = 2
@@ -308,13 +308,20 @@ class ChronovisorMixtralController(Fp32Module):
 
     def suspects(self) -> list[tuple[int, int]]:
         """(layer, expert) to probe now: unhealthy ones, masked ones that may come back; empty if it is not time yet."""
-        config, now = self.config, int(self.ticks)
-        due = now - int(self.last_probe.max()) >= config.probe_every  # together: they share one loss to compare with
-        if not (config.health and self.steering.config.enabled and due):
+        config, steering = self.config, self.steering
+        if not (config.health and steering.config.enabled):
             return []
-        unhealthy = (self.health < config.suspect_below) & (self.recovering < 0.5) & self.steering.available
-        waited = now - self.last_probe >= config.probe_every << self.fruitless.clamp(0, _DOUBLINGS)
-        candidates = (unhealthy | self.masked) & waited  # who closed an expert by hand may open it
+        now = int(self.ticks)
+        since = now - int(self.last_probe.max())
+        candidates = torch.zeros_like(self.masked)
+        if since == 1:  # a close call goes on with the sequences of the next step, and the next
+            count, total, _ = self.evidence
+            hopeful = (total < -config.probe_margin * count) & (count < _ENOUGH)
+            candidates = (self.last_probe == now - 1) & hopeful & steering.available
+        if since >= config.probe_every:  # together: they share one loss to compare with
+            unhealthy = (self.health < config.suspect_below) & (self.recovering < 0.5) & steering.available
+            waited = now - self.last_probe >= config.probe_every << self.fruitless.clamp(0, _DOUBLINGS)
+            candidates |= (unhealthy | self.masked) & waited  # who closed an expert by hand may open it
         return [(layer, expert) for layer, expert in candidates.nonzero().tolist() if self._can_spare(layer, expert)]
 
     def _can_spare(self, layer: int, expert: int) -> bool:
@@ -324,10 +331,10 @@ class ChronovisorMixtralController(Fp32Module):
     def judge(self, loss: Callable[[], Tensor]) -> list[str]:
         """Probe the suspects with ``loss`` (one value a sequence) and act on the verdicts; returns sentences.
 
-        An expert is masked when its absence lowers the loss by more than ``probe_margin`` and 2 + 8 / n standard errors
-        (n sequences; about Student's 99 % for each n from 4); it is let back in when its return raises the loss by no
-        more than the margin. Masking takes proof, coming back does not. After a close call the next probe waits twice
-        as long.
+        An expert is masked when its absence lowers the loss by more than ``probe_margin`` and 3 + 8 / n standard errors
+        (n sequences; with few of them an error is little known). While it is more than the margin and not proven, the
+        next steps' sequences are asked too, up to 64; else the next probe waits twice as long. An expert is let back in
+        when its return raises the loss by no more than the margin: masking takes proof, coming back does not.
         Every rank must call this with its own sequences.
         """
         if not (suspects := self.suspects()):
@@ -350,11 +357,12 @@ class ChronovisorMixtralController(Fp32Module):
 
     def _gain(self, layer: int, expert: int, sums: Tensor) -> float | None:
         """Add a probe to the evidence; the change of the loss if that calls for a verdict."""
-        age = int(self.ticks - self.last_probe[layer, expert]) / self.config.probe_every
+        ticks = int(self.ticks - self.last_probe[layer, expert])
         self.last_probe[layer, expert] = self.ticks
-        self.fruitless[layer, expert] = (self.fruitless[layer, expert] + 1).clamp(max=_DOUBLINGS)
+        if ticks > 1 or self.config.probe_every == 1:
+            self.fruitless[layer, expert] = (self.fruitless[layer, expert] + 1).clamp(max=_DOUBLINGS)
         # Evidence of earlier probes counts too, the less the older: a batch has few sequences.
-        evidence = _OLD_EVIDENCE**age * self.evidence[:, layer, expert]
+        evidence = _OLD_EVIDENCE ** (ticks / self.config.probe_every) * self.evidence[:, layer, expert]
         if sums.isfinite().all():  # one masked because its output is not finite spoils every loss
             evidence += sums
         self.evidence[:, layer, expert] = evidence
@@ -362,7 +370,7 @@ class ChronovisorMixtralController(Fp32Module):
             return None
         mean, error = health_of.mean_and_error(evidence)
         margin, masked = self.config.probe_margin, bool(self.masked[layer, expert])
-        verdict = mean <= margin if masked else mean < -max(margin, (2 + 8 / count) * error)
+        verdict = mean <= margin if masked else mean < -max(margin, (3 + 8 / count) * error)
         return mean if verdict else None
 
     def mask_broken(self) -> list[str]:

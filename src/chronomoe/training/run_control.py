@@ -132,12 +132,6 @@ class RunControl:
             steering = self.controller.steering
             if steering.top_k == steering.num_experts:
                 self.show("every token uses every expert: there is no routing to control.")
-            sequences = self.config.batch_size * self.config.gradient_accumulation_steps
-            if self.controller.config.health and sequences < 4:
-                self.show(
-                    f"health probes compare the sequences of a step; with {sequences} they settle little: raise "
-                    "batch_size or gradient_accumulation_steps to have harmful experts masked."
-                )
 
     def after_backward(
         self, batches: Sequence[Mapping[str, Any]], lm_loss: float, *, finite: bool

@@ -361,14 +361,6 @@ def test_a_probe_reads_all_batches_of_a_step_up_to_its_number(tmp_path):
     torch.testing.assert_close(losses, language_model_loss(control.model, {"input_ids": together}, 99)())
 
 
-@pytest.mark.parametrize(("batch", "parts", "warned"), [(1, 1, True), (1, 3, True), (2, 2, False), (4, 1, False)])
-def test_too_few_sequences_to_judge_by_are_named(tmp_path, batch, parts, warned):
-    trainer = build_trainer(tmp_path, max_steps=1, batch_size=batch, gradient_accumulation_steps=parts)
-    lines = spoken(trainer)
-    trainer.train()
-    assert any("settle little: raise batch_size" in line for line in lines) is warned
-
-
 def test_the_trend_falls_while_the_loss_does(tmp_path):
     row = {"input_ids": torch.arange(16) % 5}
     trainer = build_trainer(tmp_path, data=[row] * 8, max_steps=30, kappa_schedule="adaptive", kappa_warmup_steps=1)
