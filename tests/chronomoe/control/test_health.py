@@ -328,7 +328,7 @@ def test_a_close_call_asks_the_next_steps_up_to_a_number_and_no_others(fresh):
     fresh.ticks.fill_(25)
     fresh.health[0, 3] = -0.9
     noise = noise / 2
-    assert probes_of(fresh, 20, loss) == [26, 27], "proven by sixteen"
+    assert probes_of(fresh, 20, loss) == [26, 27, 28, 29], "proven by thirty-two"
     assert fresh.masked[0, 3]
     fresh.ticks += 200
     assert len(probes_of(fresh, 20, lambda: -loss())) == 1, "whether it comes back can wait"
