@@ -63,7 +63,7 @@ class ControlConfig:
     probe_every: int = 25
     """Ticks between probes, at least; after each without a verdict that expert waits twice as long, up to 16 times."""
     probe_margin: float = 0.002
-    """Loss in nats per token that a verdict must win at least; and twice its standard error."""
+    """Loss in nats per token that masking must win at least, and surely; and that coming back may cost."""
     probe_sequences: int = 16
     """Sequences a probe looks at."""
 
