@@ -160,12 +160,12 @@ def inside(site: Site, path: str) -> Path:
 
 def as_number(name: str, value: Any, whole: bool) -> float:
     """What was typed as a number; :class:`ConfigError` if it is to be ``whole`` and is not, or is beyond all use."""
-    number = float(value)
+    number, name = float(value), name.replace("_", " ").replace("-", " ")
     if abs(number) > 1e15:
-        raise ConfigError(f"{name.replace('_', ' ').replace('-', ' ')} is {number:g}; use a smaller number.")
+        raise ConfigError(f"{name} is {number:g}; use a smaller number.")
     if not number.is_integer():
         if whole:
-            raise ConfigError(f"{name.replace('_', ' ').replace('-', ' ')} is {number}; it must be a whole number.")
+            raise ConfigError(f"{name} is {number}; it must be a whole number.")
         return number
     return int(number)
 

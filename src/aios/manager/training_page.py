@@ -139,12 +139,12 @@ class _Training:
         turned = self.drawn is None or mark[1] != self.drawn[1]
         growing = running or any(log.live for log in logs)
         self.waited += 1
-        self.words.set_text(", ".join(told))
         wait = max(len(log.train.records) for log in logs) // _POINTS if growing and not turned else 0
-        if mark == self.drawn:
-            return
-        if self.waited <= wait:
-            self.words.set_text(", ".join([*told, f"charts up to step {self.drawn_step:,}"]))
+        behind = mark != self.drawn
+        if late := behind and self.waited <= wait:
+            told.append(f"charts up to step {self.drawn_step:,}")
+        self.words.set_text(", ".join(told))
+        if late or not behind:
             return
         self.waited = 0
         self._draw(logs)

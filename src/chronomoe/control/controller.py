@@ -255,7 +255,9 @@ class ChronovisorMixtralController(Fp32Module):
         )
         self.health.copy_(health_of.health(self.contrast, self.gradient_size, self.config.health_scale))
         self.recovering.mul_(0.98)
-        self.masked.logical_and_(~self.steering.available)  # who opened one by hand meant it
+        opened = self.masked & self.steering.available  # by hand: it is judged as any other, from the beginning
+        self.masked.logical_xor_(opened)
+        self.evidence.mul_(~opened)
         # Whoever is well again begins with short waits when it next falls ill.
         self.fruitless.mul_((self.health < self.config.suspect_below + _WELL) | self.masked)
 
@@ -313,6 +315,8 @@ class ChronovisorMixtralController(Fp32Module):
             return []
         now = int(self.ticks)
         since = now - int(self.last_probe.max())
+        if since != 1 and since < config.probe_every:
+            return []
         candidates = torch.zeros_like(self.masked)
         if since == 1:  # a close call goes on with the sequences of the next step, and the next
             count, total, _ = self.evidence
@@ -345,7 +349,7 @@ class ChronovisorMixtralController(Fp32Module):
             if (found := self._gain(layer, expert, health_of.sums_of(change))) is not None:
                 gains[layer, expert] = found
         verdicts = []
-        for layer, expert in sorted(gains, key=lambda place: gains[place]):
+        for layer, expert in sorted(gains, key=gains.__getitem__):
             if self._can_spare(layer, expert):  # another verdict may have taken the last that can be
                 masked = bool(self.masked[layer, expert])
                 self._mask(layer, expert, masked=not masked)
@@ -359,7 +363,7 @@ class ChronovisorMixtralController(Fp32Module):
         """Add a probe to the evidence; the change of the loss if that calls for a verdict."""
         ticks = int(self.ticks - self.last_probe[layer, expert])
         self.last_probe[layer, expert] = self.ticks
-        if ticks > 1 or self.config.probe_every == 1:
+        if ticks >= self.config.probe_every:  # else a close call goes on
             self.fruitless[layer, expert] = (self.fruitless[layer, expert] + 1).clamp(max=_DOUBLINGS)
         # Evidence of earlier probes counts too, the less the older: a batch has few sequences.
         evidence = _OLD_EVIDENCE ** (ticks / self.config.probe_every) * self.evidence[:, layer, expert]

@@ -50,13 +50,13 @@ class RoutingWindow:
     """(L,) sum over tokens of the entropy of softmax(z), nats."""
     logit_std: Tensor
     """(L,) sum over tokens of the standard deviation of z over experts."""
-    available: Tensor | None = None
-    """(L, N) who could be chosen; None for all. Balance is told of these: one that is masked lacks no load."""
+    available: Tensor
+    """(L, N) who could be chosen. Balance is told of these: one that is masked lacks no load."""
 
     @property
     def _open(self) -> Tensor:
         """(L,) how many experts could be chosen."""
-        return (self.assignments >= 0 if self.available is None else self.available).sum(dim=-1)
+        return self.available.sum(dim=-1)
 
     @property
     def load(self) -> Tensor:
@@ -109,8 +109,7 @@ class RoutingWindow:
     @property
     def dead_experts(self) -> Tensor:
         """(L,) available experts with less than a hundredth of the mean load."""
-        idle = self.load * self._open.unsqueeze(-1) < 0.01
-        return (idle if self.available is None else idle & self.available).sum(dim=-1)
+        return ((self.load * self._open.unsqueeze(-1) < 0.01) & self.available).sum(dim=-1)
 
     @property
     def dropped_fraction(self) -> Tensor:
@@ -259,8 +258,8 @@ class RoutingStatistics(nn.Module):
         self.pulls.clear()
         self.sums.zero_()
 
-    def window(self) -> RoutingWindow:
-        """The sums so far, copied, split by name."""
+    def window(self, available: Tensor | None = None) -> RoutingWindow:
+        """The sums so far, copied, split by name; of ``available`` experts (L, N), all if none are given."""
         self._record_gradients()
         parts = self.sums.clone().split(self.sizes, dim=-1)
         named = {
@@ -280,6 +279,7 @@ class RoutingStatistics(nn.Module):
             flips=flips,
             entropy=entropy,
             logit_std=logit_std,
+            available=torch.ones_like(assignments, dtype=torch.bool) if available is None else available.clone(),
             **named,
         )
 

@@ -5,7 +5,7 @@ Shape suffixes: L MoE layers, N experts.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import torch
@@ -298,7 +298,7 @@ class Steering(Fp32Module):
         None, and nothing noted, when a layer saw no token or something that is not finite.
         """
         self.statistics.gather()
-        window = self.statistics.window()
+        window = self.statistics.window(self.available)
         largest, fewest = torch.stack(
             [torch.linalg.vector_norm(self.statistics.sums, math.inf), window.tokens.min()]
         ).tolist()
@@ -306,7 +306,7 @@ class Steering(Fp32Module):
         if not math.isfinite(largest) or fewest <= 0:
             return None
         self.load.copy_(window.load_without_goals)
-        return replace(window, available=self.available.clone())
+        return window
 
     @torch.no_grad()
     def discard_step(self) -> None:

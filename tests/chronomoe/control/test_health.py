@@ -278,43 +278,34 @@ def test_suspects_are_probed_together_or_later(fresh):
     assert probes_of(fresh, 60, fake_loss(fresh)) == [51, 76]
 
 
-def noisy(controller, gain, generator, sequences=8):
-    """Sequences whose loss falls by ``gain`` when expert 3 of layer 0 is masked; each has noise of its own."""
-    available = controller.steering.available
+def times_masked(controller, trials, ticks, gain, sequences):
+    """How often a suspect is, within so many ticks, whose absence lowers the loss by ``gain``, and noise."""
+    generator, available = torch.Generator().manual_seed(0), controller.steering.available
 
     def loss():
         noise = 0.035 * torch.randn(sequences, generator=generator)
         return torch.zeros(sequences) if available[0, 3] else noise - gain
 
-    return loss
+    masked = 0
+    for _ in range(trials):
+        controller.forget()
+        controller.ticks.fill_(24)
+        controller.health[0, 3] = -0.9
+        probes_of(controller, ticks, loss)
+        masked += int(controller.masked.sum())
+    return masked
 
 
 @pytest.mark.parametrize("sequences", [2, 4, 8, 16])
 def test_chance_is_no_proof(fresh, sequences):
     """The absence of a suspect changes nothing but noise: of three hundred about four may be masked."""
-    generator = torch.Generator().manual_seed(0)
-    masked = 0
-    for _ in range(300):
-        fresh.forget()
-        fresh.ticks.fill_(24)
-        fresh.health[0, 3] = -0.9
-        probes_of(fresh, 25, noisy(fresh, 0.0, generator, sequences))
-        masked += int(fresh.masked.sum())
-    assert masked <= 10
+    assert times_masked(fresh, 300, 25, 0.0, sequences) <= 10
 
 
 @pytest.mark.parametrize(("sequences", "most"), [(4, 15), (8, 7), (16, 4)])
 def test_harm_is_proven_within_few_steps(fresh, sequences, most):
     """What a zeroed expert did to a trained model: 0.027 nats, and 0.035 between sequences."""
-    generator = torch.Generator().manual_seed(0)
-    masked = 0
-    for _ in range(50):
-        fresh.forget()
-        fresh.ticks.fill_(24)
-        fresh.health[0, 3] = -0.9
-        probes_of(fresh, most, noisy(fresh, 0.027, generator, sequences))
-        masked += int(fresh.masked.sum())
-    assert masked >= 40
+    assert times_masked(fresh, 50, most, 0.027, sequences) >= 40
 
 
 def test_a_close_call_asks_the_next_steps_up_to_a_number_and_no_others(fresh):
@@ -355,9 +346,13 @@ def test_a_sequence_without_a_target_is_no_evidence(model):
 
 def test_an_expert_opened_by_hand_is_no_longer_masked(model):
     model.controller._mask(0, 3, masked=True)
+    model.controller._mask(1, 2, masked=True)
+    model.controller.evidence[:, 0, 3] = model.controller.evidence[:, 1, 2] = 5.0
     model.steering.available[0, 3] = True
     train(model, 1, data=text)
-    assert not model.controller.masked.any()
+    assert model.controller.masked.nonzero().tolist() == [[1, 2]]
+    assert not model.controller.evidence[:, 0, 3].any(), "its sign means the opposite now"
+    assert model.controller.evidence[:, 1, 2].all()
     model.controller.ticks += 1000
     assert (0, 3) not in model.controller.suspects()
 
