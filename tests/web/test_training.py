@@ -302,6 +302,26 @@ def test_words_and_lists_follow_a_run_and_name_whom_health_masks(page, root):
     expect(page.locator(".q-select").first).to_contain_text("step 45")
 
 
+def test_charts_that_lag_say_so(page, root):
+    log = root / "artifacts/brains/mixtral/small/metrics.jsonl"
+    last = [one for one in map(json.loads, log.read_text().splitlines()) if one["event"] == "train"][-1]
+    log.write_text("".join(json.dumps(last | {"step": step}) + "\n" for step in range(1, 121)))
+    page.goto("/training?run=artifacts/brains/mixtral/small/metrics.jsonl")
+    expect(page.locator(".soft", has_text="step 120")).not_to_contain_text("charts")
+    with log.open("a") as file:
+        file.write(json.dumps(last | {"step": 121}) + "\n")
+    expect(page.locator(".soft", has_text="step 121")).to_contain_text("charts up to step 120")
+    expect(page.locator(".soft", has_text="step 121")).not_to_contain_text("charts")
+
+
+def test_a_number_beyond_all_use_is_refused(page):
+    page.goto("/training/new")
+    page.get_by_label("Name of the brain").fill("long")
+    form(page, max_steps="1e30")
+    button(page, "Show the plan").click()
+    expect(page.locator("section .wrong")).to_contain_text("max steps is 1e+30; use a smaller number.")
+
+
 def test_what_was_told_can_be_closed(page):
     page.goto("/routing")
     button(page, "Inspect").click()
