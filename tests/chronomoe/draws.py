@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-from chronomoe.routing.calls import RoutedCall
+from chronomoe.routing.calls import RoutedCall, used_experts
 
 many = settings(max_examples=500)
 """Some ten thousand examples over all files that use this."""
@@ -10,7 +10,6 @@ many = settings(max_examples=500)
 
 def one_call(layer, h, z, p, chosen, w):
     """What ``RoutingStatistics.record`` is given of one call of one router, without padding or a capacity limit."""
-    call = RoutedCall(
-        layer=layer, depth=0, carries_gradient=False, logits=z, probabilities=p, chosen=chosen, weights=w, inputs=h
-    )
+    used, made = used_experts(chosen, z.shape[-1], None, None), {"logits": z, "probabilities": p, "chosen": chosen}
+    call = RoutedCall(layer=layer, depth=0, carries_gradient=False, **made, weights=w, used=used, input_sums=used.T @ h)
     return [call], z.unsqueeze(0), p.unsqueeze(0)

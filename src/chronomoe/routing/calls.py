@@ -1,7 +1,7 @@
 """What the calls of routers leave to be observed when their forward is over, and its sums for the losses.
 
-Many small operations cost more than few large ones, so all calls of a forward are observed at once. Their inputs are
-kept until then; the logits of a language model, made after that, take more.
+Many small operations cost more than few large ones, so all calls of a forward are observed at once. But what needs
+their inputs is taken while these are in the processor's cache: nothing keeps them.
 
 Shape suffixes: C calls of routers in one forward, L MoE layers, T tokens, N experts, K chosen experts, D hidden size.
 """
@@ -34,23 +34,27 @@ class RoutedCall:
     """(T, K)"""
     weights: Tensor
     """Combine weights (T, K), detached."""
-    inputs: Tensor
-    """h (T, D), detached."""
-    kept: Tensor | None = None
-    """bool (T, K): choices within capacity; None where nothing limits them."""
+    used: Tensor
+    """:func:`used_experts` of this call, (T, N + 1)."""
+    input_sums: Tensor
+    """(N + 1, D) sum of the inputs that each expert was given and, last, of all that count."""
+    sampled_inputs: Tensor | None = None
+    """(S, D) inputs of the tokens that the coherence loss looks at; None where it does not count."""
+    inputs: Tensor | None = None
+    """h (T, D), detached; None unless gradients are to be compared."""
     counted: Tensor | None = None
     """bool (T,): tokens that are not padding; None when all count."""
     unasked: Tensor | None = None
     """(T, K) what would have been chosen without goals; None when no goal biased the choice."""
     unasked_kept: Tensor | None = None
-    """What of that would have been within capacity, as ``kept``."""
+    """bool (T, K): what of that would have been within capacity; None where nothing limits it."""
 
 
 def used_experts(chosen: Tensor, num_experts: int, kept: Tensor | None, counted: Tensor | None) -> Tensor:
     """1 where a token used an expert, else 0, fp32 (C, T, N + 1). The last column is 1 for every token that counts.
 
     One product with it gives sums over pairs, over experts and over tokens. ``chosen`` and ``kept`` (which choices are
-    within capacity) are (C, T, K), ``counted`` is (C, T).
+    within capacity) are (C, T, K), ``counted`` is (C, T); or all of them without C.
     """
     used = torch.zeros(*chosen.shape[:-1], num_experts + 1, device=chosen.device)
     used[..., -1] = 1
@@ -75,7 +79,7 @@ def which_count(calls: list[RoutedCall]) -> Tensor | None:
     """bool (C, T): tokens that are not padding; None when all count."""
     if all(call.counted is None for call in calls):
         return None
-    everything = torch.ones(len(calls[0].inputs), dtype=torch.bool, device=calls[0].inputs.device)
+    everything = torch.ones(len(calls[0].chosen), dtype=torch.bool, device=calls[0].chosen.device)
     return torch.stack([everything if call.counted is None else call.counted for call in calls])
 
 
@@ -111,8 +115,6 @@ def loss_sums(
     assigned: dict[int, Tensor],
     usual: tuple[Tensor, Tensor] | None,
     row_length: int,
-    *,
-    measuring: bool = False,
 ) -> LossSums:
     """Sum up calls that carry a gradient.
 
@@ -135,8 +137,8 @@ def loss_sums(
         return x_C.new_zeros(len(layers), *x_C.shape[1:]).index_add(0, rank_C, x_C)
 
     agreement, agreed = None, None
-    if usual is not None:
-        h_CSD = torch.stack([sampled(call.inputs, row_length) for call in calls])
+    h_CSD = stacked([call.sampled_inputs for call in calls])
+    if usual is not None and h_CSD is not None:
         usual_CMD, along_mean_CM = (of_layer[layers_C] for of_layer in usual)
         agreement_CTN = agreement_of(*nearness(h_CSD, usual_CMD), along_mean_CM)
         scale = row_length / math.ceil(row_length / SAMPLED)
@@ -155,5 +157,5 @@ def loss_sums(
         squared_logsumexp=by_layer(squared_CT.sum(dim=-1)),
         agreement=agreement,
         agreed=agreed,
-        measured={call.layer: (call.logits, call.inputs) for call in calls} if measuring else {},
+        measured={call.layer: (call.logits, call.inputs) for call in calls if call.inputs is not None},
     )

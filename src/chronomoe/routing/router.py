@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chronomoe.errors import ConfigError
-from chronomoe.routing.calls import LossSums, RoutedCall
+from chronomoe.routing.calls import LossSums, RoutedCall, sampled, used_experts
 from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _WAITING = 8
-"""So many calls without a gradient may wait to be observed: nothing else would keep their inputs."""
+"""So many calls without a gradient may wait to be observed: nothing else would keep what they leave."""
 
 
 @dataclass(eq=False)
@@ -211,27 +211,31 @@ class SteeredRouter(nn.Module):
         if call in context.depths:
             return  # recomputed
         depth = context.depths[call] = sum(layer == self.layer for layer, _ in context.depths)
+        steering, with_gradient = self.steering, torch.is_grad_enabled()
+        used_TM = used_experts(chosen_TK, self.num_experts, kept_TK, context.counted_T)
         context.calls.append(
             RoutedCall(
                 layer=self.layer,
                 depth=depth,
-                carries_gradient=torch.is_grad_enabled(),
+                carries_gradient=with_gradient,
                 logits=z_TN,
                 probabilities=p_TN,
                 chosen=chosen_TK,
                 weights=w_TK.detach(),
-                inputs=h_TD,
-                kept=kept_TK,
+                used=used_TM,
+                input_sums=used_TM.T @ h_TD.float(),
+                sampled_inputs=sampled(h_TD, context.row_length) if steering.coherent and with_gradient else None,
+                inputs=h_TD if steering.measuring and with_gradient else None,
                 counted=context.counted_T,
                 unasked=unasked_TK,
                 unasked_kept=None if unasked_TK is None else self._kept(unasked_TK, context),
             )
         )
-        if not torch.is_grad_enabled():
+        if not with_gradient:
             idle = [one for one in context.calls if not one.carries_gradient]
             if len(idle) >= _WAITING:
                 context.calls[:] = [one for one in context.calls if one.carries_gradient]
-                self.steering.record(context, idle)
+                steering.record(context, idle)
         if w_TK.requires_grad:
             self._watch_gradient(p_TN.detach(), chosen_TK, w_TK, context.counted_T)
 

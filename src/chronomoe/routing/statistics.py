@@ -189,8 +189,7 @@ class RoutingStatistics(nn.Module):
         n = self.num_experts
         w_CTK = torch.stack([call.weights for call in calls]).float()
         chosen_CTK = torch.stack([call.chosen for call in calls])
-        used_CTM = used_experts(chosen_CTK, n, stacked([call.kept for call in calls]), counted_CT)
-        inputs_C = [used_TM.T @ call.inputs.float() for used_TM, call in zip(used_CTM, calls, strict=True)]
+        used_CTM = torch.stack([call.used for call in calls])
         flips_C = _flips(p_CTN, chosen_CTK, counted_CT) if flipping else p_CTN.new_zeros(len(calls))
         # torch's reductions over short rows are slow; a product with ones is the same sum in a fraction of the time.
         ones_N1 = z_CTN.new_ones(n, 1)
@@ -206,7 +205,7 @@ class RoutingStatistics(nn.Module):
             unasked_CN = used_experts(unasked_CTK, n, kept_CTK, counted_CT).sum(dim=1)[:, :n]
         sums_CW = torch.cat(
             [
-                torch.stack(inputs_C).flatten(1),
+                torch.stack([call.input_sums for call in calls]).flatten(1),
                 pairs_CMM.flatten(1),
                 p_CTN.sum(dim=1),
                 torch.zeros_like(p_CTN).scatter_(-1, chosen_CTK, w_CTK).sum(dim=1),

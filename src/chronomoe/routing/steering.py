@@ -240,10 +240,9 @@ class Steering(Fp32Module):
             self.record(context, idle)
         if calls := [call for call in left if call.carries_gradient]:
             z_CTN, p_CTN, counted_CT = self.record(context, calls)
-            assigned, row, measuring = context.assigned, context.row_length, self.measuring
             with without_autocast(self.load):
                 context.sums = loss_sums(
-                    calls, z_CTN, p_CTN, counted_CT, assigned, self._usual, row, measuring=measuring
+                    calls, z_CTN, p_CTN, counted_CT, context.assigned, self._usual, context.row_length
                 )
 
     def record(self, context: RoutingContext, calls: list[RoutedCall]) -> tuple[Tensor, Tensor, Tensor | None]:
