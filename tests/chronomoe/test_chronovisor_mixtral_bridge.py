@@ -22,7 +22,7 @@ def test_a_plain_checkpoint_loads_with_equal_logits(host, tokens, tmp_path):
     plain.set_experts_implementation("sorted")
     assert torch.equal(ours(tokens).logits, plain(tokens).logits)
     assert ours.steering.neutral
-    assert ours.steering.all_available
+    assert all(ours.steering.all_available)
     assert torch.all(ours.steering.load == 0.25)
     assert ours.steering.statistics.sums.abs().sum() == 0
 

@@ -112,7 +112,7 @@ class SteeredRouter(nn.Module):
         return z_TN, w_TK.to(hidden_states.dtype) if self.keep_dtype else w_TK, chosen_TK
 
     def _probabilities(self, z_TN: Tensor, context: RoutingContext) -> Tensor:
-        if context.open_TN is None and self.steering.all_available:
+        if context.open_TN is None and self.steering.all_available[self.layer]:
             return z_TN.softmax(dim=-1)
         if context.open_TN is not None and context.open_TN.shape != z_TN.shape:
             raise ConfigError(
@@ -129,7 +129,7 @@ class SteeredRouter(nn.Module):
         scores_TN = p_TN
         if not steering.neutral:
             # Closed experts leave before the deficit is taken: nobody's distance is measured from them.
-            if not steering.all_available:
+            if not steering.all_available[self.layer]:
                 z_TN = z_TN.masked_fill(~steering.available[self.layer], -math.inf)
             if context.open_TN is not None:
                 z_TN = z_TN.masked_fill(~context.open_TN, -math.inf)
@@ -145,12 +145,13 @@ class SteeredRouter(nn.Module):
         return chosen_TK, None if without_TN is None else self._highest(without_TN, context)
 
     def _highest(self, scores_TN: Tensor, context: RoutingContext) -> Tensor:
-        if not self.steering.all_available:
-            scores_TN = scores_TN.masked_fill(~self.steering.available[self.layer], -math.inf)
+        steering = self.steering
+        all_available = steering.all_available[self.layer]
+        if not all_available:
+            scores_TN = scores_TN.masked_fill(~steering.available[self.layer], -math.inf)
         if context.open_TN is not None:
             scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
-        steering = self.steering
-        if steering.neutral or self.top_k > 2 or not steering.all_available or context.open_TN is not None:
+        if steering.neutral or self.top_k > 2 or not all_available or context.open_TN is not None:
             return scores_TN.topk(self.top_k, dim=-1).indices  # as the host, to the choice among equals
         # All scores are finite here. Over short rows two maxima take half the time of topk.
         first_T1 = scores_TN.max(dim=-1, keepdim=True).indices

@@ -125,8 +125,8 @@ class Steering(Fp32Module):
         """Pressure, goals and temperature leave every choice as it is."""
         self.has_goals = False
         """A goal biases the choice."""
-        self.all_available = True
-        """Every expert may be used."""
+        self.all_available = [True] * num_layers
+        """Every expert of that layer may be used."""
         self.exploring = False
         """There is exploration noise, in training."""
         self.coherent = False
@@ -170,21 +170,22 @@ class Steering(Fp32Module):
             versions = [(field.data_ptr(), field._version) for field in fields]
             if versions == self._looked_at and self.config is self._looked_with:
                 return
-        # One question to the device for all: largest magnitudes (not finite if anything is not), fewest experts.
+        # One question to the device for all: largest magnitudes (not finite if anything is not), available experts.
         asked = [torch.linalg.vector_norm(field, math.inf) for field in fields[: len(_FIELDS)]]
-        asked += [self.base_temperature, self.exploration, self.available.sum(dim=-1).min()]
-        *found, fewest = torch.stack(asked).tolist()
+        asked += [self.base_temperature, self.exploration, *self.available.sum(dim=-1)]
+        found = torch.stack(asked).tolist()
+        found, counts = found[: -len(self.available)], found[-len(self.available) :]
         size = dict(zip((*_FIELDS, *_SCALARS), found, strict=True))
         if not all(map(math.isfinite, found)) or size["base_temperature"] <= 0:
             raise ConfigError(
                 "a steering field is not finite, or base_temperature is not above 0; controller.reset() helps."
             )
-        if fewest < self.top_k:
+        if min(counts) < self.top_k:
             raise ConfigError(
-                f"a layer has {int(fewest)} available experts but each token needs {self.top_k}; enable more."
+                f"a layer has {int(min(counts))} available experts but each token needs {self.top_k}; enable more."
             )
         enabled = self.config.enabled
-        self.all_available = fewest == self.num_experts
+        self.all_available = [count == self.num_experts for count in counts]
         self.has_goals = enabled and size["goal_bias"] > 0
         self.exploring = enabled and size["exploration"] > 0
         tempered = enabled and (size["log_temperature"] > 0 or size["base_temperature"] != 1)

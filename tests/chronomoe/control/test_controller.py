@@ -348,7 +348,7 @@ def test_a_mechanism_switched_off_leaves_nothing_behind():
     model.controller.release()
     model.steering.look()
     assert model.steering.neutral
-    assert model.steering.all_available
+    assert all(model.steering.all_available)
     assert not model.steering.exploring
 
 

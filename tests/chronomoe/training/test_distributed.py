@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 SCRIPT = """
-import sys, torch
+import dataclasses, sys, torch
 from torch.utils.data import DataLoader
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
@@ -27,7 +27,9 @@ for index in range(16):
     rows.append({"input_ids": row, "attention_mask": (torch.arange(12) < 12 - index % 5).long()})
 config = TrainingConfig(checkpoint_dir=folder, batch_size=batch_size, max_steps=3, log_every_n_steps=1,
                         lambda_balance=0.5, learning_rate=1e-3, initial_kappa=0.0, precision="fp32")
-ChronoMoETrainer(model, config, DataLoader(rows, batch_size=batch_size), show=lambda line: None).train()
+trainer = ChronoMoETrainer(model, config, DataLoader(rows, batch_size=batch_size), show=lambda line: None)
+model.controller.config = dataclasses.replace(model.controller.config, suspect_below=0.9, probe_every=2)
+trainer.train()
 """
 
 
@@ -56,3 +58,6 @@ def test_two_processes_equal_one(tmp_path):
     for name, tensor in weights[0].items():
         if not name.startswith(("steering.", "controller.")):
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=3e-4)
+    probed = [load_file(tmp_path / name / "step_3" / "chronovisor.safetensors")["evidence"] for name in ("one", "two")]
+    assert probed[0][0].max() == 4  # sequences of the whole batch
+    torch.testing.assert_close(probed[1], probed[0], rtol=0.01, atol=1e-5)
