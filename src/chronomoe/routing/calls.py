@@ -1,7 +1,8 @@
 """What the calls of routers leave to be observed when their forward is over, and its sums for the losses.
 
 Many small operations cost more than few large ones, so all calls of a forward are observed at once. But what needs
-their inputs is taken while these are in the processor's cache: nothing keeps them.
+their inputs is taken in the call, while these are in the processor's cache: nothing keeps them, unless gradients are
+to be compared.
 
 Shape suffixes: C calls of routers in one forward, L MoE layers, T tokens, N experts, K chosen experts, D hidden size.
 """

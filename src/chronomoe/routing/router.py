@@ -214,6 +214,8 @@ class SteeredRouter(nn.Module):
         depth = context.depths[call] = sum(layer == self.layer for layer, _ in context.depths)
         steering, with_gradient = self.steering, torch.is_grad_enabled()
         used_TM = used_experts(chosen_TK, self.num_experts, kept_TK, context.counted_T)
+        # A copy: where no row is cut short the sample is a view, which would keep all inputs.
+        h_SD = sampled(h_TD, context.row_length).contiguous() if steering.coherent and with_gradient else None
         context.calls.append(
             RoutedCall(
                 layer=self.layer,
@@ -225,7 +227,7 @@ class SteeredRouter(nn.Module):
                 weights=w_TK.detach(),
                 used=used_TM,
                 input_sums=used_TM.T @ h_TD.float(),
-                sampled_inputs=sampled(h_TD, context.row_length) if steering.coherent and with_gradient else None,
+                sampled_inputs=h_SD,
                 inputs=h_TD if steering.measuring and with_gradient else None,
                 counted=context.counted_T,
                 unasked=unasked_TK,

@@ -104,6 +104,19 @@ def test_disabled_fields_are_inert(host, tokens):
     assert torch.equal(model(tokens).logits, expected)
 
 
+def test_a_layer_whose_experts_are_all_open_computes_the_same_bits_as_before_one_closed_elsewhere(host):
+    model = host("mixtral", num_experts_per_tok=2)
+    steering = chronomoe.attach(model).steering
+    steering.pressure[:, 1] = 0.3
+    first, second = (layer.mlp.gate for layer in model.model.layers)
+    h = torch.randn(50, 32)
+    before = second(h)
+    steering.available[0, 1] = False
+    assert all(torch.equal(was, now) for was, now in zip(before, second(h), strict=True))
+    assert steering.all_available == [False, True]
+    assert not (first(h)[2] == 1).any()
+
+
 def test_an_unavailable_expert_is_never_chosen_and_too_few_is_an_error(host):
     model = host("mixtral")
     steering = chronomoe.attach(model).steering

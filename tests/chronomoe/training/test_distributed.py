@@ -28,7 +28,7 @@ for index in range(16):
 config = TrainingConfig(checkpoint_dir=folder, batch_size=batch_size, max_steps=3, log_every_n_steps=1,
                         lambda_balance=0.5, learning_rate=1e-3, initial_kappa=0.0, precision="fp32")
 trainer = ChronoMoETrainer(model, config, DataLoader(rows, batch_size=batch_size), show=lambda line: None)
-model.controller.config = dataclasses.replace(model.controller.config, suspect_below=0.9, probe_every=2)
+model.controller.config = dataclasses.replace(model.controller.config, suspect_below=0.9, probe_every=3)
 trainer.train()
 """
 
@@ -60,4 +60,5 @@ def test_two_processes_equal_one(tmp_path):
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=3e-4)
     probed = [load_file(tmp_path / name / "step_3" / "chronovisor.safetensors")["evidence"] for name in ("one", "two")]
     assert probed[0][0].max() == 4  # sequences of the whole batch
-    torch.testing.assert_close(probed[1], probed[0], rtol=0.01, atol=1e-5)
+    for mine, theirs in zip(*probed, strict=True):  # count, sum, sum of squares
+        torch.testing.assert_close(theirs, mine, rtol=0.05, atol=0.01 * mine.abs().max().item())
