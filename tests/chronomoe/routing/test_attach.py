@@ -117,6 +117,19 @@ def test_a_layer_whose_experts_are_all_open_computes_the_same_bits_as_before_one
     assert not (first(h)[2] == 1).any()
 
 
+def test_what_waits_for_the_end_of_a_forward_keeps_no_inputs(host):
+    model = host("mixtral").train()
+    steering = chronomoe.attach(model).steering
+    steering.direction.normal_()  # so that coherence counts and takes its sample
+    kept = []
+    router = model.model.layers[0].mlp.gate
+    router.register_forward_hook(lambda *_: kept.extend(steering.context.calls))
+    model(torch.randint(10, (2, 16)))
+    (call,) = kept
+    assert call.inputs is None
+    assert call.sampled_inputs.untyped_storage().nbytes() == 4 * 32 * 4, "two of each sequence, 32 wide, 4 bytes"
+
+
 def test_an_unavailable_expert_is_never_chosen_and_too_few_is_an_error(host):
     model = host("mixtral")
     steering = chronomoe.attach(model).steering
