@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import HeldoutWindows, PackedDataset, heldout_windows
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from chronomoe.training.loading import HeldoutWindows, PackedDataset, heldout_windows
 from chronomoe.training.run_control import language_model_loss
-from chronomoe.training.token_store import TokenStore
 
 RESULTS = Path(__file__).parent / "results"
 SEQUENCE, BATCH, EVALUATED = 128, 8, 100_000
@@ -235,7 +235,7 @@ def _watched_loss(
     trainer: ChronoMoETrainer, loss: Any, fresh: PackedDataset, *, health: bool
 ) -> tuple[float, list[tuple[int, int]]]:
     """Loss and masked experts after the controller ran on for a hundred steps; all but availability is put back."""
-    from chronomoe.training.geology import ChronovisorCheckpoint
+    from chronomoe.control.checkpoint import ChronovisorCheckpoint
 
     controller, model = trainer.controller, trainer.model
     assert controller is not None

@@ -22,14 +22,14 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import PackedDataset
 from chronomoe.experts.expert import DomainExpert, LayerExpert
 from chronomoe.experts.gate import DomainGate, false_alarm_threshold
-from chronomoe.experts.training import ANCHOR_PART, WithAnchor, begin, gate_inputs, kl, trainee
-from chronomoe.storage import whole_directory
+from chronomoe.experts.training import ANCHOR_PART, WithAnchor, begin, trainee
+from chronomoe.hosts.capture import gate_inputs, kl
+from chronomoe.tensors import read_tensors, save_tensors, whole_directory
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from chronomoe.training.checkpoint import read_tensors, save_tensors
-from chronomoe.training.loading import PackedDataset
-from chronomoe.training.token_store import TokenStore
 
 SEQUENCE, BATCH = 128, 8
 WIDTH, LAYERS = 256, 4

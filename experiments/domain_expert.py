@@ -39,12 +39,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chronomoe import ChronovisorMixtralForCausalLM
+from chronomoe.data.windows import IGNORED, training_windows
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import DomainGate
-from chronomoe.experts.training import calibrate, fit_gate, kl
+from chronomoe.experts.training import calibrate, fit_gate
+from chronomoe.hosts.capture import kl
 from chronomoe.storage import write_json
-from chronomoe.training.loading import IGNORED, training_windows
 from experiments.domain_arms import SEQUENCE, Adapter, Arm, Gate, School, log_odds, thresholded, train_base
 from experiments.domain_text import DOMAIN, GENERAL, Text, anywhere, documents, prepare_text, split_documents
 

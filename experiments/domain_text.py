@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from aios.data.corpora import write_samples
 from aios.data.prepare import PrepareConfig, prepare
 from aios.data.split import NearDuplicates
-from chronomoe.training.loading import IGNORED
-from chronomoe.training.token_store import TokenStore
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import IGNORED
 from experiments.domain_arms import SEQUENCE
 
 DOMAIN, GENERAL = "licences", ("oratory", "python")

@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chronomoe import ChronovisorMixtralForCausalLM
+from chronomoe.data.windows import IGNORED, training_windows
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.training import calibrate, fit_gate
 from chronomoe.goals.steer import Goal, GoalSettings, turn_off, turn_on
-from chronomoe.training.loading import IGNORED, training_windows
 from experiments.domain_arms import SEQUENCE, School
 from experiments.domain_text import DOMAIN, GENERAL, Text, documents, prepare_text, split_documents
 

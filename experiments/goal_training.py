@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM
+from chronomoe.data.windows import PackedDataset, heldout_windows, training_windows
 from chronomoe.goals.steer import Goal, GoalSettings, turn_on
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from chronomoe.training.loading import PackedDataset, heldout_windows, training_windows
 from experiments.domain_arms import BATCH, SEQUENCE, train_base
 from experiments.domain_text import prepare_text
 

@@ -20,10 +20,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from chronomoe.training.loading import PackedDataset, heldout_windows
-from chronomoe.training.token_store import TokenStore
 from experiments.control_layer import prepare_text
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from chronomoe.chronovisor_mixtral_bridge import ChronovisorMixtralForCausalLM as ChronovisorMixtralForCausalLM
     from chronomoe.control.config import ControlConfig as ControlConfig
     from chronomoe.control.controller import ChronovisorMixtralController as ChronovisorMixtralController
+    from chronomoe.hosts.attach import attach as attach
     from chronomoe.mixtral_core import MixtralConfig as MixtralConfig
-    from chronomoe.routing.attach import attach as attach
     from chronomoe.routing.steering import Steering as Steering
     from chronomoe.routing.steering import SteeringConfig as SteeringConfig
 
@@ -24,7 +24,7 @@ _HOME = {
     "MixtralConfig": "chronomoe.mixtral_core",
     "Steering": "chronomoe.routing.steering",
     "SteeringConfig": "chronomoe.routing.steering",
-    "attach": "chronomoe.routing.attach",
+    "attach": "chronomoe.hosts.attach",
 }
 __all__ = [*sorted(_HOME), "__version__"]
 

@@ -11,9 +11,9 @@ import torch
 from transformers import MixtralConfig as HFMixtralConfig
 from transformers import MixtralForCausalLM
 
+from chronomoe.hosts.attach import STATE_PREFIXES
 from chronomoe.mixtral_core import MixtralConfig
-from chronomoe.routing.attach import STATE_PREFIXES
-from chronomoe.steered import SteeredPreTrained
+from chronomoe.pretrained import SteeredPreTrained
 
 
 class ChronovisorMixtralForCausalLM(SteeredPreTrained, MixtralForCausalLM):

@@ -13,9 +13,9 @@ from aios.brains.settings import BrainTraining, Given, HRMShape, Run, RunSetting
 from aios.goals.flags import TrainingGoals
 from aios.workspace import Workspace
 from chronomoe.control.config import Ablation
+from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import ConfigError, require
 from chronomoe.training.checkpoint import list_checkpoints
-from chronomoe.training.token_store import TokenStore
 
 Show = Callable[[str], None]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from aios.brains.plan import shape_of
 from aios.brains.settings import Run
+from chronomoe.data.token_store import TokenStore
 from chronomoe.storage import write_text
-from chronomoe.training.token_store import TokenStore
 
 _KINDS = {"mixtral": "A Mixtral-style decoder", "actv1": "A hierarchical reasoning model (HRM ACTv1)"}
 

@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 from aios.brains.bundle import data_of, find_brain, load_brain, model_folder
 from aios.data.prepare import prepared_with
 from aios.goals.flags import GoalFlags
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import HeldoutWindows, heldout_windows
 from chronomoe.errors import ConfigError
 from chronomoe.training.evaluation import bits_per_byte
-from chronomoe.training.loading import HeldoutWindows, heldout_windows
-from chronomoe.training.token_store import TokenStore
 
 Show = Callable[[str], None]
 

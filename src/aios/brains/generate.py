@@ -11,7 +11,7 @@ from transformers import TextIteratorStreamer
 
 from aios.brains.sampling import Sampling
 from chronomoe.errors import ConfigError
-from chronomoe.routing.observe import listening
+from chronomoe.hosts.capture import listening
 
 
 def sample_text(

@@ -6,8 +6,8 @@ from typing import Any
 
 from aios.brains.bundle import check_config, load_weights, model_folder, refuse_small_vocabulary
 from aios.brains.settings import HRMShape, ModelShape, Run
+from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.training.token_store import TokenStore
 
 
 def build_model(base: Path, run: Run, store: TokenStore) -> Any:

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from aios.brains.settings import Run
-from chronomoe.training.token_store import TokenStore
+from chronomoe.data.token_store import TokenStore
 
 _BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
 _MEASURED_TOKENS = 4096

@@ -22,12 +22,12 @@ from aios.data.tokenizers import tokenizer_fingerprint
 from aios.goals.links import Goals
 from aios.goals.use import REMEMBERED, goals_for_training, goals_to_train_under, remembered_flags
 from aios.workspace import Workspace
+from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
+from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.experts.bundle import read_list
+from chronomoe.sidecars import read_list
 from chronomoe.storage import disk_full_explained
 from chronomoe.training.checkpoint import list_checkpoints
-from chronomoe.training.loading import PackedDataset, heldout_windows
-from chronomoe.training.token_store import TokenStore, unigram_bits_per_byte
 
 Show = Callable[[str], None]
 

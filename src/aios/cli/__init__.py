@@ -3,10 +3,8 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Errors are one sentence; --debug shows the traceback.
 """
 
-import errno
 import io
 import os
-import re
 import signal
 import sys
 import tomllib
@@ -16,8 +14,9 @@ from pathlib import Path
 import cyclopts
 from rich.console import Console
 
+from aios.sentence import sentence
 from chronomoe import __version__
-from chronomoe.errors import ChronoMoEError, ConfigError
+from chronomoe.errors import ConfigError
 
 app = cyclopts.App(
     name="aios",
@@ -140,20 +139,6 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
 
 def _complain(words: str) -> None:
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"aios: {words}")
-
-
-def sentence(error: Exception) -> str:
-    """What went wrong, in one sentence."""
-    if isinstance(error, ChronoMoEError):
-        return str(error)
-    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
-        return "not enough memory; use a smaller --batch-size or --seq-len, or a smaller model (--dry-run tells sizes)."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; what was saved before is untouched; free some space."
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the system'}: {error.strerror}."
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first} (add --debug for the traceback)"
 
 
 def _read_config_file(words: Sequence[str]) -> None:

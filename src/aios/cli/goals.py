@@ -200,7 +200,7 @@ def _tell(json: bool, sentence: str, value: dict[str, Any]) -> None:
 @contextmanager
 def _told(json: bool, asked: dict[str, Any]) -> Iterator[None]:
     """Print a failure as JSON too, before the command line says it in a sentence."""
-    from aios.cli import sentence
+    from aios.sentence import sentence
 
     try:
         yield

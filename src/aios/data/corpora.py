@@ -16,8 +16,8 @@ from pathlib import Path
 from aios.data.prepare import TOKENIZER_FOLDER, PrepareConfig, prepare
 from aios.data.readers import SEPARATOR, Source
 from aios.data.tokenizers import VocabSize, check_vocab_size, copy_tokenizer, tokenizer_fingerprint
+from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import ConfigError
-from chronomoe.training.token_store import TokenStore
 
 DATA, BASE_MODEL = Path("training_data"), Path("artifacts/hf_implant/base_model")
 SAMPLE = DATA / "curated_datasets" / "test_sample.txt"

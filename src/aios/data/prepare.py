@@ -16,9 +16,7 @@ from pathlib import Path
 from aios.data.readers import Source, Tally, read_documents
 from aios.data.split import AllHeldOut, DomainSplit, NearDuplicates
 from aios.data.tokenizers import Encoder, VocabSize, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
-from chronomoe.errors import CheckpointError, ConfigError, DataError
-from chronomoe.storage import whole_directory
-from chronomoe.training.token_store import (
+from chronomoe.data.token_store import (
     DomainInfo,
     SplitSize,
     StoreInfo,
@@ -28,6 +26,8 @@ from chronomoe.training.token_store import (
     read_info,
     write_info,
 )
+from chronomoe.errors import CheckpointError, ConfigError, DataError
+from chronomoe.storage import whole_directory
 
 TOKENIZER_FOLDER = "tokenizer"
 _SAMPLE_CHARACTERS = 32_000_000

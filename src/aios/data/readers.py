@@ -21,8 +21,8 @@ from itertools import chain, groupby
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
+from chronomoe.data.token_store import METADATA
 from chronomoe.errors import ConfigError, DataError
-from chronomoe.training.token_store import METADATA
 
 SEPARATOR = "<|endoftext|>"
 TEXT_FIELDS = ("text", "content", "document", "article", "body")

@@ -26,8 +26,8 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
     from aios.brains.shelf import brain_name, existing_brain
     from aios.data.tokenizers import tokenizer_fingerprint
     from chronomoe.experts.attachment import attach_expert
-    from chronomoe.experts.bundle import FOLDER, read_list, write_list
     from chronomoe.experts.file import base_fingerprint, read_expert, refuse_misfit
+    from chronomoe.sidecars import FOLDER, read_list, write_list
 
     registry = Registry(root)
     entry, bundle = registry.get(expert_id), existing_brain(root, brain)
@@ -62,7 +62,7 @@ def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> Ex
 def detach(root: Path, expert_id: str, brain: str) -> str:
     """Take an expert off a brain on disk; returns its uid. :class:`ConfigError` when it is not attached."""
     from aios.brains.shelf import brain_name, existing_brain
-    from chronomoe.experts.bundle import read_list, write_list
+    from chronomoe.sidecars import read_list, write_list
 
     registry, bundle = Registry(root), existing_brain(root, brain)
     with exclusive(bundle):
@@ -89,7 +89,7 @@ def change(root: Path, action: Callable[..., ExpertEntry], *arguments: Any) -> E
     bundles = sorted(bundle for bundle in bundles if bundle.is_dir())  # others were deleted since
     if not bundles:
         return action(*arguments)
-    from chronomoe.experts.bundle import read_list, write_list  # torch: only where a brain must be told
+    from chronomoe.sidecars import read_list, write_list  # torch: only where a brain must be told
 
     with ExitStack() as held:
         for bundle in bundles:
@@ -181,7 +181,7 @@ def gate_along(root: Path, expert_id: str, brain: str, text: str) -> dict[str, A
     import torch
 
     from aios.brains.shelf import existing_brain
-    from chronomoe.experts.training import gate_inputs
+    from chronomoe.hosts.capture import gate_inputs
 
     model, tokenizer = load_brain(existing_brain(root, brain))
     if getattr(model, "subbrains", None) is None:

@@ -13,9 +13,9 @@ from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder,
 from aios.experts.settings import ExpertTraining
 from aios.goals.links import Goals
 from aios.goals.store import goal_text
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import PackedDataset, heldout_windows, training_windows
 from chronomoe.errors import CheckpointError, ConfigError, DataError, TrainingError
-from chronomoe.training.loading import PackedDataset, heldout_windows, training_windows
-from chronomoe.training.token_store import TokenStore
 
 Show = Callable[[str], None]
 DOMAIN, GENERAL = "domain", "general"
@@ -67,7 +67,7 @@ def _train(
     from chronomoe.experts.attachment import attach_expert, detach_expert
     from chronomoe.experts.expert import DomainExpert
     from chronomoe.experts.file import base_of, save_expert
-    from chronomoe.routing.attach import moe_layers
+    from chronomoe.hosts.attach import moe_layers
 
     length = min(settings.max_seq_len, model.config.max_position_embeddings)
     blocks = moe_layers(model)

@@ -15,14 +15,14 @@ from aios.data.prepare import prepared_with
 from aios.goals.flags import GoalFlags
 from aios.goals.lesson import Lesson
 from aios.goals.use import asked_goals
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.attachment import detach_expert
 from chronomoe.experts.training import WithAnchor
 from chronomoe.goals.conditioning import conditioned, conditioning_trainee, embed, load_conditioning, save_conditioning
 from chronomoe.training.config import TrainingConfig
 from chronomoe.training.evaluation import bits_per_byte
-from chronomoe.training.loading import PackedDataset, heldout_windows
-from chronomoe.training.token_store import TokenStore
 from chronomoe.training.trainer import ChronoMoETrainer
 
 Show = Callable[[str], None]

@@ -20,7 +20,7 @@ from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.goals.conditioning import condition, load_conditioning
 from chronomoe.goals.field import CAP
 from chronomoe.goals.steer import Goal, GoalEffect, GoalSettings, turn_off, turn_on
-from chronomoe.routing.observe import choices, counting
+from chronomoe.hosts.capture import choices, counting
 from chronomoe.storage import write_json
 
 REMEMBERED = "goals.json"
@@ -120,8 +120,8 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def calibration_text(root: Path, bundle: Path, model: Any, tokenizer: Any, flags: GoalFlags) -> Tensor | None:
     """Windows (n, S) of the text a budget is measured on; None where there is none and beta is given."""
     from aios.brains.bundle import data_of
-    from chronomoe.training.loading import training_windows
-    from chronomoe.training.token_store import TokenStore
+    from chronomoe.data.token_store import TokenStore
+    from chronomoe.data.windows import training_windows
 
     length = min(_LENGTH, model.config.max_position_embeddings)
     if flags.goal_text is not None:
@@ -275,7 +275,7 @@ def explain(
     ``each_token`` adds what was chosen for each, in ``segment`` or in the last it ran. ``measured`` as in
     :func:`turn_on_goals`.
     """
-    from chronomoe.experts.training import kl
+    from chronomoe.hosts.capture import kl
 
     if getattr(model, "steering", None) is None:
         raise ConfigError(f"{bundle.name} has no experts of its own and none attached: there is nothing to explain.")

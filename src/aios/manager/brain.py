@@ -101,7 +101,7 @@ class Brain:
 
 
 def _serve(link: Connection, root: Path, idle: float) -> None:
-    from aios.cli import sentence
+    from aios.sentence import sentence
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the manager
 

@@ -21,10 +21,10 @@ from aios.experts.attach import note_use
 from aios.goals.flags import GoalFlags
 from aios.goals.use import asked_goals, explain, shares, turn_on_goals, words
 from chronomoe.allocator import keep_freed_memory
+from chronomoe.data.token_store import TokenStore
+from chronomoe.data.windows import heldout_windows
 from chronomoe.errors import ConfigError
 from chronomoe.goals.steer import GoalEffect, turn_off
-from chronomoe.training.loading import heldout_windows
-from chronomoe.training.token_store import TokenStore
 
 _WINDOWS, _LENGTH = 8, 128
 

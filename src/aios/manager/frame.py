@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from nicegui import run, ui
 
-from aios.cli import sentence
 from aios.manager.brain import Brain
 from aios.manager.jobs import Jobs
 from aios.manager.runs import Runs
+from aios.sentence import sentence
 from aios.workspace import Workspace
 
 Value = TypeVar("Value")

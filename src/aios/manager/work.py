@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from aios.cli import sentence
 from aios.experts.registry import ExpertEntry, Registry
+from aios.sentence import sentence
 from chronomoe.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.experts.expert import DomainExpert
-from chronomoe.routing.attach import moe_layers
+from chronomoe.hosts.attach import moe_layers
 
 
 class Subbrains(nn.ModuleDict):

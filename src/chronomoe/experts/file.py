@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.expert import DomainExpert
-from chronomoe.routing.attach import moe_layers
+from chronomoe.hosts.attach import moe_layers
 from chronomoe.storage import whole_file
 
 FORMAT, VERSION = "chronomoe-expert", 1

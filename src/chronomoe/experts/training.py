@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from chronomoe.errors import ConfigError, DataError
 from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import false_alarm_threshold
-from chronomoe.routing.attach import moe_layers
-from chronomoe.routing.observe import routed
+from chronomoe.hosts.attach import moe_layers
+from chronomoe.hosts.capture import gate_inputs, kl, routed
 
 ANCHOR_PART = 4
 """One sequence in so many of a batch has an anchor sequence beside it."""
@@ -158,33 +157,6 @@ def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed:
     expert.begin_from(sources, redraw, torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def gate_inputs(base: Any, layers: Sequence[int], windows: Tensor) -> dict[int, Tensor]:
-    """What a gate in the MoE ``layers`` sees in ``windows`` (n, S): inputs at the first call, fp32 (n, S, D)."""
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-
-    def keep(layer: int) -> Any:
-        def hook(block: Any, args: Any) -> None:
-            if layer not in heard:
-                heard.add(layer)
-                found[layer].append(args[0].float())
-
-        return hook
-
-    blocks = moe_layers(base)
-    handles = [blocks[layer].register_forward_pre_hook(keep(layer)) for layer in layers]
-    try:
-        for part in windows.split(8):
-            heard: set[int] = set()
-            base(input_ids=part, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {
-        layer: torch.cat([h.view(-1, windows.shape[1], h.shape[-1]) for h in parts]) for layer, parts in found.items()
-    }
-
-
 def fit_gate(expert: DomainExpert, base: Any, domain: Tensor, general: Sequence[Tensor]) -> None:
     """Fit the gate to windows of the domain (n, S) and of each general domain."""
     if not general:
@@ -240,10 +212,3 @@ def divergence(base: Any, expert: DomainExpert, windows: Tensor) -> float:
             own = base(input_ids=part, use_cache=False).logits
         total += float(kl(own, theirs).sum())
     return total / windows.numel()
-
-
-def kl(own: Tensor, theirs: Tensor) -> Tensor:
-    """KL(own || theirs) of logits (..., V), nats."""
-    return F.kl_div(theirs.float().log_softmax(-1), own.float().log_softmax(-1), log_target=True, reduction="none").sum(
-        -1
-    )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chronomoe.experts.training import kl
+from chronomoe.hosts.capture import kl
 from chronomoe.routing.steering import Steering
 
 CAP = 1.0

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from chronomoe.errors import ConfigError, require
-from chronomoe.experts.training import gate_inputs
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
+from chronomoe.hosts.capture import gate_inputs, routed
 from chronomoe.routing.losses import direction_agreement
-from chronomoe.routing.observe import routed
 
 STRONGEST = 5.0
 

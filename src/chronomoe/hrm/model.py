@@ -37,8 +37,8 @@ from chronomoe.errors import ConfigError
 from chronomoe.hrm.config import HRMACTv1Config
 from chronomoe.hrm.halting import forced_segments, segment_loss
 from chronomoe.hrm.memory import SegmentMemory
+from chronomoe.pretrained import SteeredPreTrained
 from chronomoe.routing.router import RoutingContext, without_autocast
-from chronomoe.steered import SteeredPreTrained
 
 
 @dataclass

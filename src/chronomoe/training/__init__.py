@@ -4,19 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chronomoe.control.checkpoint import ChronovisorCheckpoint as ChronovisorCheckpoint
     from chronomoe.knob import KnobScheduler as KnobScheduler
     from chronomoe.routing.losses import ChronoMoELoss as ChronoMoELoss
-    from chronomoe.training.callback import ChronoMoECallback as ChronoMoECallback
     from chronomoe.training.config import TrainingConfig as TrainingConfig
     from chronomoe.training.gating import CoherenceGatedOptimizer as CoherenceGatedOptimizer
-    from chronomoe.training.geology import ChronovisorCheckpoint as ChronovisorCheckpoint
     from chronomoe.training.trainer import ChronoMoETrainer as ChronoMoETrainer
+    from chronomoe.training.transformers_callback import ChronoMoECallback as ChronoMoECallback
 
 _HOME = {
-    "ChronoMoECallback": "chronomoe.training.callback",
+    "ChronoMoECallback": "chronomoe.training.transformers_callback",
     "ChronoMoELoss": "chronomoe.routing.losses",
     "ChronoMoETrainer": "chronomoe.training.trainer",
-    "ChronovisorCheckpoint": "chronomoe.training.geology",
+    "ChronovisorCheckpoint": "chronomoe.control.checkpoint",
     "CoherenceGatedOptimizer": "chronomoe.training.gating",
     "KnobScheduler": "chronomoe.knob",
     "TrainingConfig": "chronomoe.training.config",

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from chronomoe.errors import CheckpointError
-from chronomoe.routing.attach import STATE_PREFIXES
+from chronomoe.hosts.attach import STATE_PREFIXES
+from chronomoe.tensors import remedy
 
 FORMAT = "chronomoe-checkpoint"
 VERSION = 4
@@ -125,25 +125,6 @@ def unpack_rng(tensors: dict[str, Tensor], others: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors; shared or strided ones are copied first."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a tensor file; a missing or damaged one is a :class:`CheckpointError`."""
-    if not path.is_file():
-        raise CheckpointError(f"the checkpoint {path.parent} has no {path.name}; {_remedy(path.parent)}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); {_remedy(path.parent)}") from error
-
-
-def _remedy(path: Path) -> str:
-    return f"use another checkpoint, or move {path} away to continue from the one before."
-
-
 def read_trainer_state(path: Path) -> dict[str, Any]:
     """``trainer.json`` of a checkpoint, its format checked."""
     file = path / "trainer.json"
@@ -155,13 +136,13 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a checkpoint of a training run: it has no trainer.json.") from None
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); {_remedy(path)}") from error
+        raise CheckpointError(f"{file} is damaged ({error}); {remedy(path)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by chronomoe; give the folder of one of its checkpoints.")
     if state.get("version") != VERSION:
         raise CheckpointError(f"{path} has checkpoint version {state.get('version')}, this chronomoe reads {VERSION}.")
     if wrong := sorted(set(state) ^ set(_PARTS)):
-        raise CheckpointError(f"{file} is damaged ({wrong[0]} is missing or unknown); {_remedy(path)}")
+        raise CheckpointError(f"{file} is damaged ({wrong[0]} is missing or unknown); {remedy(path)}")
     return state
 
 
@@ -175,7 +156,7 @@ def load_weights(model: Any, path: Path) -> None:
             raise CheckpointError(f"{path} belongs to a model of another shape: its {different[0]} does not fit.")
         loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the weights in {path} cannot be read ({_brief(error)}); {_remedy(path)}") from error
+        raise CheckpointError(f"the weights in {path} cannot be read ({_brief(error)}); {remedy(path)}") from error
     missing = [name for name in info["missing_keys"] if not name.startswith(STATE_PREFIXES)]
     wrong = sorted([*missing, *(str(entry) for entry in info["mismatched_keys"])])
     mine = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(STATE_PREFIXES)}
@@ -188,14 +169,6 @@ def load_weights(model: Any, path: Path) -> None:
 
 def _brief(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def load_strict(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load buffers with no field missing and none unknown, else :class:`CheckpointError`."""
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
 
 
 def write_trainer_state(path: Path, state: dict[str, Any]) -> None:

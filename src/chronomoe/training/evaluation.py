@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from chronomoe.training.loading import IGNORED, HeldoutWindows
+from chronomoe.data.windows import IGNORED, HeldoutWindows
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from chronomoe.training.loading import IGNORED
+from chronomoe.data.windows import IGNORED
 
 
 def calls(

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.data.windows import IGNORED
 from chronomoe.errors import UnsupportedModelError
+from chronomoe.hosts.attach import attach
 from chronomoe.knob import Agent, KnobScheduler, KnobState
-from chronomoe.routing.attach import attach
 from chronomoe.routing.losses import ChronoMoELoss
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.training.config import TrainingConfig
 from chronomoe.training.evaluation import labels_of
 from chronomoe.training.gating import CoherenceGatedOptimizer, gate_value
-from chronomoe.training.loading import IGNORED
 
 _FAST, _SLOW = 0.05, 0.01
 """Rates of the two averages whose difference is the trend of the loss."""

@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from chronomoe.control.checkpoint import ChronovisorCheckpoint
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.routing.attach import STATE_PREFIXES
+from chronomoe.hosts.attach import STATE_PREFIXES
 from chronomoe.storage import whole_directory
+from chronomoe.tensors import read_tensors, save_tensors
 from chronomoe.training import checkpoint
 from chronomoe.training.config import TrainingConfig
-from chronomoe.training.geology import ChronovisorCheckpoint
 from chronomoe.training.optimizer import apply_settings
 from chronomoe.training.run_control import RunControl
 
@@ -114,9 +115,9 @@ class RunFiles:
         if self.control.controller is not None and keep:
             ChronovisorCheckpoint.from_controller(self.control.controller).save(work)
         tensors, groups = checkpoint.pack_optimizer(self.optimizer)
-        checkpoint.save_tensors(work / "optimizer.safetensors", tensors)
+        save_tensors(work / "optimizer.safetensors", tensors)
         for rank, (generators, _) in enumerate(rng):
-            checkpoint.save_tensors(work / f"rng_{rank}.safetensors", generators)
+            save_tensors(work / f"rng_{rank}.safetensors", generators)
         content = {
             "format": checkpoint.FORMAT,
             "version": checkpoint.VERSION,
@@ -159,10 +160,10 @@ class RunFiles:
         if controller is not None and saved["config"]["save_chronovisor_state"]:
             geology = ChronovisorCheckpoint.load(path)
             geology.refuse_unfit(controller, path)
-        moments = checkpoint.read_tensors(path / "optimizer.safetensors")
+        moments = read_tensors(path / "optimizer.safetensors")
         if odd := set(moments) ^ set(saved["optimizer_tensors"]):
             raise CheckpointError(f"{path / 'optimizer.safetensors'}: {min(odd)} is missing or unknown.")
-        generators = checkpoint.read_tensors(path / f"rng_{rank}.safetensors")
+        generators = read_tensors(path / f"rng_{rank}.safetensors")
         checkpoint.load_weights(self.model, path)
         if controller is not None:
             controller.reset()

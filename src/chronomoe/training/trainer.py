@@ -23,6 +23,7 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 from torch.utils.data import DataLoader
 
 from chronomoe.allocator import keep_freed_memory
+from chronomoe.data.windows import IGNORED, HeldoutWindows
 from chronomoe.errors import ConfigError, DataError, TrainingError
 from chronomoe.knob import Agent
 from chronomoe.routing.statistics import RoutingWindow
@@ -31,7 +32,6 @@ from chronomoe.training.config import TrainingConfig
 from chronomoe.training.evaluation import bits_per_byte, labels_of, mean_loss, routed_tokens
 from chronomoe.training.gating import CoherenceGatedOptimizer
 from chronomoe.training.interrupt import SafeStop
-from chronomoe.training.loading import IGNORED, HeldoutWindows
 from chronomoe.training.micro_batches import calls
 from chronomoe.training.optimizer import build_optimizer, build_schedule
 from chronomoe.training.reporting import Reporter

@@ -8,7 +8,7 @@ from aios.brains.bundle import load_brain
 from aios.brains.settings import BrainTraining, Run, RunSettings
 from aios.brains.train import _sequences
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
-from chronomoe.training.token_store import TokenStore
+from chronomoe.data.token_store import TokenStore
 
 SHORT = ("--max-steps", 3, "--batch-size", 2, "--seq-len", 32, "--eval-tokens", 512)
 

@@ -106,7 +106,7 @@ def test_a_tokenizer_folder_that_is_none(prepare, tmp_path):
 
 
 def test_interrupted(prepare, tmp_path, monkeypatch):
-    from chronomoe.training.token_store import TokenShardWriter
+    from chronomoe.data.token_store import TokenShardWriter
 
     def interrupt(*args):
         raise KeyboardInterrupt

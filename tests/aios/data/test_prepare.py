@@ -9,8 +9,8 @@ from aios.data import prepare as module
 from aios.data.prepare import PrepareConfig, prepare
 from aios.data.readers import Source
 from aios.data.tokenizers import Encoder, tokenizer_fingerprint, train_tokenizer
+from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
 from chronomoe.errors import ConfigError, DataError
-from chronomoe.training.token_store import TokenStore, unigram_bits_per_byte
 
 WORDS = [f"word{i}" for i in range(3000)]
 SMALL = PrepareConfig(vocab_size=400)

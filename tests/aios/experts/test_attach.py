@@ -221,7 +221,7 @@ def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expe
 
     # While attaching: the registry knows, the brain does not yet.
     with monkeypatch.context() as patch:
-        patch.setattr("chronomoe.experts.bundle.write_list", killed)
+        patch.setattr("chronomoe.sidecars.write_list", killed)
         assert aios("experts", "attach", "laws", *where).code == 130
     assert Registry(root).get("laws").attached_to == ("mixtral/straight",)
     assert not (brain / "experts.json").exists()

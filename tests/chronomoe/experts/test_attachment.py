@@ -8,8 +8,8 @@ import torch
 import chronomoe
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.experts.attachment import attach_expert, detach_expert
-from chronomoe.experts.training import gate_inputs
-from chronomoe.routing.attach import moe_layers
+from chronomoe.hosts.attach import moe_layers
+from chronomoe.hosts.capture import gate_inputs
 from tests.chronomoe.conftest import build_host
 from tests.chronomoe.experts.conftest import BASES, build_base, build_expert
 

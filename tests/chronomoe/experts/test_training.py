@@ -7,17 +7,9 @@ from chronomoe.errors import ConfigError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.file import base_fingerprint
-from chronomoe.experts.training import (
-    begin,
-    calibrate,
-    divergence,
-    fit_gate,
-    gate_inputs,
-    kl,
-    trainee,
-)
-from chronomoe.routing.attach import moe_layers
-from chronomoe.routing.observe import routed
+from chronomoe.experts.training import begin, calibrate, divergence, fit_gate, trainee
+from chronomoe.hosts.attach import moe_layers
+from chronomoe.hosts.capture import gate_inputs, kl, routed
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base, build_expert
 

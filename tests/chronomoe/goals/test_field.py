@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
-from chronomoe.routing.attach import moe_layers
-from chronomoe.routing.observe import protected, routed
+from chronomoe.hosts.attach import moe_layers
+from chronomoe.hosts.capture import protected, routed
 from chronomoe.routing.steering import Steering, SteeringConfig
 from tests.chronomoe.experts.conftest import VOCAB, build_base
 

@@ -11,7 +11,7 @@ from chronomoe.errors import ConfigError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.goals.field import output_kl
 from chronomoe.goals.steer import Goal, GoalSettings, turn_off, turn_on
-from chronomoe.routing.observe import routed
+from chronomoe.hosts.capture import routed
 from tests.chronomoe.conftest import build_host
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base, build_expert
 
@@ -151,7 +151,7 @@ def test_a_goal_turned_on_between_two_tokens_changes_only_later_ones():
 
 def test_likeness_prefers_who_usually_receives_such_text():
     model = build_base("mixtral")
-    from chronomoe.experts.training import gate_inputs
+    from chronomoe.hosts.capture import gate_inputs
 
     inputs = gate_inputs(model, [0, 1, 2], rows(1, seed=9))
     for layer, h in inputs.items():

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
 from chronomoe.errors import ConfigError
+from chronomoe.hosts.capture import listening
 from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
 from chronomoe.hrm.config import ffn_width
 from chronomoe.routing import router
-from chronomoe.routing.observe import listening
 from tests.chronomoe.hrm.building import VOCAB, build, tokens
 
 

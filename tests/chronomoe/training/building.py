@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.data.windows import HeldoutWindows
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from chronomoe.training.loading import HeldoutWindows
 
 VOCAB = 53
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chronomoe.errors import DataError
-from chronomoe.training.token_store import (
+from chronomoe.data.token_store import (
     DomainInfo,
     SplitSize,
     StoreInfo,
@@ -19,6 +18,7 @@ from chronomoe.training.token_store import (
     unigram_bits_per_byte,
     write_info,
 )
+from chronomoe.errors import DataError
 
 SEPARATOR = 0
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import ConfigError, DataError
-from chronomoe.training.token_store import TokenStore
 
 IGNORED = -100
 _MASK = (1 << 64) - 1

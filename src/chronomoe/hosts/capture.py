@@ -4,15 +4,16 @@ Shape suffixes: L MoE layers, N experts, T tokens, K chosen experts.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from chronomoe.routing.attach import moe_layers
+from chronomoe.hosts.attach import moe_layers
 from chronomoe.routing.fields import selection_scores
 from chronomoe.routing.steering import Steering
 
@@ -155,4 +156,38 @@ def choices(model: Any, row: Tensor, segment: int | None = None) -> Choices:
     segments = getattr(output, "segments", None)
     return Choices(
         chosen_LTK, weights_LTK, heard, None if segments is None else segments[0].cpu(), output.logits[0].cpu()
+    )
+
+
+@torch.no_grad()
+def gate_inputs(base: Any, layers: Sequence[int], windows: Tensor) -> dict[int, Tensor]:
+    """What a gate in the MoE ``layers`` sees in ``windows`` (n, S): inputs at the first call, fp32 (n, S, D)."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def keep(layer: int) -> Any:
+        def hook(block: Any, args: Any) -> None:
+            if layer not in heard:
+                heard.add(layer)
+                found[layer].append(args[0].float())
+
+        return hook
+
+    blocks = moe_layers(base)
+    handles = [blocks[layer].register_forward_pre_hook(keep(layer)) for layer in layers]
+    try:
+        for part in windows.split(8):
+            heard: set[int] = set()
+            base(input_ids=part, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        layer: torch.cat([h.view(-1, windows.shape[1], h.shape[-1]) for h in parts]) for layer, parts in found.items()
+    }
+
+
+def kl(own: Tensor, theirs: Tensor) -> Tensor:
+    """KL(own || theirs) of logits (..., V), nats."""
+    return F.kl_div(theirs.float().log_softmax(-1), own.float().log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
     )

@@ -19,7 +19,7 @@ from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.knob import checked_kappa
 from chronomoe.storage import write_json
-from chronomoe.training.checkpoint import load_strict, read_tensors, save_tensors
+from chronomoe.tensors import load_strict, read_tensors, save_tensors
 
 VERSION = 2
 TENSORS, REST = "chronovisor.safetensors", "chronovisor.json"

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chronomoe.control.controller import ChronovisorMixtralController
-from chronomoe.routing.attach import attach
+from chronomoe.hosts.attach import attach
 from chronomoe.routing.steering import SteeringConfig
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from chronomoe.experts.attachment import attach_expert
-from chronomoe.routing.attach import moe_layers
-from chronomoe.routing.observe import choices, routed
+from chronomoe.hosts.attach import moe_layers
+from chronomoe.hosts.capture import choices, routed
 from tests.chronomoe.experts.conftest import BASES, build_base, build_expert
 from tests.chronomoe.hrm.building import build, tokens
 

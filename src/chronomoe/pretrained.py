@@ -9,9 +9,9 @@ from torch import nn
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError
-from chronomoe.experts.bundle import load_attached, save_attached
-from chronomoe.routing.attach import attach
+from chronomoe.hosts.attach import attach
 from chronomoe.routing.steering import Steering, SteeringConfig
+from chronomoe.sidecars import load_attached, save_attached
 
 
 class SteeredPreTrained:

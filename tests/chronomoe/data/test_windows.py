@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chronomoe.data import windows
+from chronomoe.data.token_store import DomainInfo, SplitSize, StoreInfo, TokenShardWriter, TokenStore, write_info
+from chronomoe.data.windows import IGNORED, PackedDataset, heldout_windows, permuted
 from chronomoe.errors import ConfigError, DataError
-from chronomoe.training import loading
-from chronomoe.training.loading import IGNORED, PackedDataset, heldout_windows, permuted
-from chronomoe.training.token_store import DomainInfo, SplitSize, StoreInfo, TokenShardWriter, TokenStore, write_info
 
 
 def make_store(path, train, heldout=None, weights=None, separator=0):
@@ -80,9 +80,9 @@ def test_windows_hold_consecutive_tokens_around_the_ring(tmp_path):
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6), st.integers(0, 10**6))
 def test_domain_shares_hold_over_short_stretches(weights, seed):
-    slots, ranks = loading._domain_cycle(weights, seed)
-    assert len(slots) == loading._CYCLE
-    for length in (64, 1000, loading._CYCLE):
+    slots, ranks = windows._domain_cycle(weights, seed)
+    assert len(slots) == windows._CYCLE
+    for length in (64, 1000, windows._CYCLE):
         counts = Counter(slots[:length].tolist())
         for domain, weight in enumerate(weights):
             assert abs(counts[domain] - length * weight / sum(weights)) <= 2 * len(weights)
@@ -113,9 +113,9 @@ def test_text_that_is_all_held_out_can_be_read_but_not_trained_on(tmp_path):
 def test_weights_zero_and_tiny(tmp_path):
     train = {"a": [[1] * 40], "b": [[2] * 40], "c": [[3] * 4]}
     store = make_store(tmp_path / "d", train, weights={"a": 1.0, "b": 1e-9, "c": 0.0})
-    dataset = PackedDataset(store, 8, seed=0, num_samples=loading._CYCLE)
+    dataset = PackedDataset(store, 8, seed=0, num_samples=windows._CYCLE)
     names = Counter(dataset.locate(i)[0] for i in range(len(dataset)))
-    assert names == {"a": loading._CYCLE - 1, "b": 1}
+    assert names == {"a": windows._CYCLE - 1, "b": 1}
 
 
 def test_too_little_text_names_the_domain(tmp_path):

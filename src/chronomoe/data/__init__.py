@@ -1,0 +1,1 @@
+"""Prepared data: token shards on disk, training sequences, held-out windows."""
