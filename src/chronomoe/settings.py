@@ -46,6 +46,12 @@ class Bounds:
         return " and ".join(f"{word} {limit:,}" for word, limit in limits.items() if math.isfinite(limit))
 
 
+Count = Annotated[int, Bounds(ge=1)]
+NonNegativeInt = Annotated[int, Bounds(ge=0)]
+NonNegative = Annotated[float, Bounds(ge=0)]
+Positive = Annotated[float, Bounds(gt=0)]
+Share = Annotated[float, Bounds(ge=0, le=1)]
+
 TRANSIENT = "transient"
 """``Annotated[bool, TRANSIENT]`` marks a field that concerns one call: it is neither saved nor taken from a file."""
 
@@ -211,42 +217,46 @@ def _format_of(kind: type[Settings]) -> FileFormat:
 
 
 def _bounds(kind: Any) -> Bounds:
-    found = [one for one in getattr(kind, "__metadata__", ()) if isinstance(one, Bounds)]
-    return found[0] if found else Bounds()
+    return next((found for _, found in _members(kind) if found is not None), Bounds())
 
 
-def _fits(value: Any, kind: Any, bounds: Bounds = Bounds()) -> bool:
+def _members(kind: Any, bounds: Bounds | None = None) -> list[tuple[Any, Bounds | None]]:
+    """The plain types of an annotation, of which a union has several, each with its limits."""
+    if get_origin(kind) is Annotated:
+        limits = next((one for one in kind.__metadata__ if isinstance(one, Bounds)), bounds)
+        return _members(get_args(kind)[0], limits)
+    if get_origin(kind) in (Union, UnionType):
+        return [member for one in get_args(kind) for member in _members(one, bounds)]
+    return [(kind, bounds)]
+
+
+def _fits(value: Any, kind: Any) -> bool:
     """Is ``value`` what the annotation ``kind`` says?"""
+    return any(_is_one(value, member, bounds) for member, bounds in _members(kind))
+
+
+def _is_one(value: Any, kind: Any, bounds: Bounds | None) -> bool:
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _fits(value, arguments[0], _bounds(kind))
-    if origin in (Union, UnionType):
-        return any(_fits(value, one, bounds) for one in arguments)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in arguments)
     if origin is tuple:
-        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) and isinstance(value, tuple) else arguments
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(kinds)
-            and all(_fits(one, kind, bounds) for one, kind in zip(value, kinds, strict=True))
-        )
+        if not isinstance(value, tuple):
+            return False
+        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
     if origin is dict:
         return isinstance(value, dict) and all(
-            _fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items()
+            _fits(name, arguments[0]) and _fits(one, arguments[1]) for name, one in value.items()
         )
     if kind in (int, float):
         number = isinstance(value, int) or (kind is float and isinstance(value, float) and math.isfinite(value))
-        return number and not isinstance(value, bool) and bounds.hold(value)
+        return number and not isinstance(value, bool) and (bounds is None or bounds.hold(value))
     return kind is Any or isinstance(value, kind)
 
 
 def _wanted(kind: Any) -> str:
     """What a value of this annotation must be, in words."""
-    bounds = str(_bounds(kind))
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    bounds, kinds = str(_bounds(kind)), [member for member, _ in _members(kind)]
     if literal := [one for one in kinds if get_origin(one) is Literal]:
         return f"use one of {', '.join(map(str, get_args(literal[0])))}"
     words = " or ".join(_NAMES.get(get_origin(one) or one, "a set of settings") for one in kinds if one is not NoneType)
@@ -283,21 +293,19 @@ def _plain(value: Any) -> Any:
 
 def _parsed(raw: Any, kind: Any, where: str, exact: bool) -> Any:
     """What JSON has, as the annotation's type where it can be; what cannot is left for the check to refuse."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _parsed(raw, arguments[0], where, exact)
-    if origin in (Union, UnionType) and raw is not None:
-        others = [one for one in arguments if one is not NoneType]
-        return _parsed(raw, others[0], where, exact) if len(others) == 1 else raw
+    kinds = [member for member, _ in _members(kind) if member is not NoneType]
+    if raw is None or len(kinds) != 1:
+        return raw
+    kind, arguments = kinds[0], get_args(kinds[0])
     if isinstance(kind, type) and issubclass(kind, Settings):
         return kind.from_json(raw, where, exact=exact)
     if kind is Path and isinstance(raw, str):
         return Path(raw)
-    if origin is tuple and isinstance(raw, list):
-        kinds = arguments[:1] * len(raw) if arguments[1:] == (...,) else arguments
+    if get_origin(kind) is tuple and isinstance(raw, list):
+        kinds = arguments[:1] * len(raw) if arguments[1:] == (...,) else list(arguments)
         if len(kinds) != len(raw):
             return tuple(raw)
         return tuple(_parsed(one, kind, where, exact) for one, kind in zip(raw, kinds, strict=True))
-    if origin is dict and isinstance(raw, dict):
+    if get_origin(kind) is dict and isinstance(raw, dict):
         return {name: _parsed(one, arguments[1], f"{where}.{name}", exact) for name, one in raw.items()}
     return raw

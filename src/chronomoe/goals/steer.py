@@ -11,15 +11,16 @@ Shape suffixes: L MoE layers, N experts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from chronomoe.errors import ConfigError, require
+from chronomoe.errors import ConfigError
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
 from chronomoe.hosts.capture import gate_inputs, routed
 from chronomoe.routing.losses import direction_agreement
+from chronomoe.settings import Bounds, Positive, Settings, Share
 
 STRONGEST = 5.0
 
@@ -40,25 +41,21 @@ class Goal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoalSettings:
+class GoalSettings(Settings):
     """How much goals may do."""
 
-    strength: float = 3.0
+    title: ClassVar = "goal "
+
+    strength: Annotated[float, Bounds(ge=0, le=STRONGEST)] = 3.0
     """Nats of log-odds that a goal of weight 1 gives the gate of its attached expert, 0 to 5."""
-    kl: float = 0.01
+    kl: Positive = 0.01
     """Nats per token that the output may change on calibration text, for a model's own experts."""
-    beta: float | None = None
+    beta: Annotated[float | None, Bounds(ge=0, le=CAP)] = None
     """The size of that bias by hand, in logits, instead of by the budget."""
     layers: tuple[int, ...] | None = None
     """MoE layers it acts in; all when not given."""
-    likeness: float = 0.0
+    likeness: Share = 0.0
     """Share, 0 to 1, of what the experts usually receive being like the goal's text, beside explicit links."""
-
-    def __post_init__(self) -> None:
-        require(self, "strength", least=0, most=STRONGEST, of="goal ")
-        require(self, "kl", above=0, of="goal ")
-        require(self, "beta", least=0, most=CAP, optional=True, of="goal ")
-        require(self, "likeness", least=0, most=1, of="goal ")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chronomoe.errors import ConfigError, require
+from chronomoe.errors import ConfigError
+from chronomoe.routing.loss_weights import LossWeights
 
 if TYPE_CHECKING:
     from chronomoe.routing.steering import Steering
@@ -77,30 +78,8 @@ def coherence_loss(agreement_sum_L: Tensor, counted: Tensor | float, num_tokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChronoMoELoss:
+class ChronoMoELoss(LossWeights):
     """Weights of the terms. A model given labels adds them itself; :meth:`compute` is for a loss made outside it."""
-
-    lambda_balance: float = 0.01
-    """Weight of the load-balancing loss (1.0 = balanced)."""
-    lambda_coherence: float = 0.001
-    """Weight of the coherence loss."""
-    lambda_valley: float = 0.0001
-    """Weight of the valley loss."""
-    lambda_z: float = 0.001
-    """Weight of the router z-loss."""
-
-    def __post_init__(self) -> None:
-        require(self, *(f"lambda_{name}" for name in self.weights), least=0)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight by name of the term."""
-        return {
-            "balance": self.lambda_balance,
-            "coherence": self.lambda_coherence,
-            "valley": self.lambda_valley,
-            "z": self.lambda_z,
-        }
 
     def total(self, lm_loss: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum."""

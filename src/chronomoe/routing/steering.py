@@ -6,49 +6,42 @@ Shape suffixes: L MoE layers, N experts.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from chronomoe.errors import ConfigError, require
+from chronomoe.errors import ConfigError
 from chronomoe.routing.calls import RoutedCall, loss_sums, which_count
 from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores, temperature
 from chronomoe.routing.losses import ChronoMoELoss, balance_loss, coherence_loss, valley_loss, z_loss
 from chronomoe.routing.router import RoutingContext, without_autocast
 from chronomoe.routing.statistics import RoutingStatistics, RoutingWindow
+from chronomoe.settings import Bounds, Positive, Settings
 
 _FIELDS = "pressure", "goal_bias", "log_temperature", "direction", "input_mean"
 _SCALARS = "base_temperature", "exploration"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringConfig:
+class SteeringConfig(Settings):
     """How routers are steered. The defaults change nothing but the training loss."""
 
     enabled: bool = True
     """False makes every field inert; statistics and router losses stay."""
     temperature_form: TemperatureForm = "deficit"
     """deficit divides the distance from the best expert; raw and scalar exist for comparison."""
-    rho: float = RHO
+    rho: Annotated[float, Bounds(ge=1)] = RHO
     """Largest ratio of two expert temperatures in a layer."""
     fields_in_weights: bool = False
     """Let the fields into the combine weights too: for comparison only, measured to be harmful."""
-    capacity_factor: float | None = None
+    capacity_factor: Positive | None = None
     """Tokens an expert may take, as a multiple of its fair share, in training; None drops nothing."""
     loss: ChronoMoELoss = field(default_factory=ChronoMoELoss)
     """Weights of the router losses."""
     balance_scope: Literal["forward", "step"] = "forward"
     """Whose load the balance loss uses: this forward's, or (where a step is split and its size told) that of the last
     complete optimizer step."""
-
-    def __post_init__(self) -> None:
-        if self.temperature_form not in ("deficit", "raw", "scalar"):
-            raise ConfigError(f"temperature_form is {self.temperature_form!r}; use deficit, raw or scalar.")
-        require(self, "rho", least=1)
-        require(self, "capacity_factor", above=0, optional=True)
-        if self.balance_scope not in ("forward", "step"):
-            raise ConfigError(f"balance_scope is {self.balance_scope!r}; use forward or step.")
 
 
 class Fp32Module(nn.Module):
