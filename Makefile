@@ -1,26 +1,36 @@
-# make demo | test | check | bench: each sets up .venv first if need be.
+# make demo | test | check | docs | bench ...: each sets up .venv first if need be. Start here: CONTRIBUTING.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# ... and make test-web, the page in a browser: it needs chromium (Debian: apt-get install chromium).
-.PHONY: demo test test-web check bench clean
+.PHONY: demo test test-web test-web-short coverage check docs docs-serve bench clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed  # prepare real text, train, resume, evaluate, sample
 	$(BIN)/aios demo --root demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed  # every test but the browser's
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-web: $(VENV)/.installed
-	@$(PIP) --editable '.[manager,web-tests]'
+test-web: $(VENV)/.installed-web  # the manager in a browser; needs chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest tests/web
 
-check: $(VENV)/.installed
+test-web-short: $(VENV)/.installed-web  # those of them that fit into two minutes on two cores
+	$(BIN)/python -m pytest tests/web/test_safety.py tests/web/test_goals.py
+
+coverage: $(VENV)/.installed  # every test with coverage; fails below the floor in pyproject.toml
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
+
+check: $(VENV)/.installed  # lint and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs  # the documentation site, into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.installed-docs  # the same at http://127.0.0.1:8000, followed as you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run
@@ -34,5 +44,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) --editable '.[demo,plots,tensorboard,manager,dev]'
 	@touch $@
 
+$(VENV)/.installed-web $(VENV)/.installed-docs: $(VENV)/.installed-%: $(VENV)/.installed
+	@$(PIP) --editable '.[$(if $(filter web,$*),web-tests,$*)]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

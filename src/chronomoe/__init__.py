@@ -6,7 +6,7 @@ The names below are loaded when first used, so that importing the package costs 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from chronomoe.chronovisor_mixtral_bridge import ChronovisorMixtralForCausalLM as ChronovisorMixtralForCausalLM
