@@ -26,9 +26,9 @@ import psutil
 from playwright.sync_api import Browser, sync_playwright
 
 from aios.cli import run as aios
-from aios.experts.entry import ExpertEntry
-from aios.experts.registry import Registry
 from aios.manager import training_page
+from aios.store.entry import ExpertEntry
+from aios.store.experts import Registry
 from benchmarks.run import RESULTS, machine
 
 FASTER = 10

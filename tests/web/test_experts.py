@@ -6,8 +6,8 @@ import re
 from playwright.sync_api import expect
 
 from aios.cli import run
-from aios.experts.registry import Registry
-from aios.goals.links import Goals
+from aios.store.experts import Registry
+from aios.store.goals import Goals
 from tests.web.conftest import TINY
 from tests.web.steps import button, choose, told
 

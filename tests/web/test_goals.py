@@ -8,7 +8,7 @@ import shlex
 from playwright.sync_api import expect
 
 from aios.cli import run
-from aios.goals.links import Goals
+from aios.store.goals import Goals
 from tests.web.steps import button, choose, reach, told
 
 

@@ -5,8 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from aios.experts.registry import Registry
-from aios.goals.links import Goals
+from aios.store.experts import Registry
+from aios.store.goals import Goals
 from tests.web.steps import PAGES, button, told
 
 CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, textarea, [tabindex="0"]')]

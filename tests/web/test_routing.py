@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from aios.cli import run
-from aios.goals.links import Goals
+from aios.store.goals import Goals
 from tests.web.conftest import thinker
 from tests.web.steps import button, choose, reach, told
 

@@ -10,8 +10,8 @@ from playwright.sync_api import expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from aios.experts.registry import Registry
-from aios.goals.links import Goals
+from aios.store.experts import Registry
+from aios.store.goals import Goals
 from tests.web.conftest import Served
 from tests.web.steps import button
 
@@ -145,7 +145,7 @@ def test_two_hundred_experts_and_fifty_runs_are_shown_within_two_seconds(page, r
     registry = Registry(root)
     small = (root / "artifacts/brains/mixtral/small/metrics.jsonl").read_text()
     with registry._change() as book:
-        from aios.experts.entry import ExpertEntry
+        from aios.store.entry import ExpertEntry
 
         for number in range(200):
             book.add(

@@ -9,10 +9,10 @@ import time
 import pytest
 from playwright.sync_api import expect
 
-from aios.experts.registry import Registry
-from aios.goals.links import Goals
 from aios.manager import charts
 from aios.manager.jobs import Jobs
+from aios.store.experts import Registry
+from aios.store.goals import Goals
 from tests.web.conftest import Served
 from tests.web.steps import button, choose, told
 

@@ -76,8 +76,8 @@ def delete(root: Path, brain: str) -> Path:
 
 def _tell_experts(root: Path, bundle: Path, now: Path | None) -> None:
     """Registry and goals name brains and their slots; this one has another name now, or is gone."""
-    from aios.experts.registry import Registry
-    from aios.goals.links import Goals
+    from aios.store.experts import Registry
+    from aios.store.goals import Goals
 
     registry, name = Registry(root), brain_name(bundle)
     for entry in registry.entries():

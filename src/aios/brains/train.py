@@ -19,8 +19,8 @@ from aios.brains.models import build_model, changed_shape
 from aios.brains.plan import describe_plan
 from aios.brains.settings import SHAPES, Run
 from aios.data.tokenizers import tokenizer_fingerprint
-from aios.goals.links import Goals
 from aios.goals.use import REMEMBERED, goals_for_training, goals_to_train_under, remembered_flags
+from aios.store.goals import Goals
 from aios.workspace import Workspace
 from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
 from chronomoe.data.windows import PackedDataset, heldout_windows

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from aios.cli.table import print_table
-from aios.experts.registry import ExpertEntry, Registry
 from aios.experts.settings import ExpertTraining
+from aios.store.experts import ExpertEntry, Registry
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
 

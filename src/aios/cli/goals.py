@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from aios.cli.table import print_table
-from aios.goals.links import Goals
-from aios.goals.store import Goal
+from aios.goals.slots import link, link_target
+from aios.store.goals import Goal, Goals
 from chronomoe.errors import CheckpointError
 
 Number = Annotated[int, Parameter(help="Number of the goal.")]
@@ -47,7 +47,7 @@ def add_command(
     asked: dict[str, Any] = {} if expert_id is None else {"expert_id": expert_id}
     with _told(json, {"added": 0, "text": text} | asked):
         goals = Goals(root)
-        goal, new = goals.add(text, weight=weight, expert=expert_id)
+        goal, new = goals.add(text, weight=weight, expert=expert_id and link_target(root, expert_id))
         sentence = f"{'Added' if new else 'There is already'} goal {goal.id}, {_linked(goals, goal)}."
         _tell(json, sentence, {"success": True, "added": int(new)} | _item(goals, goal) | asked)
 
@@ -69,7 +69,10 @@ def list_for_expert_command(expert: Expert, /, *, json: Json = False, root: Root
     """List the active goals of an expert, the newest first."""
     with _told(json, {"expert_id": expert}):
         goals = Goals(root)
-        _list(json, goals, goals.for_expert(expert), {"expert_id": expert}, f"{expert} has no active goal.")
+        found = goals.for_expert(expert)
+        if not found:
+            link_target(root, expert)  # says so if there is no such slot
+        _list(json, goals, found, {"expert_id": expert}, f"{expert} has no active goal.")
 
 
 def get_expert_command(goal_id: Number, /, *, json: Json = False, root: Root = Path()) -> None:
@@ -85,7 +88,7 @@ def link_expert_command(goal_id: Number, expert: Expert, /, *, json: Json = Fals
     asked = {"directive_id": goal_id, "expert_id": expert}
     with _told(json, asked):
         goals = Goals(root)
-        goal = goals.link(goal_id, expert)
+        goal = link(root, goal_id, expert)
         _tell(json, f"Goal {goal_id} is {_linked(goals, goal)}.", {"success": True} | _item(goals, goal) | asked)
 
 

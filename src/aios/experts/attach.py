@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
-from aios.experts.entry import now
-from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder, making
-from aios.goals.store import fitted_text
+from aios.goal_text import fitted_text
+from aios.store.entry import now
+from aios.store.experts import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder, making
 from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
 from chronomoe.storage import whole_file
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from aios.brains.settings import Given
-from aios.goals.store import goal_text
+from aios.goal_text import goal_text
 from chronomoe.errors import require
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aios.experts.entry import now
-from aios.experts.registry import WEIGHTS, ExpertEntry, Registry, expert_folder, making
 from aios.experts.settings import ExpertTraining
-from aios.goals.links import Goals
-from aios.goals.store import goal_text
+from aios.goal_text import goal_text
+from aios.store.entry import now
+from aios.store.experts import WEIGHTS, ExpertEntry, Registry, expert_folder, making
+from aios.store.goals import Goals
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import PackedDataset, heldout_windows, training_windows
 from chronomoe.errors import CheckpointError, ConfigError, DataError, TrainingError

@@ -1,36 +1,25 @@
-"""A slot of a brain's own routers, ``BRAIN:LAYER.EXPERT``: what a goal may be linked to beside experts of their own."""
+"""Slots that exist: a goal is linked to a slot only if the brain has that layer and expert."""
 
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chronomoe.errors import CheckpointError, ConfigError
-
-_SLOT = re.compile(r"(?P<brain>[^:]+):(?P<layer>\*|\d{1,6})\.(?P<expert>\d{1,6})")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One expert of a brain, in one of its layers or in all of them (None); both count from 0."""
-
-    brain: str
-    """family/name."""
-    layer: int | None
-    expert: int
-
-    def __str__(self) -> str:
-        return f"{self.brain}:{'*' if self.layer is None else self.layer}.{self.expert}"
+from aios.store.goals import Goal, Goals
+from aios.store.slots import Slot, read_slot
+from chronomoe.errors import CheckpointError
 
 
-def read_slot(word: str) -> Slot:
-    """A slot as it is written; :class:`ConfigError` for what is none."""
-    found = _SLOT.fullmatch(word)
-    if found is None:
-        raise ConfigError(f"{word!r} is no slot; write BRAIN:LAYER.EXPERT, for example small:2.5 or small:*.5.")
-    layer = None if found["layer"] == "*" else int(found["layer"])
-    return Slot(found["brain"], layer, int(found["expert"]))
+def link(root: Path, goal_id: int, expert: str) -> Goal:
+    """Link a goal to an expert, or to a slot that exists; raises what :meth:`Goals.link` and :func:`find_slot` do."""
+    return Goals(root).link(goal_id, link_target(root, expert))
+
+
+def link_target(root: Path, expert: str) -> str:
+    """What a goal is linked to: an expert's id or uid as it is, a slot as ``family/brain:LAYER.EXPERT``.
+
+    Raises what :func:`find_slot` raises for a slot that does not exist.
+    """
+    return str(find_slot(root, expert)) if ":" in expert else expert
 
 
 def find_slot(root: Path, word: str) -> Slot:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from aios.brains.bundle import model_folder
 from aios.brains.shelf import brain_name
+from aios.goal_text import goal_text, goal_weight
 from aios.goals.flags import GoalFlags, TrainingGoals
-from aios.goals.links import Goals
-from aios.goals.slots import read_slot
-from aios.goals.store import goal_text, goal_weight
+from aios.store.goals import Goals
+from aios.store.slots import read_slot
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.goals.conditioning import condition, load_conditioning
 from chronomoe.goals.field import CAP

@@ -8,8 +8,8 @@ from nicegui import ui
 
 from aios.brains.bundle import brain_names, find_brain, own_data
 from aios.goals.flags import GoalFlags
-from aios.goals.links import Goals
 from aios.manager.frame import Page, Site, ask_brain, attempt, begin_here
+from aios.store.goals import Goals
 
 LONGEST = 4000
 """Characters of a text."""

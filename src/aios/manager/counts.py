@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aios.experts.registry import ExpertEntry, Registry
+from aios.store.experts import ExpertEntry, Registry
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from typing import Any
 from nicegui import ui
 
 from aios.brains.bundle import brain_names
-from aios.experts.registry import ExpertEntry, Registry
-from aios.goals.links import Goals
-from aios.goals.store import LONGEST, Goal
+from aios.goal_text import LONGEST
+from aios.goals.slots import link as link_to
 from aios.manager import work
 from aios.manager.frame import Outcome, Page, attempt, heading, put_away
+from aios.store.experts import ExpertEntry, Registry
+from aios.store.goals import Goal, Goals
 
 Filled = tuple[list[Any], Callable[[], tuple[str, ...]], Callable[[], Awaitable[Outcome[Any]]]]
 """The fields of a form, the words of its command as they are filled in now, and what does it."""
@@ -233,7 +234,7 @@ def _link(page: Page, goals: list[Goal], expert: Callable[[], str]) -> None:
                 return
             command = ("goals", "link-expert", str(chosen.value), expert())
             told = f"Goal {chosen.value} is linked to {expert()}."
-            await page.do(told, command, Goals(page.site.root).link, chosen.value, expert())
+            await page.do(told, command, link_to, page.site.root, chosen.value, expert())
 
         ui.button("Link", on_click=link).props("outline")
 

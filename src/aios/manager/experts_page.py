@@ -7,11 +7,11 @@ from typing import Any
 from nicegui import ui
 
 from aios.brains.bundle import brain_names
-from aios.experts.registry import ExpertEntry, Registry
-from aios.goals.links import Goals
 from aios.manager import expert_forms
 from aios.manager.counts import Overview, needs, read_overview, tree
 from aios.manager.frame import Page, Site, attempt, begin_here, empty, facts, framed, heading
+from aios.store.experts import ExpertEntry, Registry
+from aios.store.goals import Goals
 
 _COLUMNS = [
     ("id", "Expert", ""),

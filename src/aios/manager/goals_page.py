@@ -5,12 +5,12 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.experts.registry import Registry
-from aios.goals.links import Goals
-from aios.goals.store import LONGEST, Goal
+from aios.goal_text import LONGEST
 from aios.manager.experts_page import watch
 from aios.manager.frame import Page, Site, attempt, empty, framed, heading
 from aios.manager.goal_effect import GoalEffect
+from aios.store.experts import Registry
+from aios.store.goals import Goal, Goals
 
 
 def add_to(site: Site) -> None:

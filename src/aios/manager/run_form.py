@@ -8,10 +8,10 @@ from typing import Any
 from nicegui import ui
 
 from aios.brains.bundle import METRICS, read_run
-from aios.goals.links import Goals
 from aios.manager import work
 from aios.manager.frame import Page, Site, aside, attempt, framed, heading
 from aios.manager.jobs_page import as_number, begin, inside
+from aios.store.goals import Goals
 from aios.workspace import Workspace, plain_name
 from chronomoe.errors import CheckpointError, ChronoMoEError
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from aios.experts.registry import ExpertEntry, Registry
 from aios.sentence import sentence
+from aios.store.experts import ExpertEntry, Registry
 from chronomoe.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from aios.experts.registry import ExpertEntry, Registry
+from aios.store.experts import ExpertEntry, Registry
 
 COMMANDS = (
     *("list", "show", "create", "freeze", "unfreeze", "activate", "deactivate", "set-parent", "clear-parent"),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from aios.experts.registry import ExpertEntry, Registry
+from aios.store.experts import ExpertEntry, Registry
 
 VERBS = (
     *("add", "list", "list-for-expert", "get-expert", "link-expert", "unlink-expert", "activate", "deactivate"),

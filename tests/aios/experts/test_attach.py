@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aios.brains.bundle import exclusive, load_brain
-from aios.experts.registry import Registry
+from aios.store.experts import Registry
 from chronomoe.experts.file import read_expert, save_expert
 
 TRAIN = ("--steps", 4, "--batch-size", 2, "--max-seq-len", 32, "--eval-tokens", 300, "--calibration-windows", 12)
@@ -234,7 +234,7 @@ def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expe
     assert Registry(root).get("laws").is_active, "a brain in use: nothing is changed"
     # At the end of training: the file is of the next version, the registry is not.
     with monkeypatch.context() as patch:
-        patch.setattr("aios.experts.registry.Registry.upsert", killed)
+        patch.setattr("aios.store.experts.Registry.upsert", killed)
         again = ("--dataset-file", root / "training_data/python", *TRAIN, "--seed", 9)
         assert aios("experts", "train", "laws", *again, *where).code == 130
     assert aios("experts", "detach", "laws", *where).code == 0
@@ -259,7 +259,7 @@ def test_the_old_version_stays_until_the_new_one_is_complete(aios, root, expert,
 
 
 def test_one_process_makes_an_expert_at_a_time(aios, root, expert):
-    from aios.experts.registry import making
+    from aios.store.experts import making
 
     with making(root, "laws"):
         text = ("--dataset-file", root / "training_data/python")

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from aios.goals.links import Goals
-from aios.goals.slots import Slot, find_slot, read_slot
+from aios.goals.slots import find_slot, link, link_target
+from aios.store.goals import Goals
+from aios.store.slots import Slot, read_slot
 from chronomoe.errors import CheckpointError, ConfigError
 
 MIXTRAL = {"model_type": "mixtral", "num_hidden_layers": 4, "num_local_experts": 8}
@@ -76,19 +77,31 @@ def test_a_config_that_does_not_say(brain, tmp_path, config):
 
 def test_links_to_slots(brain, goals):
     brain("mixtral/small", MIXTRAL)
-    one, _ = goals.add("one", expert="small:2.5")
+    one, _ = goals.add("one", expert=link_target(goals.root, "small:2.5"))
     two, _ = goals.add("two", expert="mixtral/small:*.5")
-    goals.link(one.id, "mixtral/small:2.5")
+    link(goals.root, one.id, "mixtral/small:2.5")
     assert goals.get(one.id).experts == ("mixtral/small:2.5",)
     assert [goal.text for goal in goals.for_expert("small:2.5")] == ["two", "one"]
     assert [goal.text for goal in goals.for_expert("small:1.5")] == ["two"]
     assert goals.for_expert("small:2.4") == []
+    with pytest.raises(CheckpointError, match="no expert 8"):
+        link(goals.root, one.id, "small:2.8")
     assert [one.slots for one in goals.active()] == [(Slot("mixtral/small", None, 5),), (Slot("mixtral/small", 2, 5),)]
     with pytest.raises(CheckpointError, match=r"not linked to small:1\.5"):
         goals.unlink(two.id, "small:1.5")
     assert goals.unlink(one.id, "small:2.5").experts == ()
     with pytest.raises(ConfigError, match="is no slot"):
-        goals.link(one.id, "small:two.5")
+        link(goals.root, one.id, "small:two.5")
+
+
+def test_two_brains_of_one_name_are_told_apart(goals):
+    goal, _ = goals.add("one", expert="mixtral/small:2.5")
+    goals.link(goal.id, "actv1/small:2.5")
+    for refused in (lambda: goals.for_expert("small:2.5"), lambda: goals.unlink(goal.id, "small:2.5")):
+        with pytest.raises(ConfigError, match="actv1/small or mixtral/small; write the family"):
+            refused()
+    assert goals.for_expert("actv1/small:2.5") == [goals.get(goal.id)]
+    assert goals.unlink(goal.id, "actv1/small:2.5").experts == ("mixtral/small:2.5",)
 
 
 def test_links_follow_a_brain(brain, goals, tmp_path):
@@ -97,8 +110,8 @@ def test_links_follow_a_brain(brain, goals, tmp_path):
     run = {"format": "aios-run", "version": 1, "settings": {}, "shape": {}, "training": {}}
     for name in ("small", "smaller"):
         (brain(f"mixtral/{name}", MIXTRAL) / "run.json").write_text(json.dumps(run))
-    one, _ = goals.add("one", expert="small:2.5")
-    goals.link(one.id, "smaller:0.0")
+    one, _ = goals.add("one", expert=link_target(goals.root, "small:2.5"))
+    link(goals.root, one.id, "smaller:0.0")
     shelf.rename(tmp_path, "small", "big")
     assert set(goals.get(one.id).experts) == {"mixtral/big:2.5", "mixtral/smaller:0.0"}
     shelf.delete(tmp_path, "big")

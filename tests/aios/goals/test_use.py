@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from aios.brains import generate
 from aios.brains.bundle import load_brain
-from aios.goals.links import Goals
 from aios.goals.use import REMEMBERED, remembered, remembered_flags
+from aios.store.goals import Goals
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.file import read_expert, save_expert

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from aios.brains.sampling import Sampling
 from aios.goals.flags import GoalFlags
-from aios.goals.links import Goals
 from aios.manager import brain_work
 from aios.manager.brain import Brain
 from aios.manager.work import attach
+from aios.store.goals import Goals
 from chronomoe.errors import ChronoMoEError
 
 NAME = "mixtral/straight"

@@ -56,8 +56,8 @@ def test_the_words_that_train_an_expert(site):
 
 @pytest.mark.parametrize("text", ["Write verse", "--weight", "-x", "--", "-- --", "it's"])
 def test_the_command_that_adds_a_goal_adds_that_text(aios, site, text):
-    from aios.goals.links import Goals
     from aios.manager.goals_page import adding
+    from aios.store.goals import Goals
 
     command = site.command(*adding(text, 0.5))
     assert aios(*shlex.split(command)[1:]).code == 0

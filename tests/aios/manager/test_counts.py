@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from aios.experts.registry import Registry
 from aios.manager.counts import read_overview, tree
+from aios.store.experts import Registry
 
 
 @pytest.fixture

@@ -1,21 +1,18 @@
 """The database of goals, artifacts/aios.db: SQLite, one short transaction for each change.
 
-It knows nothing of the registry; who changes links does so through :meth:`aios.experts.ledger.Ledger.goals`.
+It knows nothing of the registry; who changes links does so through :meth:`aios.store.ledger.Ledger.goals`.
 """
 
-import math
 import sqlite3
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from chronomoe.errors import CheckpointError, ConfigError
+from aios.goal_text import goal_text, goal_weight
+from chronomoe.errors import CheckpointError
 
-LONGEST = 1000
-"""Characters of a goal, at most."""
 PATIENCE = 30.0
 """Seconds to wait for another program that writes."""
 MIGRATIONS = (
@@ -55,34 +52,6 @@ class Goal:
     source: str
     """Where it came from first: cli, training, registry or import."""
     experts: tuple[str, ...] = ()
-
-
-def goal_text(text: str) -> str:
-    """The text of a goal, stripped; :class:`ConfigError` when it is empty, too long or no plain line of text."""
-    text = text.strip()
-    if not text:
-        raise ConfigError("a goal needs words.")
-    if len(text) > LONGEST:
-        raise ConfigError(f"a goal has at most {LONGEST:,} characters; this one has {len(text):,}.")
-    for sign in text:
-        if unicodedata.category(sign) == "Cs":
-            raise ConfigError(f"{sign!r} is not valid Unicode text; leave it out of the goal.")
-        if _is_control(sign):
-            raise ConfigError(f"a goal is one line of text; leave out the control character {sign!r}.")
-    return text
-
-
-def fitted_text(text: str) -> str:
-    """The same of a text from elsewhere, with what is not allowed left out; it may become empty."""
-    text = text.encode(errors="replace").decode()
-    return "".join(" " if _is_control(sign) else sign for sign in text).strip()[:LONGEST].strip()
-
-
-def goal_weight(weight: float) -> float:
-    """The weight of a goal; :class:`ConfigError` when it is not above 0 and at most 1."""
-    if not (math.isfinite(weight) and 0 < weight <= 1):
-        raise ConfigError(f"the weight of a goal is {weight:g}; it lies above 0 and is at most 1.")
-    return float(weight)
 
 
 def find_goal(goals: Iterable[Goal], goal_id: int) -> Goal:
@@ -223,10 +192,6 @@ class GoalStore:
 
     def _touch(self, goal_id: int) -> None:
         self._sql.execute("UPDATE goals SET updated_ts = ? WHERE id = ?", (_now(), goal_id))
-
-
-def _is_control(sign: str) -> bool:
-    return unicodedata.category(sign) in ("Cc", "Zl", "Zp")
 
 
 def _now() -> str:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from aios.experts.entry import ExpertEntry as ExpertEntry
-from aios.experts.entry import now
-from aios.experts.ledger import Ledger
-from aios.goals.store import goal_text
+from aios.goal_text import goal_text
+from aios.store.entry import ExpertEntry as ExpertEntry
+from aios.store.entry import now
+from aios.store.ledger import Ledger
 from aios.workspace import Workspace, plain_name
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.storage import held
@@ -51,7 +51,7 @@ class Registry(Ledger):
     """The registry of a workspace. Nothing is created by reading it.
 
     Whatever is asked of an unknown expert raises :class:`ConfigError`; a file that is damaged, of a newer version, or
-    held by another process for a minute, :class:`CheckpointError`. Goals are linked by :class:`aios.goals.links.Goals`.
+    held by another process for a minute, :class:`CheckpointError`. Goals are linked by :class:`aios.store.goals.Goals`.
     """
 
     def entries(self) -> list[ExpertEntry]:

@@ -1,14 +1,16 @@
 """The goals of a workspace and the experts they are linked to."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aios.experts.entry import Book, ExpertEntry
-from aios.experts.registry import Registry
-from aios.goals.slots import Slot, find_slot, read_slot
-from aios.goals.store import Goal, GoalStore, find_goal, goal_text, goal_weight
+from aios.goal_text import goal_text, goal_weight
+from aios.store.entry import Book, ExpertEntry
+from aios.store.experts import Registry
+from aios.store.goal_store import Goal as Goal
+from aios.store.goal_store import GoalStore, find_goal
+from aios.store.slots import Slot, read_slot
 from chronomoe.errors import CheckpointError, ConfigError
 
 
@@ -26,8 +28,9 @@ class ResolvedGoal:
 class Goals:
     """What there is to do with goals. Reading creates nothing, but enters goals that only the registry has.
 
-    ``expert`` is an expert's id or uid, or a slot ``BRAIN:LAYER.EXPERT``. Raises :class:`ConfigError` for a text, a
-    weight or a slot that cannot be, and :class:`CheckpointError` for whatever is not there, a link that is refused,
+    ``expert`` is an expert's id or uid, or a slot ``BRAIN:LAYER.EXPERT``; links are made to slots as they are written
+    (:func:`aios.goals.slots.link_target` checks that one exists). Raises :class:`ConfigError` for a text, a weight or a
+    slot that cannot be, and :class:`CheckpointError` for whatever is not there, a link that is refused,
     and a database or registry that cannot be used; nothing is changed then.
     """
 
@@ -60,9 +63,10 @@ class Goals:
     def for_expert(self, expert: str, *, active_only: bool = True) -> list[Goal]:
         """The goals of one expert, the newest first; of a slot also those of its expert in all layers."""
         book, goals = self._read()
-        words = {self._known(book, goals, expert)}
-        words |= {str(replace(read_slot(word), layer=None)) for word in words if ":" in word}
-        return [goal for goal in goals if words & {*goal.experts} and (goal.active or not active_only)]
+        words = {expert, str(replace(read_slot(expert), layer=None))} if ":" in expert else {_uid(book, goals, expert)}
+        links = {link for goal in goals for word in words for link in _matching(goal, word)}
+        _refuse_two_brains(expert, links)
+        return [goal for goal in goals if links & {*goal.experts} and (goal.active or not active_only)]
 
     def expert_ids(self) -> dict[str, str]:
         """The id of each expert by its uid, to show links as people know them."""
@@ -78,23 +82,26 @@ class Goals:
         with self.registry.goals() as (book, store):
             goal_id, new = store.add(text, weight=weight, source=source)
             if expert is not None:
-                store.link(goal_id, self._linkable(book, expert))
+                store.link(goal_id, _linkable(book, expert))
             return store.get(goal_id), new
 
     def link(self, goal_id: int, expert: str) -> Goal:
         """Link a goal to an expert that is active."""
         with self._changing(goal_id) as (book, store):
-            store.link(goal_id, self._linkable(book, expert))
+            store.link(goal_id, _linkable(book, expert))
             return store.get(goal_id)
 
     def unlink(self, goal_id: int, expert: str | None = None) -> Goal:
         """Take the link to an expert away, or all links."""
         with self._changing(goal_id) as (book, store):
             goal = store.get(goal_id)
-            gone = goal.experts if expert is None else (self._known(book, [goal], expert),)
-            for one in gone:
-                if one not in goal.experts:
+            gone = goal.experts
+            if expert is not None:
+                gone = _matching(goal, str(read_slot(expert)) if ":" in expert else _uid(book, [goal], expert))
+                _refuse_two_brains(expert, gone)
+                if not gone:
                     raise CheckpointError(f"goal {goal_id} is not linked to {expert}.")
+            for one in gone:
                 store.unlink(goal_id, one)
             return store.get(goal_id)
 
@@ -165,39 +172,45 @@ class Goals:
             store.set_active(goal_id, active)
             return store.get(goal_id)
 
-    def _linkable(self, book: Book, word: str) -> str:
-        """The uid of an active expert, or a slot that is there."""
-        entry = _entry(book, word)
-        if entry is None:
-            return self._slot_or_refuse(book, word)
-        if not entry.is_active:
-            raise CheckpointError(
-                f"expert {entry.expert_id} is inactive; `aios experts activate {entry.expert_id}` before you link it."
-            )
-        return entry.expert_uid
 
-    def _known(self, book: Book, goals: list[Goal], word: str) -> str:
-        """The same of whoever is linked or could be."""
-        entry = _entry(book, word)
-        if entry is not None:
-            return entry.expert_uid
-        # Also of a brain that is not there any more, or not of that size.
-        linked = [one for goal in goals for one in goal.experts if one == word or one.endswith(f"/{word}")]
-        return linked[0] if linked else self._slot_or_refuse(book, word)
-
-    def _slot_or_refuse(self, book: Book, word: str) -> str:
-        """A slot that is there; else says why there is no such expert."""
-        if ":" in word:
-            return str(find_slot(self.root, word))
-        stones = [stone for stone in book.tombstones if isinstance(stone, dict)]
-        if any(word in (stone.get("expert_id"), stone.get("expert_uid")) for stone in stones):
-            raise CheckpointError(f"expert {word} was deleted; train or import it anew.")
-        try:
-            return book.find(word).expert_uid
-        except ConfigError as error:
-            raise CheckpointError(str(error)) from None
+def _linkable(book: Book, word: str) -> str:
+    """The uid of an active expert, or a slot."""
+    if ":" in word:
+        return str(read_slot(word))
+    entry = book.find(_id_of(book, word))
+    if not entry.is_active:
+        raise CheckpointError(
+            f"expert {entry.expert_id} is inactive; `aios experts activate {entry.expert_id}` before you link it."
+        )
+    return entry.expert_uid
 
 
-def _entry(book: Book, word: str) -> ExpertEntry | None:
-    by_uid = {one.expert_uid: one for one in book.experts.values()}
-    return book.experts.get(word) or by_uid.get(word)
+def _uid(book: Book, goals: list[Goal], word: str) -> str:
+    if any(word in goal.experts for goal in goals):
+        return word  # also of an expert that the registry has lost
+    return book.find(_id_of(book, word)).expert_uid
+
+
+def _id_of(book: Book, word: str) -> str:
+    """The id of an expert by its id or uid; :class:`CheckpointError` for one that is not there."""
+    by_uid = {one.expert_uid: one.expert_id for one in book.experts.values()}
+    if word in book.experts or word in by_uid:
+        return word if word in book.experts else by_uid[word]
+    stones = [stone for stone in book.tombstones if isinstance(stone, dict)]
+    if any(word in (stone.get("expert_id"), stone.get("expert_uid")) for stone in stones):
+        raise CheckpointError(f"expert {word} was deleted; train or import it again.")
+    try:
+        return book.find(word).expert_id
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _matching(goal: Goal, word: str) -> tuple[str, ...]:
+    """The links of a goal that a uid or slot names; a slot may leave out the family of its brain."""
+    return tuple(link for link in goal.experts if link == word or (":" in word and link.endswith(f"/{word}")))
+
+
+def _refuse_two_brains(word: str, links: Collection[str]) -> None:
+    brains = sorted({read_slot(link).brain for link in links if ":" in link})
+    if len(brains) > 1:
+        raise ConfigError(f"{word} may be of {' or '.join(brains)}; write the family too.")

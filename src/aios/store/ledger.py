@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from aios.experts.entry import Book, ExpertEntry, now, read_book
-from aios.goals.store import GoalStore, fitted_text
+from aios.goal_text import fitted_text
+from aios.store.entry import Book, ExpertEntry, now, read_book
+from aios.store.goal_store import GoalStore
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
 from chronomoe.storage import held, write_json

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from aios.experts import ledger
-from aios.experts.registry import ExpertEntry, Registry
-from aios.goals.links import Goals
-from aios.goals.store import GoalStore
+from aios.store import ledger
+from aios.store.experts import ExpertEntry, Registry
+from aios.store.goal_store import GoalStore
+from aios.store.goals import Goals
 from chronomoe.errors import CheckpointError, ConfigError
 
 
@@ -365,7 +365,7 @@ def test_two_writers(goals, registry):
 WORKER = """
 import os, sys
 from pathlib import Path
-from aios.goals.links import Goals
+from aios.store.goals import Goals
 root, worker, writes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 goals, log = Goals(root), root / f"acknowledged-{worker}"
 begin = len(log.read_text().split()) if log.exists() else 0

@@ -4,8 +4,9 @@ import sqlite3
 
 import pytest
 
-from aios.goals import store as module
-from aios.goals.store import GoalStore, fitted_text, goal_text
+from aios.goal_text import fitted_text, goal_text
+from aios.store import goal_store as module
+from aios.store.goal_store import GoalStore
 from chronomoe.errors import CheckpointError, ConfigError
 
 

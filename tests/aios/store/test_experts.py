@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aios.experts import ledger as module
-from aios.experts.registry import ExpertEntry, Registry, checkpoint_file, expert_folder
+from aios.store import ledger as module
+from aios.store.experts import ExpertEntry, Registry, checkpoint_file, expert_folder
 from chronomoe.errors import CheckpointError, ConfigError
 
 BAD_IDS = ["", ".", "..", "../x", "a/b", "a\\b", "/abs", "C:x", "a.b", ".a", "-a", "a b", "a\n", "a\0", "é", "x" * 300]
@@ -645,7 +645,7 @@ def test_a_lock_that_is_held_is_waited_for_and_then_named(registry, monkeypatch)
 WORKER = """
 import os, sys
 from pathlib import Path
-from aios.experts.registry import ExpertEntry, Registry
+from aios.store.experts import ExpertEntry, Registry
 root, worker, writes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 registry = Registry(root)
 with open(root / f"acknowledged-{worker}", "a") as file:
