@@ -13,7 +13,8 @@ ROWS = {
         "experts", "goals", "sidecars", "pretrained", "mixtral_core", "chronovisor_mixtral_bridge", "hrm", "training",
     ],
     "aios": [
-        "workspace", "sentence", "settings", "store", "data", "brains", "experts", "goals", "actions", "cli", "manager",
+        "workspace", "goal_text", "sentence", "settings", "store", "data", "brains", "experts", "goals", "actions",
+        "cli", "manager",
     ],
 }  # fmt: skip
 """The rooms of each package, lowest first; docs/architecture.md says what is in each."""

@@ -176,7 +176,10 @@ class Goals:
 def _linkable(book: Book, word: str) -> str:
     """The uid of an active expert, or a slot."""
     if ":" in word:
-        return str(read_slot(word))
+        slot = read_slot(word)
+        if "/" not in slot.brain:
+            raise ConfigError(f"{word!r} does not name the family of its brain; write it as in mixtral/small:2.5.")
+        return str(slot)
     entry = book.find(_id_of(book, word))
     if not entry.is_active:
         raise CheckpointError(

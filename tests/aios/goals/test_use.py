@@ -27,7 +27,7 @@ def root(brain):
 @pytest.fixture
 def linked(root):
     """A goal for expert 2 of the brain's only layer."""
-    goal, _ = Goals(root).add("Sound like Python", expert="straight:0.2")
+    goal, _ = Goals(root).add("Sound like Python", expert="mixtral/straight:0.2")
     return goal
 
 
@@ -128,7 +128,7 @@ def test_other_goals_act_from_the_first_step_of_a_resumed_run_and_none_do_withou
     assert aios(*more, 26, "--goal", linked.id, "--goal-beta", 0.5).code == 0
     first = field()
     assert first[2] > 0
-    other, _ = Goals(root).add("Sound like a law", expert="straight:0.1")
+    other, _ = Goals(root).add("Sound like a law", expert="mixtral/straight:0.1")
     assert aios(*more, 28, "--goal", other.id, "--goal-beta", 0.5).code == 0
     assert field()[1] > 0 > field()[2]
     assert [event["step"] for event in events(brain)] == [24, 26, 26, 28]
@@ -234,7 +234,7 @@ def test_text_is_made_under_the_goal(aios, root, brain, served):
 def test_the_flags_of_a_brains_own_experts_reach_it(aios, root, linked):
     other = root / "artifacts/brains/mixtral/other"
     shutil.copytree(root / "artifacts/brains/mixtral/straight", other)
-    Goals(root).add("4", expert="other:0.1")
+    Goals(root).add("4", expert="mixtral/other:0.1")
     words = ("goals", "explain", "--brain", "straight", "--text", "def f(x):", "--root", root, "--json", "--goal")
 
     def told(*options):

@@ -50,7 +50,7 @@ def test_it_says_what_the_commands_say(aios, asked):
     assert answer["text"] == printed.out == "The people\n" + "".join(pieces) + "\n"
     assert answer["tokens"] == 16
     assert not answer["stopped"]
-    Goals(root).add("Sound like Python", expert="straight:0.2")
+    Goals(root).add("Sound like Python", expert="mixtral/straight:0.2")
     flags = GoalFlags(goal=("1",), goal_kl=0.001)
     found = asked.ask("inspect", NAME, text="def f(x):", flags=flags)
     told = aios("goals", "explain", "--brain", "straight", "--text", "def f(x):", "--goal", 1, "--goal-kl", 0.001,
@@ -142,7 +142,7 @@ def test_data_outside_the_workspace_is_not_read(asked, brain, tmp_path_factory):
     (brain / "run.json").write_text(json.dumps(run | {"settings": run["settings"] | {"data": str(away)}}))
     assert asked.ask("text", NAME, domain="licences", longest=50) == ""
     assert asked.ask("inspect", NAME, text="def f(x):", flags=GoalFlags())["domains"] == {}
-    Goals(asked.root).add("Sound like Python", expert="straight:0.2")
+    Goals(asked.root).add("Sound like Python", expert="mixtral/straight:0.2")
     with pytest.raises(ChronoMoEError, match="nothing outside the workspace"):
         asked.ask("explain", NAME, text="def f(x):", flags=GoalFlags(goal=("1",)))
 
