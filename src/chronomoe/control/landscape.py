@@ -1,6 +1,6 @@
 """The landscape of structural temperature: valleys (cold), ridges (hot), and whether it is more than noise.
 
-Shape suffixes: B blocks of time, N experts.
+Shape suffixes: L MoE layers, B blocks of time, N experts.
 """
 
 import torch
@@ -27,6 +27,14 @@ def valleys_and_ridges(tau_N: Tensor) -> tuple[list[int], list[int]]:
     """Cold and hot experts by the contrast of their log temperature; both empty for a flat field."""
     z_N = contrast(tau_N)
     return (z_N < -Z).nonzero().flatten().tolist(), (z_N > Z).nonzero().flatten().tolist()
+
+
+def valley_weight(tau_LN: Tensor, health_LN: Tensor, suspect_below: float) -> Tensor:
+    """(L, N) how much an expert is an unhealthy valley: cold and bad, in [0, 1]; exactly 0 for all others."""
+    cold_LN = -contrast(tau_LN)
+    weight_LN = (2 * (cold_LN - Z)).sigmoid() * (4 * (suspect_below - health_LN)).sigmoid()
+    unhealthy_LN = (cold_LN > Z) & (health_LN < suspect_below)
+    return torch.where(unhealthy_LN, weight_LN, 0.0)
 
 
 def null_variance(blocks_BN: Tensor, weights_B: Tensor, quantile: float = 0.95) -> float:

@@ -17,6 +17,7 @@ import chronomoe
 from chronomoe import ChronovisorMixtralForCausalLM, ControlConfig, MixtralConfig
 from chronomoe.control.config import ABLATIONS
 from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.control.judge import set_masked
 from chronomoe.errors import ConfigError
 from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES, build_host
@@ -343,7 +344,7 @@ def test_a_mechanism_switched_off_leaves_nothing_behind():
     model = build()
     model.controller.set_knob(1.0)
     train(model, 10)
-    model.controller._mask(0, 3, masked=True)
+    set_masked(model.controller, model.controller.steering, 0, 3, masked=True)
     model.controller.config = model.controller.config.ablate("none")
     model.controller.release()
     model.steering.look()

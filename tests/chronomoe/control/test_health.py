@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from chronomoe.control.health import equal_target, health, health_target, mean_and_error, probe, sums_of
+from chronomoe.control.health import equal_target, health, health_target
+from chronomoe.control.judge import mean_and_error, probe, set_masked, sums_of
 from chronomoe.training.run_control import language_model_loss
 from tests.chronomoe.control.test_controller import VOCAB, batches, build, train
 
@@ -192,7 +193,7 @@ def probes_of(controller, ticks, loss):
 
 def test_an_expert_that_stays_bad_is_probed_ever_less_often():
     controller = build().controller
-    controller._mask(1, 2, masked=True)
+    set_masked(controller, controller.steering, 1, 2, masked=True)
     harm = torch.full((4,), 0.05)
     seen = probes_of(controller, 2000, lambda: harm * bool(controller.steering.available[1, 2]))
     assert seen == [100, 300, 700, 1100, 1500, 1900], "after 100, 200, and then every 400 ticks"
@@ -200,7 +201,7 @@ def test_an_expert_that_stays_bad_is_probed_ever_less_often():
     assert controller.steering.available.all(), "what is long past weighs little"
     controller.ticks.fill_(5000)
     controller.last_probe.fill_(5000)
-    controller._mask(1, 2, masked=True)
+    set_masked(controller, controller.steering, 1, 2, masked=True)
     assert probes_of(controller, 310, lambda: harm * bool(controller.steering.available[1, 2])) == [5100, 5300]
 
 
@@ -256,7 +257,7 @@ def test_a_verdict_says_nothing_of_the_next_suspect(fresh):
     (sentence,) = fresh.judge(fake_loss(fresh, (0, 0, 0.05), (1, 1, -0.01)))
     assert sentence == "expert 0 of layer 0 is masked: -0.0500 nats per token."
     assert fresh.masked.nonzero().tolist() == [[0, 0]]
-    fresh._mask(1, 1, masked=True)
+    set_masked(fresh, fresh.steering, 1, 1, masked=True)
     fresh.ticks += 1000
     (sentence,) = fresh.judge(fake_loss(fresh, (0, 0, -0.06), (1, 1, 0.05)))
     assert sentence == "expert 0 of layer 0 is back: -0.0600 nats per token."
@@ -345,8 +346,8 @@ def test_a_sequence_without_a_target_is_no_evidence(model):
 
 
 def test_an_expert_opened_by_hand_is_no_longer_masked(model):
-    model.controller._mask(0, 3, masked=True)
-    model.controller._mask(1, 2, masked=True)
+    set_masked(model.controller, model.controller.steering, 0, 3, masked=True)
+    set_masked(model.controller, model.controller.steering, 1, 2, masked=True)
     model.controller.evidence[:, 0, 3] = model.controller.evidence[:, 1, 2] = 5.0
     model.steering.available[0, 3] = True
     train(model, 1, data=text)
@@ -359,7 +360,7 @@ def test_an_expert_opened_by_hand_is_no_longer_masked(model):
 
 def test_evidence_against_a_masked_expert_goes_with_its_mask(fresh):
     for undo in (fresh.release, fresh.forget):
-        fresh._mask(0, 3, masked=True)
+        set_masked(fresh, fresh.steering, 0, 3, masked=True)
         fresh.ticks += 1000
         fresh.judge(fake_loss(fresh, (0, 3, 0.05)))
         assert fresh.evidence.any()
@@ -371,7 +372,7 @@ def test_evidence_against_a_masked_expert_goes_with_its_mask(fresh):
 
 
 def test_one_let_back_may_be_a_suspect_as_any_other(fresh):
-    fresh._mask(0, 3, masked=True)
+    set_masked(fresh, fresh.steering, 0, 3, masked=True)
     assert fresh.fruitless[0, 3] == 2
     fresh.ticks += 100
     assert "is back" in fresh.judge(fake_loss(fresh, (0, 3, -0.05)))[0]

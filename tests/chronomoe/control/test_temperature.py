@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronomoe.control.config import ControlConfig
-from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.control.landscape import BLOCK
+from chronomoe.control.state import ControlState
 from chronomoe.control.temperature import centred, effective_temperature, fast_temperature
-from chronomoe.routing.steering import Steering, SteeringConfig
+from chronomoe.control.tick import effective_temperature as effective
+from chronomoe.control.tick import move_temperature
+from chronomoe.knob import KnobFactors, MetaKnob
 from tests.chronomoe.draws import many
 
 CONFIG = ControlConfig()
@@ -53,42 +55,41 @@ def test_more_load_never_heats_an_expert_and_less_coherence_never_cools_it(state
 def test_an_average_stays_between_its_arguments_and_keeps_the_mean(state, rate):
     error, *known = state
     config = ControlConfig(eta_structural_T_local=rate, eta_structural_T_global=rate)
-    controller = ChronovisorMixtralController(Steering(*error.shape, 1, 4, SteeringConfig()), config)
-    for buffer, value in zip((controller.recovering, controller.coherence, controller.health), known, strict=True):
+    state_now = ControlState(*error.shape, 4)
+    for buffer, value in zip((state_now.recovering, state_now.coherence, state_now.health), known, strict=True):
         buffer.copy_(value)
     old = centred(state[1])
-    controller.structural_T_local.copy_(old)
-    controller._move_temperature(error)
-    now, new = controller.structural_T_local, fast_temperature(*state, config)
+    state_now.structural_T_local.copy_(old)
+    move_temperature(state_now, error, config, KnobFactors(), 1)
+    now, new = state_now.structural_T_local, fast_temperature(*state, config)
     assert torch.all(now >= torch.minimum(old, new) - 1e-6)
     assert torch.all(now <= torch.maximum(old, new) + 1e-6)
     assert now.sum(-1).abs().max() < 1e-5
 
 
 def test_the_fixed_point_is_the_fast_temperature_not_its_cube():
-    controller = ChronovisorMixtralController(Steering(1, 3, 1, 4, SteeringConfig()))
+    state = ControlState(1, 3, 4)
     error = torch.tensor([[0.6, 0.0, 0.0]])
-    for _ in range(2000):
-        controller._move_temperature(error)
-    fast = controller.temperature_fast
+    for now in range(1, 2001):
+        move_temperature(state, error, CONFIG, KnobFactors(), now)
+    fast = state.temperature_fast
     assert fast.abs().max() > 0.05
-    torch.testing.assert_close(controller.temperature_effective, fast, atol=1e-5, rtol=0)
+    torch.testing.assert_close(effective(state, CONFIG, 4.0), fast, atol=1e-5, rtol=0)
 
 
 def test_blocks_of_time_hold_plain_means():
-    controller = ChronovisorMixtralController(Steering(2, 4, 1, 4, SteeringConfig()))
+    state, knob = ControlState(2, 4, 4), MetaKnob()
     seen, rates = [], []
     generator = torch.Generator().manual_seed(0)
     for now in range(1, 2 * BLOCK + 4):
-        controller._now = now
-        controller.set_knob(now / 100 - 0.25)
-        controller._move_temperature(torch.rand(2, 4, generator=generator))
-        seen.append(controller.temperature_fast.clone())
-        rates.append(controller.meta_knob.factors.rate_scale)
+        knob.set(now / 100 - 0.25)
+        move_temperature(state, torch.rand(2, 4, generator=generator), CONFIG, knob.factors, now)
+        seen.append(state.temperature_fast.clone())
+        rates.append(knob.factors.rate_scale)
     for block in range(3):
-        part = slice(block * BLOCK, (block + 1) * BLOCK)
-        torch.testing.assert_close(controller.fast_blocks[block], torch.stack(seen[part]).mean(dim=0))
-        torch.testing.assert_close(controller.block_rates[block], torch.tensor(rates[part]).mean())
+        ticks = slice(block * BLOCK, (block + 1) * BLOCK)
+        torch.testing.assert_close(state.fast_blocks[block], torch.stack(seen[ticks]).mean(dim=0))
+        torch.testing.assert_close(state.block_rates[block], torch.tensor(rates[ticks]).mean())
 
 
 @many
