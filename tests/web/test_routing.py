@@ -93,11 +93,11 @@ def test_gates_of_attached_experts(page, root):
     told(page, "expert laws: +5.00 nats for its gate", "--goal-strength 5")
     expect(page.locator(".shares")).to_contain_text("laws, gate open")
     on = page.locator(".flow").last
-    for one in on.locator(".token.heard").all():
-        assert "heard: laws" in (one.get_attribute("aria-label") or "")
+    for one in on.locator(".token.attached").all():
+        assert "open: laws" in (one.get_attribute("aria-label") or "")
     row = page.locator(".shares tbody tr", has_text="laws, gate open").locator("td").all_text_contents()
-    tokens, heard = on.locator(".token").count(), on.locator(".token.heard").count()
-    assert row[1] == f"{heard / tokens:.1%}"
+    tokens, opened = on.locator(".token").count(), on.locator(".token.attached").count()
+    assert row[1] == f"{opened / tokens:.1%}"
 
 
 def test_an_hrm_and_its_segments(page, root):

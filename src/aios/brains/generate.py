@@ -1,8 +1,7 @@
 """Sample text from a brain."""
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from threading import Thread
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import TextIteratorStreamer
 
 from aios.brains.sampling import Sampling
 from chronomoe.errors import ConfigError
-from chronomoe.hosts.capture import listening
+from chronomoe.hosts.capture import RoutingCounts
 
 
 def sample_text(
@@ -99,27 +98,15 @@ def thought(model: Any) -> list[str]:
     return [line]
 
 
-@contextmanager
-def expert_counts(model: Any) -> Iterator[Callable[[], list[str]]]:
-    """Within the block counts how often each expert is used; what it gives tells: a line a layer, most used first."""
-    counts: dict[int, torch.Tensor] = {}
-
-    def count(router: Any, counted_T: torch.Tensor | None, output: Any) -> None:
-        chosen = output[2] if counted_T is None else output[2][counted_T]  # tokens that halted do not count
-        used = torch.bincount(chosen.flatten(), minlength=router.num_experts)
-        counts[router.layer] = counts.get(router.layer, 0) + used
-
-    def lines() -> list[str]:
-        found = []
-        for layer, used in sorted(counts.items()):
-            share = (used / used.sum()).tolist()
-            order = sorted(range(len(share)), key=lambda expert: -share[expert])
+def expert_lines(counts: RoutingCounts) -> list[str]:
+    """A line for each layer that routed anything: its experts by share, the most used first."""
+    lines = []
+    for layer, share in enumerate(counts.share.tolist()):
+        order = sorted(range(len(share)), key=lambda expert: -share[expert])
+        if share[order[0]] > 0:
             shown = ", ".join(f"{expert} {share[expert]:.0%}" for expert in order[:4] if share[expert] > 0)
-            found.append(f"layer {layer}: experts {shown}")
-        return found
-
-    with listening(model, count):
-        yield lines
+            lines.append(f"layer {layer}: experts {shown}")
+    return lines
 
 
 class _Pieces(TextIteratorStreamer):

@@ -39,11 +39,12 @@ def chat(
 
     quiet_libraries()
     from aios.brains.bundle import find_brain, load_brain
-    from aios.brains.generate import answer_length, end_within, expert_counts, set_halting, stream_text, thought
+    from aios.brains.generate import answer_length, end_within, expert_lines, set_halting, stream_text, thought
     from aios.experts.attach import note_use
     from aios.goals.use import turn_on_goals, words
     from chronomoe.allocator import keep_freed_memory
     from chronomoe.errors import ChronoMoEError
+    from chronomoe.hosts.capture import count_routing
 
     keep_freed_memory()
     bundle = find_brain(root, name or brain)
@@ -77,7 +78,7 @@ def chat(
             continue
         text = f"{text}{said}\n"
         text = end_within(tokenizer, text, model.config.max_position_embeddings - max_new_tokens - 1)
-        with expert_counts(model) as used:
+        with count_routing(model) as counts:
             settings = {"max_new_tokens": max_new_tokens, "seed": sampling.seed + turn}
             for piece in stream_text(model, tokenizer, text, **sampling.settings | settings):
                 text += piece
@@ -86,6 +87,6 @@ def chat(
         sys.stdout.write("\n")
         text += "\n"
         turn += 1
-        heard = note_use(root, model)
-        for line in [*([*used(), *heard] if experts else []), *thought(model)]:
+        used = [*expert_lines(counts), *note_use(root, model, counts)]
+        for line in [*(used if experts else []), *thought(model)]:
             print(f"  {line}")

@@ -42,6 +42,7 @@ def generate(
     from aios.brains.generate import set_halting, stream_text
     from aios.experts.attach import note_use
     from chronomoe.allocator import keep_freed_memory
+    from chronomoe.hosts.capture import RoutingCounts, capture_routing
 
     keep_freed_memory()
     prompt = prompt.encode("utf-8", "replace").decode()  # a shell may hand over bytes that are no text
@@ -55,8 +56,10 @@ def generate(
             print(line, file=sys.stderr)
     pieces = stream_text(model, tokenizer, prompt, **sampling.settings)
     sys.stdout.write(prompt)
-    for piece in pieces if stream else ["".join(pieces)]:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    counts = RoutingCounts(model)
+    with capture_routing(model, gate_callback=counts.add_gate):
+        for piece in pieces if stream else ["".join(pieces)]:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     sys.stdout.write("\n")
-    note_use(root, model)
+    note_use(root, model, counts)

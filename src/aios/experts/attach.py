@@ -6,7 +6,7 @@ A brain's own files are never written: experts.json and experts/ beside them say
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aios.brains.bundle import exclusive, find_brain, load_brain, model_folder, trained_further
 from aios.goal_text import fitted_text
@@ -14,6 +14,9 @@ from aios.store.entry import now
 from aios.store.experts import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder, making
 from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
 from chronomoe.storage import whole_file
+
+if TYPE_CHECKING:
+    from chronomoe.hosts.capture import RoutingCounts
 
 
 def attach(root: Path, expert_id: str, brain: str, *, force: bool = False) -> ExpertEntry:
@@ -158,21 +161,21 @@ def bring_in(root: Path, file: Path, expert_id: str | None = None) -> ExpertEntr
             raise
 
 
-def note_use(root: Path, model: Any) -> list[str]:
-    """Add to the registry how much each attached expert was heard since the last call; returns a line for each.
+def note_use(root: Path, model: Any, counts: "RoutingCounts") -> list[str]:
+    """Add to the registry at how many tokens each attached expert was open; returns a line for each.
 
     Best effort: what was generated is not lost because the registry cannot be written.
     """
     lines = []
     for expert in getattr(model, "subbrains", {}).values():
-        lines.append(f"{expert.expert_id}: heard at {expert.heard} of {expert.asked} tokens")
-        if expert.heard:
+        opened, seen = counts.tokens_open[expert.expert_id], counts.tokens_seen[expert.expert_id]
+        lines.append(f"{expert.expert_id}: open at {opened} of {seen} tokens")
+        if opened:
             with suppress(ChronoMoEError, OSError):
                 registry = Registry(root)
                 for entry in registry.entries():
                     if entry.expert_uid == expert.uid:
-                        registry.record_use(entry.expert_id, expert.heard, expert.mean_mixing)
-        expert.heard, expert.asked = 0, 0
+                        registry.record_use(entry.expert_id, opened, expert.mean_mixing)
     return lines
 
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.goals.conditioning import condition, load_conditioning
 from chronomoe.goals.field import CAP
 from chronomoe.goals.steer import Goal, GoalEffect, GoalSettings, turn_off, turn_on
-from chronomoe.hosts.capture import choices, counting
+from chronomoe.hosts.capture import RoutingCounts, capture_choices, count_routing, kl
 from chronomoe.storage import write_json
 
 REMEMBERED = "goals.json"
@@ -275,8 +274,6 @@ def explain(
     ``each_token`` adds what was chosen for each, in ``segment`` or in the last it ran. ``measured`` as in
     :func:`turn_on_goals`.
     """
-    from chronomoe.hosts.capture import kl
-
     if getattr(model, "steering", None) is None:
         raise ConfigError(f"{bundle.name} has no experts of its own and none attached: there is nothing to explain.")
     ids = [tokenizer.eos_token_id, *_ids(tokenizer, text)][: model.config.max_position_embeddings]
@@ -285,13 +282,14 @@ def explain(
     row = torch.tensor([ids], device=model.device)
 
     def look() -> tuple[dict[str, Any], Tensor]:
-        with shares(model) as found:
-            seen = choices(model, row, segment)
+        with count_routing(model) as counts:
+            seen = capture_choices(model, row, segment)
+        found = shares(counts)
         if each_token:
             found |= {
                 "chosen": seen.chosen.tolist(),
                 "weights": seen.weights.tolist(),
-                "heard": {name: open_T.tolist() for name, open_T in seen.heard.items()},
+                "open_at": {name: open_T.tolist() for name, open_T in seen.open_at.items()},
                 "segments": None if seen.segments is None else seen.segments.tolist(),
             }
         return found, seen.logits
@@ -307,18 +305,6 @@ def explain(
     return effect, told
 
 
-@contextmanager
-def shares(model: Any) -> Iterator[dict[str, Any]]:
-    """Of what is read within the block, once it ends: the ``share`` of each layer's experts, and how much of it the
-    gate of each attached expert was ``open`` for.
-    """
-    attached = list(getattr(model, "subbrains", {}).values())
-    for expert in attached:
-        expert.heard = expert.asked = 0
-    told: dict[str, Any] = {}
-    with counting(model) as found:
-        yield told
-    opened = {expert.expert_id: expert.heard / max(1, expert.asked) for expert in attached}
-    told |= {"share": found().share.tolist(), "open": opened}
-    for expert in attached:
-        expert.heard = expert.asked = 0
+def shares(counts: RoutingCounts) -> dict[str, Any]:
+    """JSON-ready: the ``share`` of each layer's experts, and of the tokens each attached expert is ``open`` at."""
+    return {"share": counts.share.tolist(), "open": counts.open_share}

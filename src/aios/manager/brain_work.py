@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from aios.brains.bundle import data_of, load_brain, model_folder, own_data
-from aios.brains.generate import answer_length, end_within, expert_counts, set_halting, stream_text, thought
+from aios.brains.generate import answer_length, end_within, expert_lines, set_halting, stream_text, thought
 from aios.brains.sampling import Sampling
 from aios.brains.shelf import existing_brain
 from aios.cli.quiet import quiet_libraries
@@ -25,6 +25,7 @@ from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import heldout_windows
 from chronomoe.errors import ConfigError
 from chronomoe.goals.steer import GoalEffect, turn_off
+from chronomoe.hosts.capture import count_routing
 
 _WINDOWS, _LENGTH = 8, 128
 
@@ -83,9 +84,9 @@ class Worker:
 
     @torch.no_grad()
     def _shares(self, windows: torch.Tensor) -> dict[str, Any]:
-        with shares(self.model) as told:
+        with count_routing(self.model) as counts:
             self.model(input_ids=windows, use_cache=False)
-        return told
+        return shares(counts)
 
     def chat(self, brain: str, *, text: str, flags: GoalFlags, sampling: Sampling) -> dict[str, Any]:
         """Continue ``text`` as `aios chat` does; returns all that was said and what it took."""
@@ -99,7 +100,7 @@ class Worker:
             self.model.model.reset_segments()
         pieces = stream_text(self.model, self.tokenizer, text, **sampling.settings)
         began, tokens, stopped = time.monotonic(), -1, False  # there is one piece a token, and what is left at the end
-        with expert_counts(self.model) as used:
+        with count_routing(self.model) as counts:
             for piece in pieces:
                 text, tokens = text + piece, tokens + 1
                 if not self.piece(piece):
@@ -107,7 +108,8 @@ class Worker:
                     break
             pieces.close()
         seconds = time.monotonic() - began
-        lines = [*told, *cut, *used(), *note_use(self.root, self.model), *thought(self.model)]
+        used = [*expert_lines(counts), *note_use(self.root, self.model, counts)]
+        lines = [*told, *cut, *used, *thought(self.model)]
         return {"text": f"{text}\n", "tokens": tokens, "seconds": seconds, "stopped": stopped, "lines": lines}
 
     def call(self, function: Callable[[], Any]) -> Any:

@@ -107,7 +107,7 @@ class _Routing:
             with ui.element("div").classes("panel"):
                 heading("Shares of this layer", 2)
                 ui.label(
-                    "A token has the colour of the expert with most weight; a line above: an attached expert is heard; "
+                    "A token has the colour of the expert with most weight; a line above: an attached expert is open; "
                     "a frame: goals changed it. Domains are the brain's own data, goals off."
                 ).classes("soft")
                 with ui.element("div").classes("scroll").props('tabindex="0" role="region" aria-label="Shares"'):

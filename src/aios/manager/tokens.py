@@ -18,10 +18,11 @@ MOVE = """(event) => {
 
 
 def changed(before: dict[str, Any], after: dict[str, Any], layer: int) -> list[bool]:
-    """For each token: does the layer choose other experts, or is another attached expert heard?"""
+    """For each token: does the layer choose other experts, or is another set of attached experts open?"""
     pairs = zip(before["chosen"][layer], after["chosen"][layer], strict=True)
     return [
-        set(old) != set(new) or any(before["heard"][name][at] != after["heard"][name][at] for name in before["heard"])
+        set(old) != set(new)
+        or any(opened[at] != after["open_at"][name][at] for name, opened in before["open_at"].items())
         for at, (old, new) in enumerate(pairs)
     ]
 
@@ -33,12 +34,12 @@ def tokens_html(pieces: list[str], look: dict[str, Any], layer: int, before: dic
     for at, piece in enumerate(pieces):
         chosen = _weighed(look, layer, at)
         told = f"{at}: {'beginning' if not at else repr(piece)}, " + _words(chosen)
-        heard = [name for name, opened in look["heard"].items() if opened[at]]
-        told += f"; heard: {', '.join(heard)}" if heard else ""
+        attached = [name for name, opened in look["open_at"].items() if opened[at]]
+        told += f"; open: {', '.join(attached)}" if attached else ""
         told += f"; segments {look['segments'][at]}" if look["segments"] else ""
         if before is not None and marks[at]:
             told += f"; goals off: {_words(_weighed(before, layer, at))}"
-        kinds = ["token"] + ["changed"] * marks[at] + ["heard"] * bool(heard)
+        kinds = ["token"] + ["changed"] * marks[at] + ["attached"] * bool(attached)
         style = colour(chosen[0][0]) if chosen else ""
         shown = "▸" if not at else piece.replace("\n", "↵\n")
         parts.append(

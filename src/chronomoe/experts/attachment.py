@@ -1,6 +1,6 @@
 """Attach experts to a steered model and take them off again; nothing of the model itself is changed.
 
-Each MoE layer of the base gets a hook beside it, once. In a forward the last layer an expert's gate listens to
+Each MoE layer of the base gets a hook beside it, once. In a forward the last layer an expert's gate reads
 decides, for every token, whether that expert is open; that layer and all later ones then mix it in. The decision
 belongs to the forward (it travels in the RoutingContext, so recomputed layers see it too), the running evidence to the
 sequence: it is kept with the key-value cache.
@@ -8,7 +8,6 @@ sequence: it is kept with the key-value cache.
 Shape suffixes: B batch, S sequence, D hidden size, T tokens.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.hosts.attach import moe_layers
+from chronomoe.routing.router import GateState
 
 
 class Subbrains(nn.ModuleDict):
@@ -34,20 +34,6 @@ class Subbrains(nn.ModuleDict):
     def attached(self) -> list[DomainExpert]:
         """In order."""
         return list(self.values())  # type: ignore[arg-type]
-
-
-@dataclass(eq=False)
-class Hearing:
-    """Which experts are open where in one forward, and what their gates remember afterwards."""
-
-    batch: tuple[int, int]
-    earlier: dict[str, Tensor] = field(default_factory=dict)
-    """uid -> state (B, 2) from the cache."""
-    later: dict[str, Tensor] = field(default_factory=dict)
-    evidence: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    """uid -> layer -> its part (B, S), until the gate has heard all its layers."""
-    open: dict[str, Tensor | None] = field(default_factory=dict)
-    """uid -> indices of the open tokens (flat), None when there are none."""
 
 
 def attach_expert(model: Any, expert: DomainExpert) -> None:
@@ -101,7 +87,7 @@ def _hook(model: Any, blocks: list[Any]) -> None:
     ]
     for number, block in enumerate(blocks):
         vars(block)["_subbrains"], vars(block)["_number"] = model.subbrains, number
-        handles += [block.register_forward_pre_hook(_take_hearing), block.register_forward_hook(_mix)]
+        handles += [block.register_forward_pre_hook(_take_gates), block.register_forward_hook(_mix)]
     vars(model)["_subbrain_hooks"] = handles
 
 
@@ -112,32 +98,32 @@ def _begin(base: Any, args: Any, kwargs: dict[str, Any]) -> None:
     context = kwargs["routing_context"]  # the steering's hook, registered earlier, has put it there
     cache = kwargs.get("past_key_values")
     batch = context.num_positions // context.row_length
-    context.hearing = Hearing((batch, context.row_length), earlier=dict(getattr(cache, "gate_states", {})))
+    context.gates = GateState((batch, context.row_length), earlier=dict(getattr(cache, "gate_states", {})))
 
 
 def _end(base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    hearing, cache = kwargs["routing_context"].hearing, getattr(output, "past_key_values", None)
-    if cache is not None and hearing.later:
-        _remember(cache, hearing.later)
+    gates, cache = kwargs["routing_context"].gates, getattr(output, "past_key_values", None)
+    if cache is not None and gates.later:
+        _remember(cache, gates.later)
 
 
-def _take_hearing(block: Any, args: Any) -> None:
+def _take_gates(block: Any, args: Any) -> None:
     context = block.gate.context  # the router is about to take it away
-    vars(block)["_hearing"] = None if context is None else (context.hearing, context.counted_T)
+    vars(block)["_gates"] = None if context is None else (context.gates, context.counted_T)
 
 
 def _mix(block: Any, args: Any, y_BSD: Tensor) -> Tensor:
-    taken = vars(block).pop("_hearing", None)
+    taken = vars(block).pop("_gates", None)
     if taken is None or taken[0] is None:
         return y_BSD
-    hearing, counted_T = taken
+    gates, counted_T = taken
     number, h_BSD = block._number, args[0]
     for expert in block._subbrains.attached:
         if not expert.active:
             continue
-        if expert.uid not in hearing.open and number in expert.gate.layers:
-            _listen(expert, number, hearing, h_BSD, counted_T)
-        index_T = hearing.open.get(expert.uid)
+        if expert.uid not in gates.open and number in expert.gate.layers:
+            _decide(expert, number, gates, h_BSD, counted_T)
+        index_T = gates.open.get(expert.uid)
         if index_T is None or str(number) not in expert.layers:
             continue
         network: Any = expert.layers[str(number)]
@@ -149,25 +135,22 @@ def _mix(block: Any, args: Any, y_BSD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _listen(expert: DomainExpert, number: int, hearing: Hearing, h_BSD: Tensor, counted_T: Tensor | None) -> None:
-    gate, parts = expert.gate, hearing.evidence.setdefault(expert.uid, {})
-    if number not in parts:  # a recurrent model is heard at its first call
-        parts[number] = gate.part(number, h_BSD.view(*hearing.batch, -1))
-    if len(parts) < len(gate.layers):
+def _decide(expert: DomainExpert, number: int, gates: GateState, h_BSD: Tensor, counted_T: Tensor | None) -> None:
+    gate, by_layer = expert.gate, gates.evidence.setdefault(expert.uid, {})
+    if number not in by_layer:  # of a recurrent model, the layer's first call counts
+        by_layer[number] = gate.layer_evidence(number, h_BSD.view(*gates.batch, -1))
+    if len(by_layer) < len(gate.layers):
         return
-    counted_BS = None if counted_T is None else counted_T.view(hearing.batch)
-    odds_BS, hearing.later[expert.uid] = gate.log_odds(gate.whole(parts), counted_BS, hearing.earlier.get(expert.uid))
+    counted_BS = None if counted_T is None else counted_T.view(gates.batch)
+    odds_BS, gates.later[expert.uid] = gate.log_odds(gate.combine(by_layer), counted_BS, gates.earlier.get(expert.uid))
     open_BS = odds_BS > gate.threshold
     if expert.forced is not None:
         open_BS = torch.as_tensor(expert.forced, device=open_BS.device).expand_as(open_BS)
     if counted_BS is not None:
         open_BS = open_BS & counted_BS
-    # One look from the host: a closed gate must cost nothing and touch nothing.
+    # One question to the device: a closed gate must cost nothing and touch nothing.
     index_T = open_BS.flatten().nonzero().squeeze(-1)
-    hearing.open[expert.uid] = index_T if len(index_T) else None
-    if expert.forced is None:
-        expert.asked += open_BS.numel() if counted_T is None else int(counted_T.sum())
-        expert.heard += len(index_T)
+    gates.open[expert.uid] = index_T if len(index_T) else None
 
 
 class _WithGateStates:

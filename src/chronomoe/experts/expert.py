@@ -63,9 +63,7 @@ class DomainExpert(nn.Module):
         """What is to be kept about its being attached to this model: forced, frozen, when."""
         self.active = True
         self.forced: Tensor | bool | None = None
-        """Where to be heard whatever the gate says, (batch, sequence) or everywhere; None asks the gate."""
-        self.heard, self.asked = 0, 0
-        """Tokens the gate was open at, and tokens it was asked about."""
+        """Where it is open whatever the gate says, (batch, sequence) or everywhere; None lets the gate decide."""
 
     @property
     def layer_numbers(self) -> list[int]:

@@ -49,17 +49,17 @@ class DomainGate(Fp32Module):
         # What goals are on is no part of an expert, and of no file of it.
         self.register_buffer("prior", torch.zeros((), dtype=torch.float32), persistent=False)
 
-    def part(self, layer: int, h_BSD: Tensor) -> Tensor:
+    def layer_evidence(self, layer: int, h_BSD: Tensor) -> Tensor:
         """What one layer adds to the evidence, (B, S)."""
         return h_BSD.float() @ self.direction[self.layers.index(layer)]
 
     def evidence(self, h: dict[int, Tensor]) -> Tensor:
         """x_t in nats, (B, S), from the inputs (B, S, D) of each layer listened to."""
-        return self.whole({layer: self.part(layer, h[layer]) for layer in self.layers})
+        return self.combine({layer: self.layer_evidence(layer, h[layer]) for layer in self.layers})
 
-    def whole(self, parts: dict[int, Tensor]) -> Tensor:
-        """x_t in nats, (B, S), from the parts of all layers, whichever came first."""
-        return self.offset + torch.stack([parts[layer] for layer in self.layers]).sum(dim=0)
+    def combine(self, by_layer: dict[int, Tensor]) -> Tensor:
+        """x_t in nats, (B, S), from the :meth:`layer_evidence` of all layers, in any order."""
+        return self.offset + torch.stack([by_layer[layer] for layer in self.layers]).sum(dim=0)
 
     def log_odds(
         self, x_BS: Tensor, counted_BS: Tensor | None = None, state_B2: Tensor | None = None

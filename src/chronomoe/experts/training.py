@@ -20,7 +20,7 @@ from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import false_alarm_threshold
 from chronomoe.hosts.attach import moe_layers
-from chronomoe.hosts.capture import gate_inputs, kl, routed
+from chronomoe.hosts.capture import gate_inputs, kl, measure_routing
 
 ANCHOR_PART = 4
 """One sequence in so many of a batch has an anchor sequence beside it."""
@@ -146,7 +146,7 @@ def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iter
 
 def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed: int) -> None:
     """Start an expert from the base's own experts: in each layer the one that ``windows`` (n, S) use most."""
-    shares_LN = routed(base, windows).share
+    shares_LN = measure_routing(base, windows).share
     experts = [block.experts for block in moe_layers(base)]
     sources = {}
     for layer in expert.layer_numbers:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chronomoe.errors import ConfigError
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
-from chronomoe.hosts.capture import gate_inputs, routed
+from chronomoe.hosts.capture import gate_inputs, measure_routing
 from chronomoe.routing.losses import direction_agreement
 from chronomoe.settings import Bounds, Positive, Settings, Share
 
@@ -132,7 +132,7 @@ def turn_on(
     turn_off(model)
     if not acting:
         return effect
-    was_training, uses = model.training, [(one, one.heard, one.asked) for one in _attached(model)]
+    was_training = model.training
     model.eval()
     try:
         effect = replace(effect, priors=_priors(model, acting, settings.strength))
@@ -140,9 +140,6 @@ def turn_on(
         return _bias(model, s_LN, settings, windows, effect) if bool(s_LN.any()) else effect
     finally:
         model.train(was_training)
-        # What was read to measure with is no use of anything.
-        for one, heard, asked in uses:
-            one.heard, one.asked = heard, asked
         if hasattr(model.model, "reset_segments"):
             model.model.reset_segments()
 
@@ -240,9 +237,9 @@ def _bias(model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | No
         beta, measured = settings.beta, divergence(settings.beta * s_LN)
     reach_L = beta * (s_LN.amax(dim=-1) - s_LN.amin(dim=-1))
     with biased(steering, torch.zeros_like(s_LN)):
-        before = routed(model, windows, reach_L)
+        before = measure_routing(model, windows, reach_L)
     steering.goal_bias.copy_(beta * s_LN)
-    after = routed(model, windows)
+    after = measure_routing(model, windows)
     return replace(
         effect,
         beta=beta,

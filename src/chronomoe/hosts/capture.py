@@ -1,4 +1,4 @@
-"""Look at how the routers of a model take a text, without training.
+"""See how the routers of a model take a text, outside training: :func:`capture_routing`, and what is built on it.
 
 Shape suffixes: L MoE layers, N experts, T tokens, K chosen experts.
 """
@@ -18,22 +18,81 @@ from chronomoe.routing.fields import selection_scores
 from chronomoe.routing.steering import Steering
 
 
+@dataclass(frozen=True, kw_only=True)
+class CapturedCall:
+    """One call of a router."""
+
+    layer: int
+    slot: int
+    """Which call of the forward it is, in a model that calls a layer several times."""
+    counted: Tensor | None
+    """bool (T,): tokens that are neither padding nor halted; None when all count."""
+    logits: Tensor
+    """(T, N)"""
+    weights: Tensor
+    """(T, K)"""
+    chosen: Tensor
+    """(T, K)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedGate:
+    """What the gate of one attached expert decided in one forward."""
+
+    expert_id: str
+    forced: bool
+    """The expert was opened or closed by hand: its gate decided nothing."""
+    open: Tensor | None
+    """Indices of the tokens (flat) at which the expert is open; None for none."""
+    num_tokens: int
+    """Tokens of the forward, padding left out."""
+
+
 @contextmanager
-def listening(model: Any, hear: Callable[[Any, Tensor | None, Any], None]) -> Iterator[None]:
-    """Within the block each call of a router is heard: the router, bool (T,) of the tokens that count (None: all), and
-    what it returned.
-    """
-    counted: dict[int, Tensor | None] = {}
+def capture_routing(
+    model: Any,
+    callback: Callable[[CapturedCall], None] | None = None,
+    gate_callback: Callable[[CapturedGate], None] | None = None,
+) -> Iterator[None]:
+    """Within the block ``callback`` gets each call of a router, ``gate_callback`` each decision of an expert's gate."""
+    handles = []
+    if callback is not None:
+        counted: dict[int, Tensor | None] = {}
 
-    def before(router: Any, args: Any) -> None:
-        counted[router.layer] = None if router.context is None else router.context.counted_T  # it takes it away
+        def before(router: Any, args: Any) -> None:
+            counted[router.layer] = None if router.context is None else router.context.counted_T  # it takes it away
 
-    blocks = moe_layers(model)
-    handles = [block.gate.register_forward_pre_hook(before) for block in blocks]
-    handles += [
-        block.gate.register_forward_hook(lambda router, args, output: hear(router, counted[router.layer], output))
-        for block in blocks
-    ]
+        def after(router: Any, args: Any, output: Any) -> None:
+            z_TN, w_TK, chosen_TK = output
+            callback(
+                CapturedCall(
+                    layer=router.layer,
+                    slot=router.slot,
+                    counted=counted[router.layer],
+                    logits=z_TN,
+                    weights=w_TK,
+                    chosen=chosen_TK,
+                )
+            )
+
+        for block in moe_layers(model):
+            handles += [block.gate.register_forward_pre_hook(before), block.gate.register_forward_hook(after)]
+    if gate_callback is not None:
+
+        def decided(base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            context = kwargs.get("routing_context")
+            for expert in getattr(model, "subbrains", {}).values():
+                if context is not None and context.gates is not None and expert.uid in context.gates.open:
+                    gate_callback(
+                        CapturedGate(
+                            expert_id=expert.expert_id,
+                            forced=expert.forced is not None,
+                            open=context.gates.open[expert.uid],
+                            num_tokens=int(context.num_tokens),
+                        )
+                    )
+
+        handles.append(getattr(model, "model", model).register_forward_hook(decided, with_kwargs=True))
     try:
         yield
     finally:
@@ -41,46 +100,76 @@ def listening(model: Any, hear: Callable[[Any, Tensor | None, Any], None]) -> It
             handle.remove()
 
 
-@dataclass(frozen=True)
-class Routed:
-    """How the routers of a model took a text."""
+class RoutingCounts:
+    """Totals of what is captured: pass :meth:`add` and :meth:`add_gate` to :func:`capture_routing`.
 
-    share: Tensor
-    """(L, N) share of the assignments of each layer."""
-    protected: Tensor
-    """(L,) share of the tokens whose choice no field of that range can change, their inputs being equal."""
+    ``reach_L`` is the range max g - min g of the field that ``protected`` is about.
+    """
+
+    def __init__(self, model: Any, reach_L: Tensor | None = None) -> None:
+        self.steering: Steering | None = getattr(model, "steering", None)
+        self.reach_L = reach_L
+        available_LN = torch.zeros(0, 0) if self.steering is None else self.steering.available
+        self._assigned_LN = torch.zeros_like(available_LN, dtype=torch.float64)
+        self._tokens_L = self._assigned_LN.new_zeros(len(available_LN))
+        self._protected_L = self._assigned_LN.new_zeros(len(available_LN))
+        attached = [expert.expert_id for expert in getattr(model, "subbrains", {}).values()]
+        self.tokens_open = dict.fromkeys(attached, 0)
+        """Attached expert -> tokens its gate was open at."""
+        self.tokens_seen = dict.fromkeys(attached, 0)
+        """Attached expert -> tokens its gate decided about."""
+
+    def add(self, call: CapturedCall) -> None:
+        """One call of a router."""
+        counts_T = torch.ones(len(call.chosen), dtype=torch.float64, device=self._tokens_L.device)
+        if call.counted is not None:
+            counts_T = call.counted.to(counts_T)
+        self._assigned_LN[call.layer].scatter_add_(
+            0, call.chosen.flatten(), counts_T.unsqueeze(-1).expand(call.chosen.shape).flatten()
+        )
+        self._tokens_L[call.layer] += counts_T.sum()
+        if self.reach_L is not None and self.steering is not None:
+            safe_T = protected(self.steering, call.layer, call.logits, float(self.reach_L[call.layer]))
+            self._protected_L[call.layer] += (safe_T * counts_T).sum()
+
+    def add_gate(self, gate: CapturedGate) -> None:
+        """One decision of a gate; an expert that is forced counts nothing."""
+        if not gate.forced:
+            self.tokens_open[gate.expert_id] += 0 if gate.open is None else len(gate.open)
+            self.tokens_seen[gate.expert_id] += gate.num_tokens
+
+    @property
+    def share(self) -> Tensor:
+        """(L, N) share of each layer's assignments; 0 where nothing was routed."""
+        counts_LN = self._assigned_LN.float().cpu()
+        return counts_LN / counts_LN.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    @property
+    def protected(self) -> Tensor:
+        """(L,) share of the tokens whose choice no field of that range can change, their inputs being equal."""
+        return (self._protected_L.float() / self._tokens_L.float().clamp(min=1)).cpu()
+
+    @property
+    def open_share(self) -> dict[str, float]:
+        """Attached expert -> share of the tokens its gate was open at."""
+        return {name: count / max(1, self.tokens_seen[name]) for name, count in self.tokens_open.items()}
 
 
 @contextmanager
-def counting(model: Any, reach_L: Tensor | None = None) -> Iterator[Callable[[], Routed]]:
-    """Within the block all that is routed is counted; ``reach_L`` is the range max g - min g of ``protected``."""
-    steering = model.steering
-    counts_LN = torch.zeros(steering.available.shape)
-    safe_L, tokens_L = torch.zeros(len(counts_LN)), torch.zeros(len(counts_LN))
-
-    def count(router: Any, counted_T: Tensor | None, output: Any) -> None:
-        z_TN, _, chosen_TK = output if counted_T is None else (x[counted_T] for x in output)
-        layer = router.layer
-        counts_LN[layer] += torch.bincount(chosen_TK.flatten().cpu(), minlength=steering.num_experts)
-        tokens_L[layer] += len(z_TN)
-        if reach_L is not None:
-            safe_L[layer] += float(protected(steering, layer, z_TN, float(reach_L[layer])).sum())
-
-    def found() -> Routed:
-        shares_LN = counts_LN / counts_LN.sum(dim=-1, keepdim=True).clamp(min=1)
-        return Routed(shares_LN, safe_L / tokens_L.clamp(min=1))
-
-    with listening(model, count):
-        yield found
+def count_routing(model: Any, reach_L: Tensor | None = None) -> Iterator[RoutingCounts]:
+    """Within the block everything that is routed adds to the :class:`RoutingCounts` it yields."""
+    counts = RoutingCounts(model, reach_L)
+    with capture_routing(model, counts.add, counts.add_gate):
+        yield counts
 
 
 @torch.no_grad()
-def routed(model: Any, windows: Tensor, reach_L: Tensor | None = None) -> Routed:
-    """Read ``windows`` (n, S), counted as by :func:`counting`."""
-    with counting(model, reach_L) as found:
-        for part in windows.split(8):
-            model(input_ids=part, use_cache=False)
-    return found()
+def measure_routing(model: Any, windows: Tensor, reach_L: Tensor | None = None) -> RoutingCounts:
+    """Read ``windows`` (n, S) and count what is routed."""
+    with count_routing(model, reach_L) as counts:
+        for rows in windows.split(8):
+            model(input_ids=rows, use_cache=False)
+    return counts
 
 
 def protected(steering: Steering, layer: int, z_TN: Tensor, reach: float) -> Tensor:
@@ -113,7 +202,7 @@ class Choices:
     """(L, T, K) experts; -1 where the token had halted."""
     weights: Tensor
     """(L, T, K)"""
-    heard: dict[str, Tensor]
+    open_at: dict[str, Tensor]
     """Id of an attached expert -> bool (T,): its gate is open."""
     segments: Tensor | None
     """(T,) segments each token ran, in a model that halts."""
@@ -122,40 +211,34 @@ class Choices:
 
 
 @torch.no_grad()
-def choices(model: Any, row: Tensor, segment: int | None = None) -> Choices:
-    """Read one text (1, T); a layer called several times tells of the last call that each token took part in.
+def capture_choices(model: Any, row: Tensor, segment: int | None = None) -> Choices:
+    """Read one text (1, T); of a layer called several times, the last call that each token took part in counts.
 
     ``segment`` takes calls of that segment alone, where a model has segments.
     """
-    base = getattr(model, "model", model)
     shape = len(model.steering.available), row.shape[1], model.steering.top_k
     chosen_LTK, weights_LTK = torch.full(shape, -1), torch.zeros(shape)
     length = getattr(model.config, "slots_per_segment", None)
-    heard: dict[str, Tensor] = {}
+    open_at: dict[str, Tensor] = {
+        expert.expert_id: torch.zeros(shape[1], dtype=torch.bool) for expert in getattr(model, "subbrains", {}).values()
+    }
 
-    def note(router: Any, counted_T: Tensor | None, output: Any) -> None:
-        if segment is not None and length is not None and router.slot // length != segment:
+    def note(call: CapturedCall) -> None:
+        if segment is not None and length is not None and call.slot // length != segment:
             return
-        _, w_TK, chosen_TK = output
-        at = torch.ones(shape[1], dtype=torch.bool) if counted_T is None else counted_T.cpu()
-        chosen_LTK[router.layer, at] = chosen_TK.cpu()[at]
-        weights_LTK[router.layer, at] = w_TK.float().cpu()[at]
+        at = torch.ones(shape[1], dtype=torch.bool) if call.counted is None else call.counted.cpu()
+        chosen_LTK[call.layer, at] = call.chosen.cpu()[at]
+        weights_LTK[call.layer, at] = call.weights.float().cpu()[at]
 
-    def gates(base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        for expert in getattr(model, "subbrains", {}).values():
-            open_T = torch.zeros(shape[1], dtype=torch.bool)
-            index_T = kwargs["routing_context"].hearing.open.get(expert.uid)
-            heard[expert.expert_id] = open_T if index_T is None else open_T.index_fill(0, index_T.cpu(), True)
+    def note_gate(gate: CapturedGate) -> None:
+        if gate.open is not None:
+            open_at[gate.expert_id].index_fill_(0, gate.open.cpu(), True)
 
-    handle = base.register_forward_hook(gates, with_kwargs=True)
-    try:
-        with listening(model, note):
-            output = model(input_ids=row, use_cache=False)
-    finally:
-        handle.remove()
+    with capture_routing(model, note, note_gate):
+        output = model(input_ids=row, use_cache=False)
     segments = getattr(output, "segments", None)
     return Choices(
-        chosen_LTK, weights_LTK, heard, None if segments is None else segments[0].cpu(), output.logits[0].cpu()
+        chosen_LTK, weights_LTK, open_at, None if segments is None else segments[0].cpu(), output.logits[0].cpu()
     )
 
 
@@ -166,8 +249,8 @@ def gate_inputs(base: Any, layers: Sequence[int], windows: Tensor) -> dict[int, 
 
     def keep(layer: int) -> Any:
         def hook(block: Any, args: Any) -> None:
-            if layer not in heard:
-                heard.add(layer)
+            if layer not in seen:
+                seen.add(layer)
                 found[layer].append(args[0].float())
 
         return hook
@@ -175,9 +258,9 @@ def gate_inputs(base: Any, layers: Sequence[int], windows: Tensor) -> dict[int, 
     blocks = moe_layers(base)
     handles = [blocks[layer].register_forward_pre_hook(keep(layer)) for layer in layers]
     try:
-        for part in windows.split(8):
-            heard: set[int] = set()
-            base(input_ids=part, use_cache=False)
+        for rows in windows.split(8):
+            seen: set[int] = set()
+            base(input_ids=rows, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

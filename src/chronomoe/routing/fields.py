@@ -13,12 +13,9 @@ Shape suffixes: T tokens, N experts, K chosen experts. Everything here is fp32 a
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-TemperatureForm = Literal["deficit", "raw", "scalar"]
 
 RHO = 2.0
 """Ratio of the hottest to the coldest admissible temperature of one layer."""
@@ -30,19 +27,13 @@ def temperature(log_temperature_N: Tensor, base_temperature: Tensor, rho: float 
     return base_temperature * log_temperature_N.clamp(-bound, bound).exp()
 
 
-def selection_scores(
-    z_TN: Tensor, bias_N: Tensor, temperature_N: Tensor | None, form: TemperatureForm = "deficit"
-) -> Tensor:
-    """Scores whose top-K are the chosen experts, shape (T, N). ``bias_N`` is b + g; no temperature: all are 1.
-
-    ``raw`` divides the logits themselves, (z + b + g) / T: it depends on an arbitrary offset of z and exists for
-    comparison; so does ``scalar``, which is given T0 for every expert.
-    """
+def selection_scores(z_TN: Tensor, bias_N: Tensor, temperature_N: Tensor | None) -> Tensor:
+    """Scores whose top-K are the chosen experts, shape (T, N). ``bias_N`` is b + g; no temperature: all are 1."""
     u_TN = z_TN + bias_N
     # Where T is 1 everywhere s = u: forming max - u would merge near-ties far below the top.
     if temperature_N is None:
         return u_TN
-    return (u_TN - u_TN.amax(dim=-1, keepdim=True) if form == "deficit" else u_TN) / temperature_N
+    return (u_TN - u_TN.amax(dim=-1, keepdim=True)) / temperature_N
 
 
 def gumbel_like(scores_TN: Tensor, scale: Tensor) -> Tensor:
@@ -51,23 +42,14 @@ def gumbel_like(scores_TN: Tensor, scale: Tensor) -> Tensor:
     return noise.log_().neg_().log_().mul_(-scale)
 
 
-def open_probabilities(z_TN: Tensor, available_N: Tensor, open_TN: Tensor | None, gated: tuple[int, ...]) -> Tensor:
-    """softmax(z) over the experts each token may use; exactly 0 elsewhere. Shape (T, N).
+def open_probabilities(z_TN: Tensor, available_N: Tensor) -> Tensor:
+    """softmax(z) over the available experts, exactly 0 for the others. Shape (T, N).
 
-    Experts that no token may use are left out of the softmax, not masked inside it: an inert expert must change no bit
-    of the others' weights, and the order of a vectorised sum depends on its length. The same holds, token by token, for
-    the ``gated`` experts, which are open only where ``open_TN`` says so.
+    Closed experts are left out of the softmax, not masked inside it: an inert expert must change no bit of the others'
+    weights, and the order of a vectorised sum depends on its length.
     """
-    constant = available_N.clone()
-    if open_TN is not None:
-        constant[list(gated)] = False
-    columns = constant.nonzero().squeeze(-1)
-    closed_gates = torch.zeros_like(z_TN).index_copy(1, columns, z_TN.index_select(1, columns).softmax(dim=-1))
-    if open_TN is None:
-        return closed_gates
-    usable_TN = open_TN & available_N
-    any_gate_open = usable_TN[:, list(gated)].any(dim=-1, keepdim=True)
-    return torch.where(any_gate_open, z_TN.masked_fill(~usable_TN, -math.inf).softmax(dim=-1), closed_gates)
+    columns = available_N.nonzero().squeeze(-1)
+    return torch.zeros_like(z_TN).index_copy(1, columns, z_TN.index_select(1, columns).softmax(dim=-1))
 
 
 def within_capacity(

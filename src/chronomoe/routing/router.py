@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chronomoe.errors import ConfigError
 from chronomoe.routing.calls import LossSums, RoutedCall, sampled, used_experts
 from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
 
@@ -27,6 +26,22 @@ if TYPE_CHECKING:
 
 _WAITING = 8
 """So many calls without a gradient may wait to be observed: nothing else would keep what they leave."""
+
+
+@dataclass(eq=False)
+class GateState:
+    """Which attached experts are open where in one forward, and what their gates remember afterwards."""
+
+    batch: tuple[int, int]
+    """Sequences and their length."""
+    earlier: dict[str, Tensor] = field(default_factory=dict)
+    """uid -> state (B, 2) from the cache."""
+    later: dict[str, Tensor] = field(default_factory=dict)
+    """uid -> state (B, 2) after this forward."""
+    evidence: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    """uid -> layer -> its evidence (B, S), until all layers of the gate have been read."""
+    open: dict[str, Tensor | None] = field(default_factory=dict)
+    """uid -> indices of the open tokens (flat), None when there are none."""
 
 
 @dataclass(eq=False)
@@ -43,9 +58,6 @@ class RoutingContext:
     """Positions of one sequence."""
     counted_T: Tensor | None = None
     """bool: tokens that count; None when all do."""
-    open_TN: Tensor | None = None
-    """bool: where the ``gated`` experts may be used; None when nothing is gated."""
-    gated: tuple[int, ...] = ()
     depths: dict[tuple[int, int], int] = field(default_factory=dict)
     """(MoE layer, slot of the call) -> which of the layer's calls it was."""
     calls: list[RoutedCall] = field(default_factory=list)
@@ -56,7 +68,7 @@ class RoutingContext:
     """What the losses need of them; None where no call carried a gradient."""
     num_positions: int = 0
     """Tokens of this forward, padding included."""
-    hearing: Any = None
+    gates: "GateState | None" = None
     """Which attached experts are open where; see chronomoe.experts.attachment."""
 
     def restricted(self, to_T: Tensor | None) -> "RoutingContext":
@@ -102,27 +114,22 @@ class SteeredRouter(nn.Module):
             conditioning = self.steering.conditioning if self.steering.config.enabled else None
             if conditioning is not None and (learned_N := conditioning(self.layer)) is not None:
                 z_TN = z_TN + learned_N
-            p_TN = self._probabilities(z_TN, context)
-            chosen_TK, unasked_TK = self._choose(z_TN.detach(), p_TN.detach(), context)
-            w_TK, kept_TK = self._combine_weights(z_TN, p_TN, chosen_TK, context)
+            p_TN = self._probabilities(z_TN)
+            chosen_TK, unasked_TK = self._choose(z_TN.detach(), p_TN.detach())
+            w_TK, kept_TK = self._combine_weights(p_TN, chosen_TK, context)
             if self.training:
                 self._leave(context, h_TD.detach(), z_TN, p_TN, chosen_TK, unasked_TK, w_TK, kept_TK)
                 if alone:
                     self.steering.observe(context)
         return z_TN, w_TK.to(hidden_states.dtype) if self.keep_dtype else w_TK, chosen_TK
 
-    def _probabilities(self, z_TN: Tensor, context: RoutingContext) -> Tensor:
-        if context.open_TN is None and self.steering.all_available[self.layer]:
+    def _probabilities(self, z_TN: Tensor) -> Tensor:
+        if self.steering.all_available[self.layer]:
             return z_TN.softmax(dim=-1)
-        if context.open_TN is not None and context.open_TN.shape != z_TN.shape:
-            raise ConfigError(
-                f"the availability set for {context.open_TN.shape[0]} positions and {context.open_TN.shape[1]} experts "
-                f"does not fit this forward of {z_TN.shape[0]} positions and {z_TN.shape[1]} experts; set it anew."
-            )
-        return open_probabilities(z_TN, self.steering.available[self.layer], context.open_TN, context.gated)
+        return open_probabilities(z_TN, self.steering.available[self.layer])
 
     @torch.no_grad()
-    def _choose(self, z_TN: Tensor, p_TN: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor | None]:
+    def _choose(self, z_TN: Tensor, p_TN: Tensor) -> tuple[Tensor, Tensor | None]:
         """The experts of each token (T, K), and in training what they would be without goals, if there are any."""
         steering = self.steering
         without_TN: Tensor | None = None
@@ -131,8 +138,6 @@ class SteeredRouter(nn.Module):
             # Closed experts leave before the deficit is taken: nobody's distance is measured from them.
             if not steering.all_available[self.layer]:
                 z_TN = z_TN.masked_fill(~steering.available[self.layer], -math.inf)
-            if context.open_TN is not None:
-                z_TN = z_TN.masked_fill(~context.open_TN, -math.inf)
             scores_TN = steering.scores(self.layer, z_TN)
             if steering.has_goals and self.training:
                 without_TN = steering.scores(self.layer, z_TN, goals=False)
@@ -141,17 +146,15 @@ class SteeredRouter(nn.Module):
             noise_TN = gumbel_like(scores_TN, steering.exploration)
             scores_TN = scores_TN + noise_TN
             without_TN = None if without_TN is None else without_TN + noise_TN
-        chosen_TK = self._highest(scores_TN, context)
-        return chosen_TK, None if without_TN is None else self._highest(without_TN, context)
+        chosen_TK = self._highest(scores_TN)
+        return chosen_TK, None if without_TN is None else self._highest(without_TN)
 
-    def _highest(self, scores_TN: Tensor, context: RoutingContext) -> Tensor:
+    def _highest(self, scores_TN: Tensor) -> Tensor:
         steering = self.steering
         all_available = steering.all_available[self.layer]
         if not all_available:
             scores_TN = scores_TN.masked_fill(~steering.available[self.layer], -math.inf)
-        if context.open_TN is not None:
-            scores_TN = scores_TN.masked_fill(~context.open_TN, -math.inf)
-        if steering.neutral or self.top_k > 2 or not all_available or context.open_TN is not None:
+        if steering.neutral or self.top_k > 2 or not all_available:
             return scores_TN.topk(self.top_k, dim=-1).indices  # as the host, to the choice among equals
         # All scores are finite here. Over short rows two maxima take half the time of topk.
         first_T1 = scores_TN.max(dim=-1, keepdim=True).indices
@@ -161,21 +164,15 @@ class SteeredRouter(nn.Module):
         return torch.cat([first_T1, others_TN.max(dim=-1, keepdim=True).indices], dim=-1)
 
     def _combine_weights(
-        self, z_TN: Tensor, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext
+        self, p_TN: Tensor, chosen_TK: Tensor, context: RoutingContext
     ) -> tuple[Tensor, Tensor | None]:
-        steering = self.steering
-        if steering.config.fields_in_weights and not steering.neutral:
-            p_TN = steering.scores(self.layer, z_TN).softmax(dim=-1)
         w_TK = p_TN.gather(-1, chosen_TK)
         if self.normalise:
-            if not steering.neutral:
+            if not self.steering.neutral:
                 # A field may choose experts of probability 0 (a logit gap above 100): still a mixture, not 0 / 0.
                 w_TK = w_TK.clamp(min=torch.finfo(w_TK.dtype).tiny)
             # For one expert p / p is the host's weight 1 without its zero gradient: d log p, times what it adds.
             w_TK = w_TK / (w_TK.detach() if self.top_k == 1 else w_TK.sum(dim=-1, keepdim=True))
-        if context.open_TN is not None:
-            # Chosen for want of an open expert: it adds nothing.
-            w_TK = w_TK.masked_fill(~context.open_TN.gather(-1, chosen_TK), 0.0)
         kept_TK = self._kept(chosen_TK, context)
         if kept_TK is None:
             return w_TK, None

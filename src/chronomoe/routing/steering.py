@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from chronomoe.errors import ConfigError
 from chronomoe.routing.calls import RoutedCall, loss_sums, which_count
-from chronomoe.routing.fields import RHO, TemperatureForm, selection_scores, temperature
+from chronomoe.routing.fields import RHO, selection_scores, temperature
 from chronomoe.routing.losses import ChronoMoELoss, balance_loss, coherence_loss, valley_loss, z_loss
 from chronomoe.routing.router import RoutingContext, without_autocast
 from chronomoe.routing.statistics import RoutingStatistics, RoutingWindow
@@ -29,12 +29,8 @@ class SteeringConfig(Settings):
 
     enabled: bool = True
     """False makes every field inert; statistics and router losses stay."""
-    temperature_form: TemperatureForm = "deficit"
-    """deficit divides the distance from the best expert; raw and scalar exist for comparison."""
     rho: Annotated[float, Bounds(ge=1)] = RHO
     """Largest ratio of two expert temperatures in a layer."""
-    fields_in_weights: bool = False
-    """Let the fields into the combine weights too: for comparison only, measured to be harmful."""
     capacity_factor: Positive | None = None
     """Tokens an expert may take, as a multiple of its fair share, in training; None drops nothing."""
     loss: ChronoMoELoss = field(default_factory=ChronoMoELoss)
@@ -109,7 +105,6 @@ class Steering(Fp32Module):
         """Tokens of the whole optimizer step, set by a trainer that splits it; None: each forward is a step."""
         self.conditioning: Callable[[int], Tensor | None] | None = None
         """What learned goals add to the logits of a layer; see chronomoe.goals.conditioning."""
-        self._position_gate: tuple[Tensor, tuple[int, ...]] | None = None
         self._looked_at: list[tuple[int, int]] | None = None
         self._looked_with: SteeringConfig | None = None
         self._bias, self._temperature, self._temperate = self.pressure, self.log_temperature, [True] * num_layers
@@ -192,8 +187,7 @@ class Steering(Fp32Module):
         self._bias = self.pressure + self.goal_bias
         self._temperate = [True] * len(self.pressure)
         if tempered:
-            tau = 0 * self.log_temperature if self.config.temperature_form == "scalar" else self.log_temperature
-            self._temperature = temperature(tau, self.base_temperature, self.config.rho)
+            self._temperature = temperature(self.log_temperature, self.base_temperature, self.config.rho)
             self._temperate = (self._temperature == 1).all(dim=-1).tolist()
         self._looked_at, self._looked_with = versions, self.config
 
@@ -201,20 +195,13 @@ class Steering(Fp32Module):
         """Selection scores (T, N) of one layer from its logits, with or without what goals ask for."""
         t_N = self.temperature_of(layer)
         bias_LN = self._bias if goals else self.pressure
-        return selection_scores(z_TN, bias_LN[layer], t_N, self.config.temperature_form)
+        return selection_scores(z_TN, bias_LN[layer], t_N)
 
     def temperature_of(self, layer: int) -> Tensor | None:
         """T (N,) of one layer as last looked at; None where it is 1 everywhere."""
         return None if self._temperate[layer] else self._temperature[layer]
 
     # -- what a forward pass asks --------------------------------------------------------------------------------
-
-    def gate_positions(self, open_BSN: Tensor | None, gated: tuple[int, ...] = ()) -> None:
-        """From now on the ``gated`` experts may be used only where ``open_BSN`` (batch, sequence, N) is true.
-
-        Each forward must then have that batch and sequence. ``None`` lifts the gate.
-        """
-        self._position_gate = None if open_BSN is None else (open_BSN.reshape(-1, self.num_experts), gated)
 
     def new_context(self, attention_mask: Tensor | None, batch: int, length: int) -> RoutingContext:
         """The context of one forward over (batch, length) tokens; a mask (batch, past + length) has 0 for padding."""
@@ -223,8 +210,6 @@ class Steering(Fp32Module):
         if attention_mask is not None and attention_mask.dim() == 2:
             context.counted_T = attention_mask[:, -length:].reshape(-1).bool()
             context.num_tokens = context.counted_T.sum()
-        if self._position_gate is not None:
-            context.open_TN, context.gated = self._position_gate
         return context
 
     def observe(self, context: RoutingContext) -> None:

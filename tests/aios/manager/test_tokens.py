@@ -6,7 +6,7 @@ EVIL = "<img src=x onerror='alert(1)'>\""
 
 
 def test_text_and_names_are_escaped():
-    look = {"chosen": [[[0], [1]]], "weights": [[[1.0], [1.0]]], "heard": {EVIL: [False, True]}, "segments": None}
+    look = {"chosen": [[[0], [1]]], "weights": [[[1.0], [1.0]]], "open_at": {EVIL: [False, True]}, "segments": None}
     html = tokens_html(["", EVIL], look, 0)
     assert "<img" not in html
     assert "&lt;img" in html

@@ -9,7 +9,7 @@ import chronomoe
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.hosts.attach import moe_layers
-from chronomoe.hosts.capture import gate_inputs
+from chronomoe.hosts.capture import count_routing, gate_inputs
 from tests.chronomoe.conftest import build_host
 from tests.chronomoe.experts.conftest import BASES, build_base, build_expert
 
@@ -48,7 +48,7 @@ def test_the_output_is_the_mixture_that_the_gate_says(family, gate_layers, token
     seen = []
     block = moe_layers(model)[1]
     block.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
-    heard = gate_inputs(model, gate_layers, tokens)
+    inputs = gate_inputs(model, gate_layers, tokens)
     seen.clear()
     attach_expert(model, expert)
     logits(model, tokens)
@@ -57,7 +57,7 @@ def test_the_output_is_the_mixture_that_the_gate_says(family, gate_layers, token
     block.register_forward_hook(lambda module, args, output: after.append(output))
     logits(model, tokens)
     h = h.view(*tokens.shape, -1)
-    odds, _ = expert.gate.log_odds(expert.gate.evidence(heard))
+    odds, _ = expert.gate.log_odds(expert.gate.evidence(inputs))
     is_open = odds > expert.gate.threshold
     assert 0 < is_open.sum() < is_open.numel()
     mixed = plain.view_as(h) + 0.5 * (expert.layers["1"](h) - plain.view_as(h))
@@ -87,9 +87,9 @@ def test_cached_generation_equals_uncached(family, settings, tokens):
     mask = torch.ones_like(tokens)
     mask[0, :4] = 0
     arguments = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **settings}
-    cached = model.generate(tokens, **arguments)
-    heard = expert.heard
-    assert 0 < heard < expert.asked
+    with count_routing(model) as counts:
+        cached = model.generate(tokens, **arguments)
+    assert 0 < counts.tokens_open["licences"] < counts.tokens_seen["licences"]
     assert torch.equal(model.generate(tokens, use_cache=False, **arguments), cached)
     expert.active = False
     assert not torch.equal(model.generate(tokens, **arguments), cached)
@@ -104,9 +104,9 @@ def test_padding_is_no_evidence(family, tokens):
     # Between two values in the middle: what padding adds to the evidence would open or shut it somewhere.
     ordered = found.flatten().sort().values
     expert.gate.threshold.copy_((ordered[7] + ordered[8]) / 2)
-    expert.heard = 0
-    row = logits(model, tokens[:1])
-    assert expert.heard == 9
+    with count_routing(model) as counts:
+        row = logits(model, tokens[:1])
+    assert counts.tokens_open == {"licences": 9}
     for left in (True, False):
         pad = torch.full((1, 5), 7)
         padded = torch.cat([pad, tokens[:1]] if left else [tokens[:1], pad], dim=1)
@@ -124,8 +124,9 @@ def test_gates_stay_in_fp32_when_the_model_is_cast(family, tokens):
     model.to(torch.bfloat16)
     assert expert.gate.direction.dtype == torch.float32
     assert expert.layers["1"].w1.weight.dtype == torch.bfloat16
-    assert logits(model, tokens).isfinite().all()
-    assert expert.heard
+    with count_routing(model) as counts:
+        assert logits(model, tokens).isfinite().all()
+    assert counts.tokens_open["licences"]
 
 
 def test_the_order_of_two_experts_does_not_matter_to_one_when_the_other_is_inactive(tokens):

@@ -9,7 +9,7 @@ from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.file import base_fingerprint
 from chronomoe.experts.training import begin, calibrate, divergence, fit_gate, trainee
 from chronomoe.hosts.attach import moe_layers
-from chronomoe.hosts.capture import gate_inputs, kl, routed
+from chronomoe.hosts.capture import gate_inputs, kl, measure_routing
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base, build_expert
 
@@ -76,7 +76,7 @@ def test_the_anchor_keeps_general_text_as_it_was(tmp_path):
 
 def test_it_begins_as_a_copy_of_the_most_used_expert_with_a_share_redrawn():
     model, rows = build_base("mixtral"), windows(8, 0, 12, 2)
-    uses = routed(model, rows).share
+    uses = measure_routing(model, rows).share
     torch.testing.assert_close(uses.sum(dim=1), torch.ones(3))
     for redraw, same in ((0.0, 48), (0.25, 36), (1.0, 0)):
         expert = fresh(model)

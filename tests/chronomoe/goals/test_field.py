@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
 from chronomoe.hosts.attach import moe_layers
-from chronomoe.hosts.capture import protected, routed
+from chronomoe.hosts.capture import measure_routing, protected
 from chronomoe.routing.steering import Steering, SteeringConfig
 from tests.chronomoe.experts.conftest import VOCAB, build_base
 
@@ -92,11 +92,11 @@ def test_a_linked_expert_never_gets_less_from_more(seed, expert, temperature):
 def test_shares_are_what_the_routers_did(family):
     model = build_base(family)
     rows = torch.randint(0, VOCAB, (3, 9), generator=torch.Generator().manual_seed(0))
-    found = routed(model, rows, torch.zeros(len(moe_layers(model))))
+    found = measure_routing(model, rows, torch.zeros(len(moe_layers(model))))
     torch.testing.assert_close(found.share.sum(dim=-1), torch.ones(len(found.share)))
     assert found.protected.tolist() == [1.0] * len(found.share)
     model.steering.pressure[1, 2] = 50.0  # everybody's first choice
-    assert routed(model, rows).share[1, 2].item() == pytest.approx(0.5)
+    assert measure_routing(model, rows).share[1, 2].item() == pytest.approx(0.5)
     assert output_kl(model, rows)(torch.zeros_like(model.steering.goal_bias)) == pytest.approx(0.0, abs=1e-7)
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
 from chronomoe.errors import ConfigError
-from chronomoe.hosts.capture import listening
+from chronomoe.hosts.capture import capture_routing
 from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
 from chronomoe.hrm.config import ffn_width
 from chronomoe.routing import router
@@ -184,14 +184,14 @@ def test_the_losses_sum_over_the_calls_of_each_layer_that_carry_a_gradient():
     model = build(halt_exploration=0.0, grad_mode="last_cycle").train()
     mass, squares, times = ([0.0] * len(model.steering.available) for _ in range(3))
 
-    def hear(router, counted, output):
+    def add(call):
         if torch.is_grad_enabled():
-            z = output[0] if counted is None else output[0][counted]
-            mass[router.layer] += z.softmax(dim=-1).sum(dim=0)
-            squares[router.layer] += z.logsumexp(dim=-1).square().sum()
-            times[router.layer] += 1
+            z = call.logits if call.counted is None else call.logits[call.counted]
+            mass[call.layer] += z.softmax(dim=-1).sum(dim=0)
+            squares[call.layer] += z.logsumexp(dim=-1).square().sum()
+            times[call.layer] += 1
 
-    with listening(model, hear):
+    with capture_routing(model, add):
         model(tokens())
     sums = model.steering.context.sums
     assert max(times) > 1

@@ -22,8 +22,13 @@ N = 8
 ONE = torch.ones(())
 
 
-def scores(z, bias, tau, base, form="deficit"):
-    return selection_scores(z, bias, temperature(tau, base), form)
+def scores(z, bias, tau, base):
+    return selection_scores(z, bias, temperature(tau, base))
+
+
+def raw_scores(z, tau):
+    """Logits divided as they are, not their deficits: what the map does not do."""
+    return z / temperature(tau, ONE)
 
 
 def deficit(u):
@@ -63,10 +68,10 @@ def test_adding_a_constant_changes_nothing(draw, constant):
 def test_raw_temperature_reads_the_arbitrary_constant():
     z = torch.tensor([[1.0, 0.5]])
     tau = torch.tensor([math.log(2) / 2, -math.log(2) / 2])
-    best = [scores(z + c, torch.zeros(2), tau, ONE, "raw").argmax().item() for c in (0.0, 10.0)]
+    best = [raw_scores(z + c, tau).argmax().item() for c in (0.0, 10.0)]
     assert best == [1, 1] or best[0] != best[1]
-    assert scores(z - 10, torch.zeros(2), tau, ONE, "raw").argmax().item() == 0
-    assert best[1] == 1, "raw division flips the winner once the offset is large: why deficit is the default"
+    assert raw_scores(z - 10, tau).argmax().item() == 0
+    assert best[1] == 1, "raw division flips the winner once the offset is large: why deficits are divided"
 
 
 @many
@@ -127,9 +132,9 @@ def test_kl_of_a_shift_is_bounded_by_its_range(draw):
     assert torch.all(kl <= (bias.max() - bias.min()) ** 2 / 8 + 1e-12)
 
 
-def steered(z, bias, tau, base, **config):
+def steered(z, bias, tau, base):
     """Scores of the second of two layers, the first of which is neutral."""
-    steering = Steering(2, N, 2, 4, SteeringConfig(**config))
+    steering = Steering(2, N, 2, 4, SteeringConfig())
     steering.pressure[1], steering.log_temperature[1] = bias, tau
     steering.base_temperature.fill_(base)
     steering.look()
@@ -149,12 +154,6 @@ def test_neutral_temperature_leaves_the_logits_as_they_are(draw):
 def test_steering_uses_the_map_on_its_fields(draw):
     z, bias, tau, base = (x.float() for x in draw)
     assert torch.equal(steered(z, bias, tau, base), scores(z, bias, tau, base))
-    assert torch.equal(steered(z, bias, tau, base, temperature_form="raw"), scores(z, bias, tau, base, "raw"))
-
-
-def test_scalar_form_ignores_the_field():
-    z, tau = torch.randn(5, N), torch.randn(N)
-    assert torch.equal(steered(z, torch.zeros(N), tau, 2, temperature_form="scalar"), z / 2)
 
 
 def test_gumbel_top1_samples_the_softmax():
@@ -169,18 +168,9 @@ def test_an_unavailable_expert_changes_no_bit_of_the_others(out):
     z = torch.randn(100, N)
     available = torch.ones(N, dtype=torch.bool)
     available[out] = False
-    p = open_probabilities(z, available, None, ())
+    p = open_probabilities(z, available)
     assert torch.equal(p[:, available], z[:, available].softmax(-1))
     assert torch.all(p[:, out] == 0)
-
-
-def test_a_closed_gate_leaves_no_trace_and_an_open_one_is_the_full_softmax():
-    z = torch.randn(100, N)
-    opened = torch.ones(100, N, dtype=torch.bool)
-    opened[::2, 7] = False
-    p = open_probabilities(z, torch.ones(N, dtype=torch.bool), opened, (7,))
-    assert torch.equal(p[::2, :7], z[::2, :7].softmax(-1))
-    assert torch.equal(p[1::2], z[1::2].softmax(-1))
 
 
 @many
