@@ -1,22 +1,57 @@
-"""The `aios` command. One module per command; help and completion import neither torch nor transformers.
+"""The `aios` command. Help and completion import neither torch nor transformers.
+
+Every command is an action of :mod:`aios.actions`, by the table there. This module reads the words, calls the action and
+prints what it did: a sentence or a table, or JSON.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Errors are one sentence; --debug shows the traceback.
 """
 
+import inspect
 import io
+import json as jsonlib
 import os
+import re
 import signal
 import sys
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Any
 
 import cyclopts
+from cyclopts import Parameter
 from rich.console import Console
 
+from aios.actions import Action, ignore, refuse, to_stderr
+from aios.actions.quiet import quiet_libraries
+from aios.actions.table import COMMANDS, command_of
+from aios.cli.render import render
 from aios.sentence import sentence
 from chronomoe import __version__
-from chronomoe.errors import ConfigError
+from chronomoe.errors import CheckpointError, ConfigError
+
+GROUPS = {
+    "brains": "Manage brains.",
+    "data": "Manage training data.",
+    "experts": "Manage experts.",
+    "goals": "Manage goals. Each command has a second spelling: `aios goals-add` is `aios goals add`.",
+    "hrm-hf": "Train hierarchical reasoning models.",
+}
+ALIASES = {"manager": "gui"}
+"""Second names, shown in the help."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line without what concerns every command."""
+
+    words: tuple[str, ...]
+    root: Path | None
+    json: bool
+    debug: bool
+
 
 app = cyclopts.App(
     name="aios",
@@ -25,102 +60,66 @@ app = cyclopts.App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-data = cyclopts.App(name="data", help="Prepare text for training.")
-app.command(data)
-data.command("aios.cli.data:prepare_command", name="prepare", help="Turn files and folders of text into training data.")
-brains = cyclopts.App(name="brains", help="See to the brains of a workspace.")
-app.command(brains)
-brains.command("aios.cli.brains:list_command", name="list", help="List them.")
-brains.command("aios.cli.brains:show_command", name="show", help="Show one.")
-brains.command("aios.cli.brains:rename_command", name="rename", help="Give one another name.")
-brains.command("aios.cli.brains:delete_command", name="delete", help="Delete one with all its checkpoints.")
-brains.command("aios.cli.brains:export_command", name="export-hf", help="Write one as a transformers checkpoint.")
-brains.command("aios.cli.brains:upcycle_command", name="upcycle", help="Make one with experts from a dense one.")
-app.command("aios.cli.chat:chat", help="Talk to a trained brain.")
-app.command("aios.cli.demo:demo", help="Run the whole job on sample text: prepare, train, resume, evaluate, sample.")
-app.command("aios.cli.doctor:doctor", help="Print the environment, for a bug report.")
-app.command("aios.cli.evaluate:evaluate", help="Measure a brain on held-out text, with its experts and goals.")
-experts = cyclopts.App(name="experts", help="See to the experts of a workspace.")
-app.command(experts)
-experts.command("aios.cli.experts:list_command", name="list", help="List them.")
-experts.command("aios.cli.experts:show_command", name="show", help="Show one.")
-experts.command("aios.cli.experts:create_command", name="create", help="Enter one that is to be trained later.")
-experts.command("aios.cli.experts:train_command", name="train", help="Train one alone in a brain.")
-experts.command("aios.cli.experts:attach_command", name="attach", help="Attach one to a brain.")
-experts.command("aios.cli.experts:detach_command", name="detach", help="Take one off a brain.")
-experts.command("aios.cli.experts:gate_command", name="gate", help="Show what a gate makes of a text.")
-experts.command("aios.cli.experts:export_command", name="export", help="Copy the file of one.")
-experts.command("aios.cli.experts:import_command", name="import", help="Enter a file from elsewhere.")
-experts.command("aios.cli.experts:freeze_command", name="freeze", help="Keep the weights of one from training.")
-experts.command("aios.cli.experts:unfreeze_command", name="unfreeze", help="Let one be trained.")
-experts.command("aios.cli.experts:activate_command", name="activate", help="Let tokens be routed to one.")
-experts.command("aios.cli.experts:deactivate_command", name="deactivate", help="Keep tokens from one.")
-experts.command("aios.cli.experts:set_parent_command", name="set-parent", help="Put one below another.")
-experts.command("aios.cli.experts:clear_parent_command", name="clear-parent", help="Take one from below its parent.")
-experts.command("aios.cli.experts:rename_command", name="rename", help="Give one another id.")
-experts.command("aios.cli.experts:delete_command", name="delete", help="Delete one with its weights.")
-experts.command("aios.cli.experts:stats_command", name="stats", help="Count them, and who is used how much.")
-goals = cyclopts.App(
-    name="goals", help="See to the goals of a workspace. `aios goals-add` and so on are the same commands."
-)
-app.command(goals)
-for name, text in {
-    "add": "Enter one, or activate it again.",
-    "list": "List the active ones, or all.",
-    "list-for-expert": "List those of an expert.",
-    "get-expert": "Show whom one is linked to.",
-    "link-expert": "Link one to an expert.",
-    "unlink-expert": "Take links of one away.",
-    "weigh": "Let one count for more or less.",
-    "activate": "Let one count.",
-    "deactivate": "Let one rest.",
-    "remove": "Delete one.",
-    "remove-like": "Delete those that hold a text.",
-}.items():
-    place = f"aios.cli.goals:{name.replace('-', '_')}_command"
-    goals.command(place, name=name, help=text)
-    app.command(place, name=f"goals-{name}", help=text, show=False)
-goals.command("aios.cli.goal_use:explain_command", name="explain", help="Show what goals do to a text in a brain.")
-goals.command("aios.cli.goal_use:teach_command", name="teach", help="Teach the routers of a brain what goals mean.")
-app.command("aios.cli.generate:generate", help="Sample text from a trained brain.")
-app.command("aios.cli.init:init", help="Prepare a workspace: sample text, tokenizer, base model.")
-app.command(
-    "aios.cli.manager:manager",
-    name="manager",
-    alias="gui",
-    help="See and steer a workspace in the browser; also `aios gui`.",
-)
-app.command("aios.cli.plot:plot", help="Draw a run: loss, control, load, landscape.")
-hrm_hf = cyclopts.App(name="hrm-hf", help="Train hierarchical reasoning models.")
-app.command(hrm_hf)
-hrm_hf.command(
-    "aios.cli.hrm_hf:train_actv1_command", name="train-actv1", help="Train an HRM ACTv1 with experts on a text."
-)
-hrm_hf.command("aios.cli.hrm_hf:arch_summary", name="arch-summary", help="Print what an architecture costs.")
-app.command("aios.cli.train:train", help="Train a Mixtral-style brain.")
+
+
+@app.meta.default
+def read_line(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    root: Annotated[Path | None, Parameter(help="Workspace folder. [.]")] = None,
+    json: Annotated[bool, Parameter(help="Print JSON, for programs.", negative="", show_default=False)] = False,
+    debug: Annotated[bool, Parameter(show=False, negative="")] = False,
+) -> Line:
+    """Take what concerns every command from the words of a command line."""
+    return Line(words, root, json, debug or os.environ.get("AIOS_DEBUG") == "1")
+
+
+def _add_commands() -> None:
+    groups = {}
+    for command, place in COMMANDS.items():
+        group, _, name = command.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = cyclopts.App(name=group, help=GROUPS[group])
+            app.command(groups[group])
+        within = groups.get(group, app)
+        within.command(place, name=name, alias=ALIASES.get(command), help=_first_line(place))
+        if group == "goals":  # as the founding text spells them
+            app.command(place, name=f"goals-{name}", show=False)
+
+
+def _first_line(place: str) -> str:
+    """The first line of an action's docstring, read without importing its module."""
+    module, _, name = place.partition(":")
+    found = re.search(rf'^def {name}\(.*?^    """(.+?)(?:"""|\n)', _source(module), re.DOTALL | re.MULTILINE)
+    return found[1] if found else ""
+
+
+@lru_cache
+def _source(module: str) -> str:
+    return Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+
+
+_add_commands()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; training takes both over while it runs
-    end = words.index("--") if "--" in words else len(words)  # what follows is text
-    debug = "--debug" in words[:end] or os.environ.get("AIOS_DEBUG") == "1"
-    sys.exit(run([word for word in words[:end] if word != "--debug"] + words[end:], debug=debug))
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
-def run(words: Sequence[str], *, debug: bool = False) -> int:
+def run(words: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
+    app.config = ()
+    line = None
     try:
-        if list(words[:2]) == ["hrm-hf", "train-actv1"]:
-            from aios.cli.hrm_hf import refuse
-
-            refuse(list(words[2:]))
-        _read_config_file(words)
-        result = app(words, exit_on_error=False, print_error=True, result_action="return_value")
-        return result if isinstance(result, int) else 0
+        first, rest = _split(words)
+        for called in app.parse_commands(rest)[1]:
+            if isinstance(called.default_command, Action):
+                called.help = None  # the whole docstring, not its first line
+        line = app.meta([*first, *rest], exit_on_error=False, print_error=True, result_action="return_value")
+        return _run(line) if isinstance(line, Line) else 0  # 0: it was help, or the version
     except cyclopts.CycloptsError:
         return 2
     except KeyboardInterrupt:
@@ -131,10 +130,91 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if debug:
+        if line is not None and line.debug:
             raise
         _complain(sentence(error))
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What concerns every command, and the rest. It goes first: a text that may begin with - does not take it then."""
+    end = words.index("--") if "--" in words else len(words)  # what follows is text
+    first: list[str] = []
+    rest: list[str] = []
+    before = list(words[:end])
+    while before:
+        word = before.pop(0)
+        if word in ("--json", "--debug") or word.startswith("--root="):
+            first.append(word)
+        elif word == "--root" and before:
+            first += [word, before.pop(0)]
+        else:
+            rest.append(word)
+    return first, [*rest, *words[end:]]
+
+
+def _run(line: Line) -> int:
+    words = list(line.words)
+    if words[:1] == ["train"] or words[:2] == ["hrm-hf", "train-actv1"]:  # these have a --root of their own
+        words[2 if words[0] == "hrm-hf" else 1 : 0] = [] if line.root is None else [f"--root={line.root}"]
+    if words[:2] == ["hrm-hf", "train-actv1"]:
+        from aios.cli.hrm_hf import refuse
+
+        refuse(words[2:])
+    _read_config_file(words)
+    command, bound, hooks = app.parse_args(words, exit_on_error=False, print_error=True)
+    if isinstance(command, Action):
+        return _act(command, bound, hooks, line)
+    if inspect.ismethod(command):  # a group without a command: its help
+        app.meta([*words, "--help"], exit_on_error=False, print_error=True, result_action="return_value")
+        return 0
+    quiet_libraries()
+    result = command(*bound.args, **bound.kwargs)
+    return result if isinstance(result, int) else 0
+
+
+def _act(action: Action[...], bound: Any, hooks: Any, line: Line) -> int:
+    wants_json = line.json or (action.failure is not None and not sys.stdout.isatty())
+    faces = {
+        "show": to_stderr if wants_json else print,
+        "note": to_stderr,
+        "write": ignore if wants_json else _write,
+        "ask": input,
+        "confirm": _confirm,
+    }
+    quiet_libraries()
+    try:
+        done = action(
+            line.root or action.workspace, *bound.args, **bound.kwargs, **{name: faces[name] for name in hooks}
+        )
+    except (CheckpointError, OSError) as error:
+        if action.failure is not None and wants_json and not isinstance(error, BrokenPipeError):
+            _print_json({"success": False} | action.failure(**bound.arguments) | {"error": sentence(error)})
+        raise
+    if wants_json:
+        if done.value is not None:
+            _print_json(done.value)
+    else:
+        if done.sentence:
+            print(done.sentence)
+        render(command_of(action), done.value)
+    return done.code
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _confirm(question: str) -> bool:
+    """Put a question at the terminal; :class:`ConfigError` where there is none."""
+    if not sys.stdin.isatty():
+        return refuse(question)
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _print_json(value: Any) -> None:
+    print(jsonlib.dumps(value, indent=2))
 
 
 def _complain(words: str) -> None:
@@ -143,7 +223,6 @@ def _complain(words: str) -> None:
 
 def _read_config_file(words: Sequence[str]) -> None:
     """Let the keys of --config FILE stand in for flags that are not given."""
-    app.config = ()
     for position, word in enumerate(words):
         name, _, path = word.partition("=")
         if name == "--config":

@@ -64,7 +64,7 @@ def train_actv1_command(
 
     Ctrl-C and the stop file save and stop; --resume goes on as if nothing had happened.
     """
-    from aios.cli.quiet import quiet_libraries
+    from aios.actions.quiet import quiet_libraries
 
     quiet_libraries()
     results = train_actv1(flags, shape, goals)
@@ -102,8 +102,8 @@ def arch_summary(
     batch_size
         Sequences per micro-batch.
     """
+    from aios.actions.quiet import quiet_libraries
     from aios.brains.plan import describe_architecture
-    from aios.cli.quiet import quiet_libraries
 
     quiet_libraries()
     if min(vocab_size, max_seq_len, batch_size) < 1:

@@ -29,8 +29,8 @@ def train(
     config
         TOML file whose keys are the names of these options; options given here win.
     """
+    from aios.actions.quiet import quiet_libraries
     from aios.brains.train import train as train_brain
-    from aios.cli.quiet import quiet_libraries
 
     quiet_libraries()
     results = train_brain(Run(settings=settings, shape=shape, training=training, goals=goals))

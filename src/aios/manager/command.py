@@ -1,4 +1,4 @@
-"""aios manager, also aios gui: the Subbrains Manager, a web page."""
+"""The action that serves the Subbrains Manager: `aios manager`, also `aios gui`. Imports nothing of the web."""
 
 import os
 from pathlib import Path
@@ -6,18 +6,23 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from aios.actions import Done, Show, action
 from chronomoe.errors import ConfigError
 
 
+@action()
 def manager(
+    workspace: Path,
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
     token: str | None = None,
     open: Annotated[bool, Parameter(negative="--no-open")] = True,
-    root: Path = Path(),
-) -> None:
-    """See and steer a workspace in the browser: experts, goals, training, jobs. Only this machine can reach it.
+    show: Show = print,
+) -> Done:
+    """Manage a workspace in the browser; also `aios gui`.
+
+    Experts, goals, training, routing, chat, jobs. Only this machine can reach it.
 
     Parameters
     ----------
@@ -29,8 +34,6 @@ def manager(
         Word that a browser must show once, as ?token=WORD; AIOS_TOKEN gives it too, unseen by other users.
     open
         Open the browser.
-    root
-        Workspace folder.
     """
     try:
         import nicegui  # noqa: F401
@@ -38,4 +41,6 @@ def manager(
         raise ConfigError("the manager needs nicegui: pip install 'chronomoe-aios[manager]'.") from None
     from aios.manager.application import serve
 
-    serve(root, host=host, port=port, token=token or os.environ.get("AIOS_TOKEN") or None, browser=open)
+    token = token or os.environ.get("AIOS_TOKEN") or None
+    serve(workspace, host=host, port=port, token=token, browser=open, show=show)
+    return Done()

@@ -1,0 +1,248 @@
+"""Actions on experts: list, create, train, attach, detach, measure, change, delete."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from aios.actions import Brain, Confirm, Done, Expert, Flat, Show, Text, action, refuse
+from aios.experts import attach as attaching
+from aios.experts.settings import ExpertTraining
+from aios.store.experts import ExpertEntry, Registry
+from aios.workspace import Workspace
+
+
+@action()
+def list_experts(workspace: Path) -> Done:
+    """List experts."""
+    found = [one.to_json() for one in Registry(workspace).entries()]
+    return Done("" if found else "No expert yet; `aios experts create` enters one.", found)
+
+
+@action()
+def show(workspace: Path, expert: Expert, /) -> Done:
+    """Show everything known about an expert."""
+    return Done(value=Registry(workspace).get(expert).to_json())
+
+
+@action()
+def create(
+    workspace: Path,
+    expert: Expert,
+    /,
+    *,
+    name: str = "",
+    description: str = "",
+    category: str = "",
+    goal: list[str] | None = None,
+    parent: str | None = None,
+) -> Done:
+    """Create an expert without weights, to be trained later.
+
+    Its id has up to 64 letters, digits, - and _.
+
+    Parameters
+    ----------
+    name
+        A name for people.
+    description
+        What it is for.
+    category
+        A word to sort it by; "general" when not given.
+    goal
+        Text of a goal; may be given again.
+    parent
+        Id of the expert it belongs below.
+    """
+    entry = Registry(workspace).create(
+        expert, name=name, description=description, category=category, goals=goal or (), parent=parent
+    )
+    return _done(entry, f"Entered {expert}; it has no weights yet.")
+
+
+@action(heavy=True)
+def train(
+    workspace: Path,
+    expert: Expert,
+    /,
+    *,
+    settings: Annotated[ExpertTraining, Flat] = ExpertTraining(),  # noqa: B008 (frozen)
+    show: Show = print,
+) -> Done:
+    """Train an expert alone, in a brain that stays as it is.
+
+    Ctrl-C ends it; an earlier version of the expert stays until the new one is complete.
+    """
+    from aios.experts.train import train_expert
+
+    results = train_expert(workspace, expert, settings, show=show)
+    if "entry" not in results:
+        return Done(code=130 if results["interrupted"] else 0)
+    place, entry = Workspace(workspace), results["entry"]
+    after = place.command("experts", "attach", expert, "--brain", settings.brain or "BRAIN")
+    if entry.attached_to:  # a brain keeps the version it was given
+        brain = entry.attached_to[0]
+        steps = [place.command("experts", word, expert, "--brain", brain) for word in ("detach", "attach")]
+        after = " && ".join(steps)
+    return _done(entry, f"Next: {after}")
+
+
+@action(heavy=True)
+def attach(workspace: Path, expert: Expert, /, *, brain: Brain, force: bool = False) -> Done:
+    """Attach an expert to a brain, behind its domain gate.
+
+    The brain's own files stay as they are.
+
+    Parameters
+    ----------
+    force
+        Even if it was trained in another base, when its shapes fit; this is recorded.
+    """
+    return _done(attaching.attach(workspace, expert, brain, force=force), f"Attached {expert} to {brain}.")
+
+
+@action(heavy=True)
+def detach(workspace: Path, expert: Expert, /, *, brain: Brain) -> Done:
+    """Detach an expert from a brain.
+
+    The brain is then what it was before, byte for byte.
+    """
+    uid = attaching.detach(workspace, expert, brain)
+    return Done(f"Detached {expert} from {brain}.", {"expert_uid": uid, "brain": brain})
+
+
+@action(heavy=True)
+def gate(workspace: Path, expert: Expert, /, *, brain: Brain, text: Text) -> Done:
+    """Show what the gate of an attached expert makes of a text.
+
+    Its running log-odds at each token, and where it opens.
+    """
+    return Done(value=attaching.gate_along(workspace, expert, brain, text))
+
+
+@action(heavy=True)
+def export(workspace: Path, expert: Expert, out: Path, /) -> Done:
+    """Copy the file of an expert, to be imported elsewhere.
+
+    Parameters
+    ----------
+    out
+        New file, or a folder.
+    """
+    place = attaching.export(workspace, expert, out)
+    return Done(f"Wrote {place}", {"path": str(place)})
+
+
+@action(heavy=True)
+def import_expert(
+    workspace: Path, file: Path, /, *, expert_id: Annotated[str | None, Parameter(name="--id")] = None
+) -> Done:
+    """Import an expert from a file; a damaged or foreign file is refused.
+
+    Parameters
+    ----------
+    file
+        An expert.safetensors.
+    expert_id
+        Another id than its own.
+    """
+    entry = attaching.bring_in(workspace, file, expert_id)
+    return _done(entry, f"Entered {entry.expert_id}.")
+
+
+def _in_a_brain(workspace: Path, expert: str, **arguments: Any) -> bool:
+    """Is it attached? Then its brain is changed too, which needs torch."""
+    return any(one.attached_to for one in Registry(workspace).entries() if one.expert_id == expert)
+
+
+@action(heavy=_in_a_brain)
+def freeze(workspace: Path, expert: Expert, /) -> Done:
+    """Freeze an expert: its weights are not trained."""
+    return _done(attaching.change(workspace, Registry(workspace).freeze, expert), f"Froze {expert}.")
+
+
+@action(heavy=_in_a_brain)
+def unfreeze(workspace: Path, expert: Expert, /) -> Done:
+    """Unfreeze an expert: its weights may be trained."""
+    return _done(attaching.change(workspace, Registry(workspace).unfreeze, expert), f"{expert} may be trained.")
+
+
+@action(heavy=_in_a_brain)
+def activate(workspace: Path, expert: Expert, /) -> Done:
+    """Activate an expert: tokens may be routed to it."""
+    return _done(attaching.change(workspace, Registry(workspace).activate, expert), f"{expert} is active.")
+
+
+@action(heavy=_in_a_brain)
+def deactivate(workspace: Path, expert: Expert, /) -> Done:
+    """Deactivate an expert: no token is routed to it."""
+    return _done(attaching.change(workspace, Registry(workspace).deactivate, expert), f"{expert} is inactive.")
+
+
+@action()
+def set_parent(workspace: Path, expert: Expert, parent: str, /) -> Done:
+    """Set an expert's parent.
+
+    Parameters
+    ----------
+    parent
+        Id of the other expert.
+    """
+    return _done(Registry(workspace).set_parent(expert, parent), f"{expert} is below {parent}.")
+
+
+@action()
+def clear_parent(workspace: Path, expert: Expert, /) -> Done:
+    """Clear an expert's parent."""
+    return _done(Registry(workspace).clear_parent(expert), f"{expert} has no parent.")
+
+
+@action(heavy=_in_a_brain)
+def rename(workspace: Path, expert: Expert, new: str, /) -> Done:
+    """Rename an expert.
+
+    Parameters
+    ----------
+    new
+        Its new id.
+    """
+    return _done(attaching.change(workspace, Registry(workspace).rename, expert, new), f"Renamed to {new}.")
+
+
+@action()
+def delete(
+    workspace: Path,
+    expert: Expert,
+    /,
+    *,
+    children: Literal["refuse", "orphan", "cascade"] = "refuse",
+    force: bool = False,
+    yes: bool = False,
+    confirm: Confirm = refuse,
+) -> Done:
+    """Delete an expert with its weights.
+
+    Parameters
+    ----------
+    children
+        Experts below it: a reason to refuse, left without a parent, or deleted too.
+    force
+        Even when it is attached to a brain.
+    yes
+        Do not ask.
+    """
+    below = " and all below it" if children == "cascade" else ""
+    if not yes and not confirm(f"Delete {expert}{below} with its weights?"):
+        return Done("Kept.")
+    gone = Registry(workspace).delete(expert, children, force=force)
+    return Done(f"Deleted {', '.join(one.expert_id for one in gone)}.", [one.to_json() for one in gone])
+
+
+@action()
+def stats(workspace: Path) -> Done:
+    """Count experts, and show how much each is used."""
+    return Done(value=Registry(workspace).stats())
+
+
+def _done(entry: ExpertEntry, sentence: str) -> Done:
+    return Done(sentence, entry.to_json())
