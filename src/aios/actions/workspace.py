@@ -1,5 +1,6 @@
 """Actions on a whole workspace: init, demo, and the environment it runs in."""
 
+import dataclasses
 import shlex
 import time
 from pathlib import Path
@@ -55,10 +56,11 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
     from aios.brains.generate import sample_text
 
     began = time.perf_counter()
+    run = _half_a_run(workspace, steps)  # before anything is written: it refuses steps that cannot be
     make_workspace(workspace, max_bytes=2_000_000, report=show)
     place = Workspace(workspace)
     name = _free_name(place)
-    results = _train_and_resume(workspace, name, steps, show)
+    results = _train_and_resume(workspace, name, run, show)
     if results["interrupted"]:
         return Done(f"Stopped, saved. Continue with: {place.command('train', '--name', name, '--resume')}", code=130)
     show("\nHeld-out bits per byte        this brain   unigram model")
@@ -83,9 +85,8 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
     return Done("\n".join(["Try next:", *(f"  {command}" for command in after)]), value)
 
 
-def _train_and_resume(root: Path, name: str, steps: int, show: Show) -> dict[str, Any]:
+def _half_a_run(root: Path, steps: int) -> Any:
     from aios.brains.settings import BrainTraining, Run, RunSettings
-    from aios.brains.train import train
 
     half = max(1, steps // 2)
     training = BrainTraining(
@@ -97,8 +98,15 @@ def _train_and_resume(root: Path, name: str, steps: int, show: Show) -> dict[str
         eval_every_n_steps=half,
         save_every_n_steps=half,
     )
-    first = RunSettings(root=root, name=name, seq_len=128, stop_after=half)
-    results = train(Run(settings=first, training=training), show)
+    return Run(settings=RunSettings(root=root, seq_len=128, stop_after=half), training=training)
+
+
+def _train_and_resume(root: Path, name: str, run: Any, show: Show) -> dict[str, Any]:
+    from aios.brains.settings import Run, RunSettings
+    from aios.brains.train import train
+
+    named = dataclasses.replace(run, settings=dataclasses.replace(run.settings, name=name))
+    results = train(named, show)
     if results["interrupted"]:
         return results
     show(f"Stopped at step {results['global_step']} on purpose; resuming from its checkpoint.")
