@@ -24,11 +24,13 @@ from torch.utils.data import DataLoader
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import PackedDataset
-from chronomoe.experts.expert import DomainExpert, LayerExpert
+from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import DomainGate, false_alarm_threshold
+from chronomoe.experts.network import LayerExpert
 from chronomoe.experts.training import ANCHOR_PART, WithAnchor, begin, trainee
 from chronomoe.hosts.capture import gate_inputs, kl
-from chronomoe.tensors import read_tensors, save_tensors, whole_directory
+from chronomoe.storage import whole_directory
+from chronomoe.tensors import read_tensors, save_tensors
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 
 SEQUENCE, BATCH = 128, 8

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from chronomoe.control.controller import ChronovisorMixtralController as ChronovisorMixtralController
     from chronomoe.hosts.attach import attach as attach
     from chronomoe.mixtral_core import MixtralConfig as MixtralConfig
+    from chronomoe.routing.state import SteeringConfig as SteeringConfig
     from chronomoe.routing.steering import Steering as Steering
-    from chronomoe.routing.steering import SteeringConfig as SteeringConfig
 
 _HOME = {
     "ChronovisorMixtralController": "chronomoe.control.controller",
@@ -23,7 +23,7 @@ _HOME = {
     "ControlConfig": "chronomoe.control.config",
     "MixtralConfig": "chronomoe.mixtral_core",
     "Steering": "chronomoe.routing.steering",
-    "SteeringConfig": "chronomoe.routing.steering",
+    "SteeringConfig": "chronomoe.routing.state",
     "attach": "chronomoe.hosts.attach",
 }
 __all__ = [*sorted(_HOME), "__version__"]

@@ -10,7 +10,8 @@ from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError
 from chronomoe.hosts.attach import attach
-from chronomoe.routing.steering import Steering, SteeringConfig
+from chronomoe.routing.state import SteeringConfig
+from chronomoe.routing.steering import Steering
 from chronomoe.sidecars import load_attached, save_attached
 
 

@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-from chronomoe.routing.calls import RoutedCall, used_experts
+from chronomoe.routing.context import RoutedCall, used_experts
 
 many = settings(max_examples=500)
 """Some ten thousand examples over all files that use this."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chronomoe.control.coherence import layer_coherence
 from chronomoe.control.landscape import BLOCKS
-from chronomoe.routing.steering import Fp32Module
+from chronomoe.routing.state import Fp32Module
 
 
 class ControlState(Fp32Module):

@@ -1,9 +1,9 @@
 """Attach experts to a steered model and take them off again; nothing of the model itself is changed.
 
-Each MoE layer of the base gets a hook beside it, once. In a forward the last layer an expert's gate reads
-decides, for every token, whether that expert is open; that layer and all later ones then mix it in. The decision
-belongs to the forward (it travels in the RoutingContext, so recomputed layers see it too), the running evidence to the
-sequence: it is kept with the key-value cache.
+The experts are a stage of the model's forward (chronomoe.hosts.attach.register). In each forward the last layer that
+an expert's gate reads decides, for every token, whether that expert is open; that layer and all later ones then mix it
+in. The decision belongs to the forward (it travels in the RoutingContext, so recomputed layers see it too), the running
+evidence to the sequence: it is kept with the key-value cache.
 
 Shape suffixes: B batch, S sequence, D hidden size, T tokens.
 """
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.experts.expert import DomainExpert
-from chronomoe.hosts.attach import moe_layers
-from chronomoe.routing.router import GateState
+from chronomoe.hosts.attach import keep_with_cache, kept_with_cache, moe_layers, register, unregister
+from chronomoe.hosts.protocol import Stage
+from chronomoe.routing.context import GateState, RoutingContext
 
 
 class Subbrains(nn.ModuleDict):
@@ -44,7 +45,7 @@ def attach_expert(model: Any, expert: DomainExpert) -> None:
     """
     if getattr(model, "steering", None) is None:
         raise UnsupportedModelError(f"cannot attach an expert to a {type(model).__name__}: attach() it first.")
-    blocks = moe_layers(model)
+    layers = moe_layers(model)
     attached: Any = getattr(model, "subbrains", None)
     if attached is not None and any(
         one.uid == expert.uid or one.expert_id == expert.expert_id for one in attached.attached
@@ -54,91 +55,70 @@ def attach_expert(model: Any, expert: DomainExpert) -> None:
     if expert.hidden_size != hidden:
         raise ConfigError(f"expert {expert.expert_id} is {expert.hidden_size} wide, the model {hidden}.")
     highest = max([*expert.layer_numbers, *expert.gate.layers])
-    if highest >= len(blocks):
-        raise ConfigError(f"expert {expert.expert_id} has a layer {highest}; the model has {len(blocks)} MoE layers.")
+    if highest >= len(layers):
+        raise ConfigError(f"expert {expert.expert_id} has a layer {highest}; the model has {len(layers)} MoE layers.")
     if attached is None:
         model.add_module("subbrains", Subbrains())
-        _hook(model, blocks)
-    expert.to(blocks[0].gate.weight.device)
+        register(model, _Gates(model.subbrains))
+    expert.to(layers[0].router.weight.device)
     model.subbrains[expert.uid] = expert
 
 
 def detach_expert(model: Any, expert_id: str) -> DomainExpert:
-    """Take an expert off (by id or uid) and return it; with the last one the hooks go too."""
+    """Take an expert off (by id or uid) and return it; with the last one the stage goes too."""
     if getattr(model, "subbrains", None) is None:
         raise ConfigError(f"expert {expert_id} is not attached; the model has none.")
     expert: DomainExpert = model.subbrains.by_id(expert_id)
     del model.subbrains[expert.uid]
     if not len(model.subbrains):
-        for handle in vars(model).pop("_subbrain_hooks"):
-            handle.remove()
-        for module in (getattr(model, "model", model), *moe_layers(model)):
-            vars(module).pop("_subbrains")
+        unregister(model, _Gates.name)
         del model.subbrains
     return expert
 
 
-def _hook(model: Any, blocks: list[Any]) -> None:
-    base = getattr(model, "model", model)
-    vars(base)["_subbrains"] = model.subbrains  # not a second submodule
-    handles = [
-        base.register_forward_pre_hook(_begin, with_kwargs=True),
-        base.register_forward_hook(_end, with_kwargs=True),
-    ]
-    for number, block in enumerate(blocks):
-        vars(block)["_subbrains"], vars(block)["_number"] = model.subbrains, number
-        handles += [block.register_forward_pre_hook(_take_gates), block.register_forward_hook(_mix)]
-    vars(model)["_subbrain_hooks"] = handles
+class _Gates(Stage):
+    """Decides in each forward where which expert is open, and mixes those in."""
 
+    name = "experts"
+    mixes = True
 
-# Hooks find their objects through the module they are called with, so that a deep copy of the model is whole.
+    def __init__(self, subbrains: Subbrains) -> None:
+        self.subbrains = subbrains
 
+    def open(self, context: RoutingContext, cache: Any) -> None:
+        batch = context.num_positions // context.row_length
+        context.gates = GateState((batch, context.row_length), earlier=kept_with_cache(cache))
 
-def _begin(base: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    context = kwargs["routing_context"]  # the steering's hook, registered earlier, has put it there
-    cache = kwargs.get("past_key_values")
-    batch = context.num_positions // context.row_length
-    context.gates = GateState((batch, context.row_length), earlier=dict(getattr(cache, "gate_states", {})))
+    def close(self, context: RoutingContext, cache: Any) -> None:
+        if cache is not None and context.gates is not None and context.gates.later:
+            keep_with_cache(cache, context.gates.later)
 
-
-def _end(base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    gates, cache = kwargs["routing_context"].gates, getattr(output, "past_key_values", None)
-    if cache is not None and gates.later:
-        _remember(cache, gates.later)
-
-
-def _take_gates(block: Any, args: Any) -> None:
-    context = block.gate.context  # the router is about to take it away
-    vars(block)["_gates"] = None if context is None else (context.gates, context.counted_T)
-
-
-def _mix(block: Any, args: Any, y_BSD: Tensor) -> Tensor:
-    taken = vars(block).pop("_gates", None)
-    if taken is None or taken[0] is None:
+    def mix(self, layer: int, context: RoutingContext, h_BSD: Tensor, y_BSD: Tensor) -> Tensor:
+        gates = context.gates
+        if gates is None:
+            return y_BSD
+        for expert in self.subbrains.attached:
+            if not expert.active:
+                continue
+            if expert.uid not in gates.open and layer in expert.gate.layers:
+                _decide(expert, layer, gates, h_BSD, context.counted_T)
+            index_T = gates.open.get(expert.uid)
+            network = expert.network(layer)
+            if index_T is None or network is None:
+                continue
+            h_TD, y_TD = (x.reshape(-1, x.shape[-1]).index_select(0, index_T) for x in (h_BSD, y_BSD))
+            weight = network.mixing.sigmoid().to(y_TD.dtype)
+            mixed_TD = y_TD + weight * (network(h_TD.to(network.dtype)).to(y_TD.dtype) - y_TD)
+            y_BSD = y_BSD.reshape(-1, y_BSD.shape[-1]).index_copy(0, index_T, mixed_TD).view_as(y_BSD)
         return y_BSD
-    gates, counted_T = taken
-    number, h_BSD = block._number, args[0]
-    for expert in block._subbrains.attached:
-        if not expert.active:
-            continue
-        if expert.uid not in gates.open and number in expert.gate.layers:
-            _decide(expert, number, gates, h_BSD, counted_T)
-        index_T = gates.open.get(expert.uid)
-        if index_T is None or str(number) not in expert.layers:
-            continue
-        network: Any = expert.layers[str(number)]
-        h_TD, y_TD = (x.reshape(-1, x.shape[-1]).index_select(0, index_T) for x in (h_BSD, y_BSD))
-        weight = network.mixing.sigmoid().to(y_TD.dtype)
-        mixed_TD = y_TD + weight * (network(h_TD.to(network.w1.weight.dtype)).to(y_TD.dtype) - y_TD)
-        y_BSD = y_BSD.reshape(-1, y_BSD.shape[-1]).index_copy(0, index_T, mixed_TD).view_as(y_BSD)
-    return y_BSD
 
 
 @torch.no_grad()
-def _decide(expert: DomainExpert, number: int, gates: GateState, h_BSD: Tensor, counted_T: Tensor | None) -> None:
+def _decide(expert: DomainExpert, layer: int, gates: GateState, h_BSD: Tensor, counted_T: Tensor | None) -> None:
+    """Add a layer's evidence; after the last layer that the gate reads, note where the expert is open."""
     gate, by_layer = expert.gate, gates.evidence.setdefault(expert.uid, {})
-    if number not in by_layer:  # of a recurrent model, the layer's first call counts
-        by_layer[number] = gate.layer_evidence(number, h_BSD.view(*gates.batch, -1))
+    if layer not in by_layer:  # of a recurrent model, the layer's first call counts
+        by_layer[layer] = gate.layer_evidence(layer, h_BSD.view(*gates.batch, -1))
     if len(by_layer) < len(gate.layers):
         return
     counted_BS = None if counted_T is None else counted_T.view(gates.batch)
@@ -148,46 +128,6 @@ def _decide(expert: DomainExpert, number: int, gates: GateState, h_BSD: Tensor, 
         open_BS = torch.as_tensor(expert.forced, device=open_BS.device).expand_as(open_BS)
     if counted_BS is not None:
         open_BS = open_BS & counted_BS
-    # One question to the device: a closed gate must cost nothing and touch nothing.
+    # One transfer from the device: a closed gate must cost nothing and touch nothing.
     index_T = open_BS.flatten().nonzero().squeeze(-1)
     gates.open[expert.uid] = index_T if len(index_T) else None
-
-
-class _WithGateStates:
-    """Mixed into a cache's class: the gates' states follow its rows."""
-
-    gate_states: dict[str, Tensor]
-
-    def _rows(self, change: Any) -> None:
-        self.gate_states = {uid: change(state) for uid, state in self.gate_states.items()}
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._rows(lambda state: state.index_select(0, beam_idx.to(state.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._rows(lambda state: state.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)  # type: ignore[misc]
-        self._rows(lambda state: state[indices])
-
-    def reset(self) -> None:
-        super().reset()  # type: ignore[misc]
-        self.gate_states = {}
-
-    def crop(self, tokens_to_remove: int) -> None:
-        raise ConfigError("a cache cannot be cropped while experts are attached: their gates have read its tokens.")
-
-
-_REMEMBERING: dict[type, type] = {}
-
-
-def _remember(cache: Any, states: dict[str, Tensor]) -> None:
-    kind = type(cache)
-    if not isinstance(cache, _WithGateStates):
-        if kind not in _REMEMBERING:
-            _REMEMBERING[kind] = type(kind.__name__, (_WithGateStates, kind), {})
-        cache.__class__ = _REMEMBERING[kind]
-    cache.gate_states = states

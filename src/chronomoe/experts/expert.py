@@ -1,4 +1,4 @@
-"""DomainExpert ("subbrain"): a feed-forward network per chosen MoE layer, how loudly it speaks, its domain gate."""
+"""DomainExpert ("subbrain"): a network for each of its MoE layers, its share of their outputs, its domain gate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,28 +6,10 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from chronomoe.errors import ConfigError
 from chronomoe.experts.gate import DomainGate
-
-
-class LayerExpert(nn.Module):
-    """A gated feed-forward network of one layer, y = w2(act(w1 x) * w3 x), and its mixing weight."""
-
-    def __init__(self, hidden_size: int, width: int, act: str) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(hidden_size, width, bias=False)
-        self.w3 = nn.Linear(hidden_size, width, bias=False)
-        self.w2 = nn.Linear(width, hidden_size, bias=False)
-        self.act_fn = ACT2FN[act]
-        self.mixing = nn.Parameter(torch.zeros(()))
-        """Logit of the share of the layer's output that is this expert's, apart from anything that opens the gate."""
-
-    def forward(self, h_TD: Tensor) -> Tensor:
-        """(T, D) to (T, D)."""
-        out: Tensor = self.w2(self.act_fn(self.w1(h_TD)) * self.w3(h_TD))
-        return out
+from chronomoe.experts.network import ExpertNetwork, LayerExpert, redraw_units
 
 
 class DomainExpert(nn.Module):
@@ -58,9 +40,9 @@ class DomainExpert(nn.Module):
         self.layers = nn.ModuleDict({str(layer): LayerExpert(hidden_size, width, act) for layer in layers})
         self.gate = DomainGate(hidden_size, gate_layers)
         self.header: dict[str, Any] = {}
-        """What its file says of it besides; see chronomoe.experts.file."""
+        """The rest of its file's header; see chronomoe.experts.file."""
         self.attachment: dict[str, Any] = {}
-        """What is to be kept about its being attached to this model: forced, frozen, when."""
+        """What the model's list of experts keeps of it: frozen, when it was attached."""
         self.active = True
         self.forced: Tensor | bool | None = None
         """Where it is open whatever the gate says, (batch, sequence) or everywhere; None lets the gate decide."""
@@ -69,6 +51,13 @@ class DomainExpert(nn.Module):
     def layer_numbers(self) -> list[int]:
         """The MoE layers it has a network for."""
         return [int(name) for name in self.layers]
+
+    def network(self, layer: int) -> ExpertNetwork | None:
+        """Its network in one MoE layer; None where it has none."""
+        if (name := str(layer)) not in self.layers:
+            return None
+        found: Any = self.layers[name]
+        return found
 
     @property
     def mean_mixing(self) -> float:
@@ -83,7 +72,7 @@ class DomainExpert(nn.Module):
 
     @torch.no_grad()
     def begin_from(self, sources: dict[int, tuple[Tensor, Tensor]], redraw: float, generator: torch.Generator) -> None:
-        """Copy an expert of the base into each layer, and draw a share ``redraw`` of its hidden units anew.
+        """Copy an expert of the base into each layer, and redraw a share ``redraw`` of its hidden units.
 
         ``sources``: layer -> (gate_up (2 F, D), down (D, F)) as transformers keeps them; see :func:`redraw_units`
         (drop-upcycling, Nakamura et al. 2025).
@@ -95,16 +84,3 @@ class DomainExpert(nn.Module):
                 linear.weight.copy_(matrix)
             units = (network.w1.weight, network.w3.weight, network.w2.weight.T)
             redraw_units(units, round(redraw * self.width), generator)
-
-
-@torch.no_grad()
-def redraw_units(matrices: Sequence[Tensor], count: int, generator: torch.Generator) -> None:
-    """Draw ``count`` hidden units of a feed-forward network anew, in place, the same rows in all of ``matrices``.
-
-    Each has a row a unit; new values come from a normal distribution with the mean and deviation of its old ones.
-    """
-    chosen = torch.randperm(len(matrices[0]), generator=generator)[:count]
-    for matrix in matrices if count else ():
-        mean, deviation = float(matrix.float().mean()), float(matrix.float().std(correction=0))
-        fresh = torch.normal(mean, deviation, (count, matrix.shape[1]), generator=generator)
-        matrix[chosen] = fresh.to(matrix)

@@ -1,4 +1,4 @@
-"""The domain gate: may an attached expert be heard at this token? Evidence is gathered along the sequence.
+"""The domain gate: is an attached expert open at this token? Evidence is gathered along the sequence.
 
     x_t = c + sum over layers of <v_l, h_(l,t)>    evidence of one token
     s_t = leak s_(t-1) + x_t,  n_t = leak n_(t-1) + 1
@@ -11,7 +11,7 @@ regression on the sums themselves, which recalls far more than summing the best 
 the prior of those odds: text of the domain is to be expected, and evidence to the contrary still shuts the gate. Only
 the past counts, so causality holds; padding counts for nothing.
 
-Shape suffixes: B batch, S sequence, D hidden size, K layers listened to, N texts.
+Shape suffixes: B batch, S sequence, D hidden size, K layers it reads, N texts.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chronomoe.routing.steering import Fp32Module
+from chronomoe.routing.state import Fp32Module
 
 _HEAD_START = 4.0
 _DECAY = 1e-4
@@ -31,7 +31,7 @@ _ITERATIONS = 100
 class DomainGate(Fp32Module):
     """Evidence on the inputs of the experts in the MoE ``layers``; buffers are fp32 and never trained.
 
-    It decides once the last of them has been heard, so networks in earlier layers stay silent.
+    It decides at the last of them, so networks in earlier layers add nothing.
     """
 
     direction: Tensor
@@ -46,7 +46,7 @@ class DomainGate(Fp32Module):
         self.register_buffer("direction", torch.zeros(len(self.layers), hidden_size, dtype=torch.float32))
         for name, value in (("offset", 0.0), ("leak", 0.99), ("threshold", torch.inf)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
-        # What goals are on is no part of an expert, and of no file of it.
+        # Which goals are on is run-time state: no file of an expert says it.
         self.register_buffer("prior", torch.zeros((), dtype=torch.float32), persistent=False)
 
     def layer_evidence(self, layer: int, h_BSD: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class DomainGate(Fp32Module):
         return h_BSD.float() @ self.direction[self.layers.index(layer)]
 
     def evidence(self, h: dict[int, Tensor]) -> Tensor:
-        """x_t in nats, (B, S), from the inputs (B, S, D) of each layer listened to."""
+        """x_t in nats, (B, S), from the inputs (B, S, D) of each layer it reads."""
         return self.combine({layer: self.layer_evidence(layer, h[layer]) for layer in self.layers})
 
     def combine(self, by_layer: dict[int, Tensor]) -> Tensor:
@@ -66,7 +66,7 @@ class DomainGate(Fp32Module):
     ) -> tuple[Tensor, Tensor]:
         """Normalised running log-odds (B, S), prior included, and the state (B, 2) after the last token.
 
-        ``state_B2`` is what an earlier call left: s and n, which know nothing of the prior.
+        ``state_B2`` is what an earlier call left: s and n, without the prior.
         """
         counted_BS = torch.ones_like(x_BS) if counted_BS is None else counted_BS.to(x_BS.dtype)
         weight_BSS, age_BS = self._memory(counted_BS)
@@ -88,7 +88,7 @@ class DomainGate(Fp32Module):
     def fit(self, domain: dict[int, Tensor], others: Sequence[dict[int, Tensor]]) -> None:
         """Find v and c by windows of the domain and of each other domain, (n, S, D) for each layer.
 
-        The domain weighs as much as all others together, which weigh alike. Every eighth position is looked at.
+        The domain weighs as much as all others together, which weigh alike. Every eighth position counts.
         """
         texts = [torch.cat([text[layer].float() for layer in self.layers], dim=-1) for text in (domain, *others)]
         mean_C = torch.stack([text.mean(dim=(0, 1)) for text in texts]).mean(dim=0)

@@ -147,7 +147,7 @@ def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iter
 def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed: int) -> None:
     """Start an expert from the base's own experts: in each layer the one that ``windows`` (n, S) use most."""
     shares_LN = measure_routing(base, windows).share
-    experts = [block.experts for block in moe_layers(base)]
+    experts = [layer.experts for layer in moe_layers(base)]
     sources = {}
     for layer in expert.layer_numbers:
         best = int(shares_LN[layer].argmax())

@@ -19,7 +19,7 @@ from torch import Tensor
 from chronomoe.errors import ConfigError
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
 from chronomoe.hosts.capture import gate_inputs, measure_routing
-from chronomoe.routing.losses import direction_agreement
+from chronomoe.routing.losses import direction_similarity
 from chronomoe.settings import Bounds, Positive, Settings, Share
 
 STRONGEST = 5.0
@@ -217,10 +217,10 @@ def _likeness(model: Any, goal: Goal) -> Tensor:
     steering = model.steering
     layers = range(len(steering.direction))
     inputs = gate_inputs(model, layers, torch.tensor([goal.tokens], device=steering.direction.device))
-    usual_LMD = torch.cat([steering.direction, steering.input_mean.unsqueeze(1)], dim=1)
-    along_LM = (usual_LMD @ steering.input_mean.unsqueeze(-1)).squeeze(-1)
+    prototypes_LMD = torch.cat([steering.direction, steering.input_mean.unsqueeze(1)], dim=1)
+    along_LM = (prototypes_LMD @ steering.input_mean.unsqueeze(-1)).squeeze(-1)
     return torch.stack(
-        [direction_agreement(inputs[layer][0], usual_LMD[layer], along_LM[layer]).mean(dim=0) for layer in layers]
+        [direction_similarity(inputs[layer][0], prototypes_LMD[layer], along_LM[layer]).mean(dim=0) for layer in layers]
     )
 
 

@@ -75,8 +75,8 @@ def capture_routing(
                 )
             )
 
-        for block in moe_layers(model):
-            handles += [block.gate.register_forward_pre_hook(before), block.gate.register_forward_hook(after)]
+        for layer in moe_layers(model):
+            handles += [layer.router.register_forward_pre_hook(before), layer.router.register_forward_hook(after)]
     if gate_callback is not None:
 
         def decided(base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -255,8 +255,8 @@ def gate_inputs(base: Any, layers: Sequence[int], windows: Tensor) -> dict[int, 
 
         return hook
 
-    blocks = moe_layers(base)
-    handles = [blocks[layer].register_forward_pre_hook(keep(layer)) for layer in layers]
+    mine = moe_layers(base)
+    handles = [mine[layer].block.register_forward_pre_hook(keep(layer)) for layer in layers]
     try:
         for rows in windows.split(8):
             seen: set[int] = set()

@@ -38,7 +38,7 @@ from chronomoe.hrm.config import HRMACTv1Config
 from chronomoe.hrm.halting import forced_segments, segment_loss
 from chronomoe.hrm.memory import SegmentMemory
 from chronomoe.pretrained import SteeredPreTrained
-from chronomoe.routing.router import RoutingContext, without_autocast
+from chronomoe.routing.context import RoutingContext, without_autocast
 
 
 @dataclass

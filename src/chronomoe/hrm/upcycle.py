@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from chronomoe.errors import ConfigError
-from chronomoe.experts.expert import redraw_units
+from chronomoe.experts.network import redraw_units
 from chronomoe.hrm.config import HRMACTv1Config
 from chronomoe.hrm.model import HRMACTv1ForCausalLM
 

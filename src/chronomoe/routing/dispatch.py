@@ -25,7 +25,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from chronomoe.errors import UnsupportedModelError
-from chronomoe.routing.router import without_autocast
+from chronomoe.routing.context import without_autocast
 
 COMPILE_FROM = 1 << 20
 """Elements of the activation from which a fused backward pays for its seconds of compilation."""

@@ -9,7 +9,7 @@ Shape suffixes: L MoE layers, T tokens, N experts, D hidden size.
 import torch
 from torch import Tensor
 
-from chronomoe.routing.router import RoutingContext
+from chronomoe.routing.context import RoutingContext
 from chronomoe.routing.steering import Steering
 
 

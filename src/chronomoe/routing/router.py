@@ -9,83 +9,21 @@ Shape suffixes: T tokens, D hidden size, N experts, K chosen experts.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chronomoe.routing.calls import LossSums, RoutedCall, sampled, used_experts
+from chronomoe.routing.context import RoutedCall, RoutingContext, sampled, used_experts, without_autocast
 from chronomoe.routing.fields import gumbel_like, open_probabilities, within_capacity
+from chronomoe.routing.steering import Steering
 
-if TYPE_CHECKING:
-    from chronomoe.routing.steering import Steering
-
-
-_WAITING = 8
-"""So many calls without a gradient may wait to be observed: nothing else would keep what they leave."""
-
-
-@dataclass(eq=False)
-class GateState:
-    """Which attached experts are open where in one forward, and what their gates remember afterwards."""
-
-    batch: tuple[int, int]
-    """Sequences and their length."""
-    earlier: dict[str, Tensor] = field(default_factory=dict)
-    """uid -> state (B, 2) from the cache."""
-    later: dict[str, Tensor] = field(default_factory=dict)
-    """uid -> state (B, 2) after this forward."""
-    evidence: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    """uid -> layer -> its evidence (B, S), until all layers of the gate have been read."""
-    open: dict[str, Tensor | None] = field(default_factory=dict)
-    """uid -> indices of the open tokens (flat), None when there are none."""
-
-
-@dataclass(eq=False)
-class RoutingContext:
-    """What one forward pass tells its routers, and what they tell the losses.
-
-    It travels as a keyword argument down to each layer's attention, so a recomputed layer (activation checkpointing)
-    sees the context of its own forward, and ``depths`` keeps it from being counted twice.
-    """
-
-    num_tokens: Tensor | float
-    """Tokens of this forward that are not padding."""
-    row_length: int
-    """Positions of one sequence."""
-    counted_T: Tensor | None = None
-    """bool: tokens that count; None when all do."""
-    depths: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(MoE layer, slot of the call) -> which of the layer's calls it was."""
-    calls: list[RoutedCall] = field(default_factory=list)
-    """What the routers left to be observed when the forward is over."""
-    assigned: dict[int, Any] = field(default_factory=dict)
-    """By layer: assignments of all calls observed so far, less what goals moved, (N,)."""
-    sums: LossSums | None = None
-    """What the losses need of them; None where no call carried a gradient."""
-    num_positions: int = 0
-    """Tokens of this forward, padding included."""
-    gates: "GateState | None" = None
-    """Which attached experts are open where; see chronomoe.experts.attachment."""
-
-    def restricted(self, to_T: Tensor | None) -> "RoutingContext":
-        """The same forward, in which only the tokens ``to_T`` count from here on; None for no change."""
-        if to_T is None:
-            return self
-        return replace(self, counted_T=to_T if self.counted_T is None else to_T & self.counted_T)
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Keep the dtypes of a block's arguments; costs nothing where autocast is off."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+MAX_PENDING_CALLS = 8
+"""Calls without a gradient are observed once so many are pending, so that their tensors are freed."""
 
 
 class SteeredRouter(nn.Module):
-    """Mixed into a host's router class by :func:`steer_router`; shapes as in the host: (..., D) in, (T, .) out."""
+    """Mixed into a host's router class by chronomoe.hosts.attach; shapes as in the host: (..., D) in, (T, .) out."""
 
     weight: nn.Parameter
     top_k: int
@@ -94,7 +32,7 @@ class SteeredRouter(nn.Module):
     layer: int
     normalise: bool
     keep_dtype: bool
-    steering: "Steering"
+    steering: Steering
     context: RoutingContext | None
     slot: int
     """Which call of this forward comes next: a recurrent model hands its cache slot along."""
@@ -105,9 +43,8 @@ class SteeredRouter(nn.Module):
         context, self.context = self.context, None
         alone = context is None
         if context is None:  # called outside its model
-            self.steering.look()
-            tokens = hidden_states.numel() // self.hidden_dim
-            context = RoutingContext(num_tokens=float(tokens), row_length=tokens)
+            self.steering.refresh()
+            context = RoutingContext.begin(1, hidden_states.numel() // self.hidden_dim)
         h_TD = hidden_states.reshape(-1, self.hidden_dim)
         with without_autocast(h_TD):
             z_TN = F.linear(h_TD.float(), self.weight.float())
@@ -115,10 +52,10 @@ class SteeredRouter(nn.Module):
             if conditioning is not None and (learned_N := conditioning(self.layer)) is not None:
                 z_TN = z_TN + learned_N
             p_TN = self._probabilities(z_TN)
-            chosen_TK, unasked_TK = self._choose(z_TN.detach(), p_TN.detach())
+            chosen_TK, without_goals_TK = self._choose(z_TN.detach(), p_TN.detach())
             w_TK, kept_TK = self._combine_weights(p_TN, chosen_TK, context)
             if self.training:
-                self._leave(context, h_TD.detach(), z_TN, p_TN, chosen_TK, unasked_TK, w_TK, kept_TK)
+                self._record_call(context, h_TD.detach(), z_TN, p_TN, chosen_TK, without_goals_TK, w_TK, kept_TK)
                 if alone:
                     self.steering.observe(context)
         return z_TN, w_TK.to(hidden_states.dtype) if self.keep_dtype else w_TK, chosen_TK
@@ -135,7 +72,7 @@ class SteeredRouter(nn.Module):
         without_TN: Tensor | None = None
         scores_TN = p_TN
         if not steering.neutral:
-            # Closed experts leave before the deficit is taken: nobody's distance is measured from them.
+            # Closed experts leave before the deficit is taken: no distance is measured from them.
             if not steering.all_available[self.layer]:
                 z_TN = z_TN.masked_fill(~steering.available[self.layer], -math.inf)
             scores_TN = steering.scores(self.layer, z_TN)
@@ -173,12 +110,22 @@ class SteeredRouter(nn.Module):
                 w_TK = w_TK.clamp(min=torch.finfo(w_TK.dtype).tiny)
             # For one expert p / p is the host's weight 1 without its zero gradient: d log p, times what it adds.
             w_TK = w_TK / (w_TK.detach() if self.top_k == 1 else w_TK.sum(dim=-1, keepdim=True))
+        if (open_TK := self._chosen_open(chosen_TK)) is not None:
+            w_TK = w_TK.masked_fill(~open_TK, 0.0)
         kept_TK = self._kept(chosen_TK, context)
         if kept_TK is None:
             return w_TK, None
         kept_w_TK = w_TK * kept_TK
         rescale = w_TK.sum(dim=-1, keepdim=True) / kept_w_TK.sum(dim=-1, keepdim=True).clamp(min=1e-9)
         return kept_w_TK * rescale, kept_TK
+
+    def _chosen_open(self, chosen_TK: Tensor) -> Tensor | None:
+        """bool (T, K): choices that are open and may have a weight; None where no closed expert can be chosen.
+
+        A softmax over available experts never chooses a closed one. A router that chooses within groups of experts
+        may, and overrides this.
+        """
+        return None
 
     def _kept(self, chosen_TK: Tensor, context: RoutingContext) -> Tensor | None:
         """Which choices are within capacity; None where nothing limits them."""
@@ -193,18 +140,18 @@ class SteeredRouter(nn.Module):
             counted_T = torch.ones(len(chosen_TK), dtype=torch.bool, device=chosen_TK.device)
         return within_capacity(chosen_TK, self.num_experts, capacity, counted_T, context.row_length)
 
-    def _leave(
+    def _record_call(
         self,
         context: RoutingContext,
         h_TD: Tensor,
         z_TN: Tensor,
         p_TN: Tensor,
         chosen_TK: Tensor,
-        unasked_TK: Tensor | None,
+        without_goals_TK: Tensor | None,
         w_TK: Tensor,
         kept_TK: Tensor | None,
     ) -> None:
-        """Leave in the context what is to be observed when the forward is over."""
+        """Put into the context what is to be observed when the forward is over."""
         call = self.layer, self.slot
         if call in context.depths:
             return  # recomputed
@@ -227,13 +174,13 @@ class SteeredRouter(nn.Module):
                 sampled_inputs=h_SD,
                 inputs=h_TD if steering.measuring and with_gradient else None,
                 counted=context.counted_T,
-                unasked=unasked_TK,
-                unasked_kept=None if unasked_TK is None else self._kept(unasked_TK, context),
+                chosen_without_goals=without_goals_TK,
+                kept_without_goals=None if without_goals_TK is None else self._kept(without_goals_TK, context),
             )
         )
         if not with_gradient:
             idle = [one for one in context.calls if not one.carries_gradient]
-            if len(idle) >= _WAITING:
+            if len(idle) >= MAX_PENDING_CALLS:
                 context.calls[:] = [one for one in context.calls if one.carries_gradient]
                 steering.record(context, idle)
         if w_TK.requires_grad:
@@ -250,22 +197,3 @@ class SteeredRouter(nn.Module):
             statistics.pulls.append((layer, counted_TK, weight_TK, scale_TK, chosen_TK))
 
         w_TK.register_hook(record)
-
-
-_STEERED: dict[type, Any] = {}
-
-
-def _steered_class(host: type) -> Any:
-    # A subclass of the host, so that transformers still recognises it (recorded logits, weight initialisation).
-    if host not in _STEERED:
-        _STEERED[host] = type(f"Steered{host.__name__}", (SteeredRouter, host), {})
-    return _STEERED[host]
-
-
-def steer_router(router: Any, steering: "Steering", layer: int, *, normalise: bool, keep_dtype: bool) -> None:
-    """Turn a host's router into a :class:`SteeredRouter` in place; its parameters and hooks stay the same objects."""
-    router.__class__ = _steered_class(type(router))
-    # Not a submodule: the model owns the one Steering, and every router only reads it.
-    vars(router).update(
-        steering=steering, layer=layer, normalise=normalise, keep_dtype=keep_dtype, context=None, slot=0
-    )

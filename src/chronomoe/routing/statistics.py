@@ -13,7 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, distributed, nn
 
-from chronomoe.routing.calls import SAMPLED, RoutedCall, stacked, used_experts
+from chronomoe.routing.context import SAMPLED, RoutedCall, stacked, used_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,13 @@ class RoutingWindow:
     dropped: Tensor
     """(L,) assignments dropped for want of capacity."""
     flips: Tensor
-    """(L,) assignments that fields or noise changed, estimated from a part of the tokens."""
+    """(L,) assignments that fields or noise changed, estimated from a sample of the tokens."""
     entropy: Tensor
     """(L,) sum over tokens of the entropy of softmax(z), nats."""
     logit_std: Tensor
     """(L,) sum over tokens of the standard deviation of z over experts."""
     available: Tensor
-    """(L, N) who could be chosen. Balance is told of these: one that is masked lacks no load."""
+    """(L, N) bool: experts that could be chosen. Balance is over these: one that is masked lacks no load."""
 
     @property
     def _open(self) -> Tensor:
@@ -66,8 +66,8 @@ class RoutingWindow:
     @property
     def load_without_goals(self) -> Tensor:
         """(L, N) the share there would be if no goal biased the choice: what balancing is to act on."""
-        unasked = self.assignments - self.goal_shift
-        return unasked / unasked.sum(dim=-1, keepdim=True).clamp(min=1)
+        without_goals = self.assignments - self.goal_shift
+        return without_goals / without_goals.sum(dim=-1, keepdim=True).clamp(min=1)
 
     @property
     def depth_load(self) -> Tensor:
@@ -114,8 +114,8 @@ class RoutingWindow:
     @property
     def dropped_fraction(self) -> Tensor:
         """(L,) share of assignments dropped by the capacity limit."""
-        asked = self.assignments.sum(dim=-1) + self.dropped
-        return self.dropped / asked.clamp(min=1)
+        wanted = self.assignments.sum(dim=-1) + self.dropped
+        return self.dropped / wanted.clamp(min=1)
 
     @property
     def balance(self) -> Tensor:
@@ -199,10 +199,10 @@ class RoutingStatistics(nn.Module):
             spread_CT = spread_CT * counted_CT
         pairs_CMM = used_CTM.mT @ used_CTM
         assigned_CN = pairs_CMM[:, n, :n]
-        unasked_CN, unasked_CTK = assigned_CN, stacked([call.unasked for call in calls])
-        if unasked_CTK is not None:
-            kept_CTK = stacked([call.unasked_kept for call in calls])
-            unasked_CN = used_experts(unasked_CTK, n, kept_CTK, counted_CT).sum(dim=1)[:, :n]
+        without_goals_CN, without_goals_CTK = assigned_CN, stacked([call.chosen_without_goals for call in calls])
+        if without_goals_CTK is not None:
+            kept_CTK = stacked([call.kept_without_goals for call in calls])
+            without_goals_CN = used_experts(without_goals_CTK, n, kept_CTK, counted_CT).sum(dim=1)[:, :n]
         sums_CW = torch.cat(
             [
                 torch.stack([call.input_sums for call in calls]).flatten(1),
@@ -218,7 +218,7 @@ class RoutingStatistics(nn.Module):
                     dim=-1,
                 ),
                 torch.zeros(len(calls), 2 * n, device=p_CTN.device),  # gradients come later
-                assigned_CN - unasked_CN,
+                assigned_CN - without_goals_CN,
             ],
             dim=-1,
         )
@@ -227,7 +227,7 @@ class RoutingStatistics(nn.Module):
         self.sums[:, self.inputs_start :].index_add_(0, layers_C, sums_CW)
         by_depth_LRN = self.sums[:, : self.inputs_start].unflatten(-1, (-1, n))
         by_depth_LRN.index_put_((layers_C, depths_C), assigned_CN, accumulate=True)
-        return unasked_CN
+        return without_goals_CN
 
     @torch.no_grad()
     def _record_gradients(self) -> None:
@@ -246,11 +246,11 @@ class RoutingStatistics(nn.Module):
             sums = value_PK.new_zeros(len(self.sums) * n).index_add_(0, slot_S, value_PK.flatten())
             self.sums[:, start : start + n] += sums.view(-1, n)
 
-    def gather(self) -> None:
-        """Sum over all ranks."""
+    def gather(self, group: distributed.ProcessGroup | None = None) -> None:
+        """Sum over the ranks of ``group`` (all by default), which must be those that hold different tokens."""
         self._record_gradients()
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self.sums)
+            distributed.all_reduce(self.sums, group=group)
 
     def start_over(self) -> None:
         """Forget everything."""
@@ -284,7 +284,7 @@ class RoutingStatistics(nn.Module):
 
 
 def _flips(p_CTN: Tensor, chosen_CTK: Tensor, counted_CT: Tensor | None) -> Tensor:
-    """About how many choices the fields changed, (C,), told from a part of the tokens.
+    """About how many choices the fields changed, (C,), estimated from a sample of the tokens.
 
     A choice is changed if its own probability is not among the K largest.
     """

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.hosts.attach import attach
-from chronomoe.routing.steering import SteeringConfig
+from chronomoe.routing.state import SteeringConfig
 
 logger = logging.getLogger(__name__)
 

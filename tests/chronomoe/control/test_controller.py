@@ -347,7 +347,7 @@ def test_a_mechanism_switched_off_leaves_nothing_behind():
     set_masked(model.controller, model.controller.steering, 0, 3, masked=True)
     model.controller.config = model.controller.config.ablate("none")
     model.controller.release()
-    model.steering.look()
+    model.steering.refresh()
     assert model.steering.neutral
     assert all(model.steering.all_available)
     assert not model.steering.exploring

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.control.pressure import pi_update, project
-from chronomoe.routing.steering import Steering, SteeringConfig
+from chronomoe.routing.state import SteeringConfig
+from chronomoe.routing.steering import Steering
 from tests.chronomoe.draws import many, one_call
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.hosts.capture import measure_routing, protected
-from chronomoe.routing.steering import Steering, SteeringConfig
+from chronomoe.routing.state import SteeringConfig
+from chronomoe.routing.steering import Steering
 from tests.chronomoe.experts.conftest import VOCAB, build_base
 
 seeds = st.integers(0, 10_000)
@@ -51,13 +52,13 @@ def steering(temperature=False, seed=0):
     made.pressure.copy_(0.3 * drawn(seed, 1, 6))
     if temperature:
         made.log_temperature.copy_(0.3 * drawn(seed + 1, 1, 6))
-    made.look()
+    made.refresh()
     return made
 
 
 def chosen(made, z, g):
     with biased(made, g):
-        made.look()
+        made.refresh()
         return made.scores(0, z).topk(2).indices.sort().values
 
 

@@ -119,6 +119,20 @@ def test_what_waits_for_the_end_of_a_forward_keeps_no_inputs(host):
     assert call.sampled_inputs.untyped_storage().nbytes() == 4 * 32 * 4, "two of each sequence, 32 wide, 4 bytes"
 
 
+def test_a_router_that_may_choose_closed_experts_gives_them_no_weight(host):
+    """The seam for routers that choose within groups of experts: openness is checked after the choice."""
+    model = host("mixtral")
+    chronomoe.attach(model)
+    router = model.model.layers[0].mlp.gate
+    h = torch.randn(50, 32)
+    _, before, chosen = router(h)
+    vars(router)["_chosen_open"] = lambda chosen: chosen != 2
+    _, after, same = router(h)
+    assert torch.equal(same, chosen)
+    assert torch.equal(after, before.masked_fill(chosen == 2, 0.0))
+    assert (after == 0).any()
+
+
 def test_an_unavailable_expert_is_never_chosen_and_too_few_is_an_error(host):
     model = host("mixtral")
     steering = chronomoe.attach(model).steering

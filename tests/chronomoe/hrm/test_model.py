@@ -162,7 +162,7 @@ def test_the_balance_loss_pulls_at_the_routers_under_checkpointing():
 def test_calls_without_gradient_are_observed_before_a_long_forward_ends(monkeypatch):
     x, found = tokens(), []
     for waiting in (2, 10**9):
-        monkeypatch.setattr(router, "_WAITING", waiting)
+        monkeypatch.setattr(router, "MAX_PENDING_CALLS", waiting)
         model, most = build(halt_exploration=0.0, grad_mode="one_step").train(), []
         for layer in model.model.L_module.layers:
             layer.mlp.gate.register_forward_hook(
@@ -203,7 +203,7 @@ def test_the_losses_sum_over_the_calls_of_each_layer_that_carry_a_gradient():
 
 @pytest.mark.parametrize("waiting", [2, 10**9])
 def test_the_balance_loss_acts_on_the_load_of_all_cycles(monkeypatch, waiting):
-    monkeypatch.setattr(router, "_WAITING", waiting)
+    monkeypatch.setattr(router, "MAX_PENDING_CALLS", waiting)
     model = build(halt_exploration=0.0, grad_mode="one_step").train()
     model(tokens())
     sums, window = model.steering.context.sums, model.steering.statistics.window()

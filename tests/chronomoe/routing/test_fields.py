@@ -15,7 +15,8 @@ from chronomoe.routing.fields import (
     temperature,
     within_capacity,
 )
-from chronomoe.routing.steering import Steering, SteeringConfig
+from chronomoe.routing.state import SteeringConfig
+from chronomoe.routing.steering import Steering
 from tests.chronomoe.draws import many
 
 N = 8
@@ -137,7 +138,7 @@ def steered(z, bias, tau, base):
     steering = Steering(2, N, 2, 4, SteeringConfig())
     steering.pressure[1], steering.log_temperature[1] = bias, tau
     steering.base_temperature.fill_(base)
-    steering.look()
+    steering.refresh()
     return steering.scores(1, z)
 
 

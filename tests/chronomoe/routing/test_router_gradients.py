@@ -12,7 +12,7 @@ from chronomoe.routing.losses import (
     ChronoMoELoss,
     balance_loss,
     coherence_loss,
-    direction_agreement,
+    direction_similarity,
     valley_loss,
     z_loss,
 )
@@ -23,7 +23,7 @@ T, N, D = 12, 5, 7
 
 def agreements(h, mean, direction):
     usual = torch.cat([direction, mean.unsqueeze(0)])
-    return direction_agreement(h, usual, usual @ mean)
+    return direction_similarity(h, usual, usual @ mean)
 
 
 def terms(z, h, load, weight, direction, mean):

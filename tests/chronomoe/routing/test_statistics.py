@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import chronomoe
-from chronomoe.routing.losses import direction_agreement
+from chronomoe.routing.losses import direction_similarity
 from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES
 from tests.chronomoe.draws import one_call
@@ -127,13 +127,13 @@ def test_autocast_does_not_coarsen_what_inputs_are_compared_with(host, tokens):
     model(tokens, labels=tokens).loss.backward()
     controller.tick()
     steering = model.steering
-    steering.look()
-    _, exact = steering._usual
+    steering.refresh()
+    _, exact = steering._prototypes
     steering.direction.mul_(1.0)  # written to: looked at anew
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        steering.look()
+        steering.refresh()
     assert steering.coherent
-    assert torch.equal(steering._usual[1], exact)
+    assert torch.equal(steering._prototypes[1], exact)
 
 
 def test_autocast_does_not_coarsen_the_agreement(host, tokens):
@@ -149,10 +149,10 @@ def test_autocast_does_not_coarsen_the_agreement(host, tokens):
     part = torch.arange(tokens.shape[1]) % 8 == 0
     h = h.view(*tokens.shape, -1)[:, part].flatten(0, 1).float()
     p = logits.softmax(dim=-1).view(*tokens.shape, -1)[:, part].flatten(0, 1)
-    usual, along_mean = (of_layer[0] for of_layer in steering._usual)
+    usual, along_mean = (of_layer[0] for of_layer in steering._prototypes)
     scale = tokens.shape[1] / part.sum()
-    expected = scale * (p * direction_agreement(h, usual, along_mean)).sum()
-    torch.testing.assert_close(steering.context.sums.agreement[0], expected, rtol=1e-4, atol=1e-5)
+    expected = scale * (p * direction_similarity(h, usual, along_mean)).sum()
+    torch.testing.assert_close(steering.context.sums.similarity[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_reset_forgets_what_the_backward_pass_told(host, tokens):

@@ -281,7 +281,7 @@ def test_what_was_on_and_is_off_after_a_resume_is_gone(tmp_path):
     lines = spoken(second)
     second.load_checkpoint("latest")
     assert any("settings differ" in line for line in lines)
-    second.steering.look()
+    second.steering.refresh()
     assert second.steering.neutral
     second.train()
     assert records(tmp_path)[-1]["flips"] == 0
