@@ -197,7 +197,7 @@ def test_descending_the_coherence_loss_alone_raises_coherence_and_more_than_clim
     assert found[1] > found[-1] + 0.05, found
 
 
-def test_the_valley_loss_empties_unhealthy_valleys():
+def test_the_valley_loss_empties_unhealthy_valleys(monkeypatch):
     model = steered(ChronoMoELoss(lambda_valley=1))
     model.steering.exploration.fill_(0.1)
     for x in tokens(5):
@@ -206,12 +206,9 @@ def test_the_valley_loss_empties_unhealthy_valleys():
     before = window.probability[:, 2] / window.tokens
     weight = torch.zeros(2, 6)
     weight[:, 2] = 0.9
-    type(model.controller).valley_weight, kept = property(lambda self: weight), type(model.controller).valley_weight
-    try:
-        model.steering.valley_weight.copy_(weight)
-        descend(model, "valley", 60, 1e-2)
-    finally:
-        type(model.controller).valley_weight = kept
+    monkeypatch.setattr("chronomoe.control.tick.valley_weight", lambda state, config: weight)
+    model.steering.valley_weight.copy_(weight)
+    descend(model, "valley", 60, 1e-2)
     window = model.controller.window
     assert torch.all(window.probability[:, 2] / window.tokens < 0.3 * before)
 
