@@ -29,7 +29,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.control import pressure
 from chronomoe.control.controller import ChronovisorMixtralController
+from chronomoe.control.state import ControlState
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import HeldoutWindows, PackedDataset, heldout_windows
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
@@ -59,6 +61,8 @@ class Arm:
     ablation: str
     control: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    health_target: bool = False
+    """The target load follows health instead of being equal: an arm that lost, kept here and not in the library."""
     close: bool = False
     """Its loss is compared with one that is hardly another; that takes more seeds."""
 
@@ -71,7 +75,7 @@ ARMS = [
     Arm("sign u=0.1", "loss_free", {"sign_step": 0.1}, close=True),
     Arm("PI", "pi", close=True),
     Arm("PI + temperature", "pi_temperature"),
-    Arm("PI + health target", "pi_health"),
+    Arm("PI + health target", "pi_health", health_target=True),
     Arm("none, lr x 4", "none", training={"learning_rate": 4e-3}),
     Arm("PI, lr x 4", "pi", training={"learning_rate": 4e-3}),
     Arm(
@@ -125,7 +129,20 @@ def trained(store: TokenStore, arm: Arm, seed: int, steps: int) -> tuple[ChronoM
         counts.append(trainer.window.assignments)
 
     trainer._step = counted  # type: ignore[method-assign]
-    return trainer, trainer.train()["evaluation"]["mean"], counts
+    with following_health(trainer.controller) if arm.health_target else contextlib.nullcontext():
+        return trainer, trainer.train()["evaluation"]["mean"], counts
+
+
+@contextlib.contextmanager
+def following_health(state: ControlState, floor: float = 0.1) -> Iterator[None]:
+    """Within the block target shares are (floor + h) normalised over available experts, h = sigmoid(4 r)."""
+
+    def health_target(available_LN: Tensor) -> Tensor:
+        wish_LN = (floor + (4 * state.health).sigmoid()) * available_LN
+        return wish_LN / wish_LN.sum(dim=-1, keepdim=True)
+
+    with mock.patch.object(pressure, "equal_target", health_target):
+        yield
 
 
 def max_violation(counts: Tensor) -> float:

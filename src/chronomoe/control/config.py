@@ -21,8 +21,6 @@ class ControlConfig(Settings):
     """Give each expert a temperature, hot where it is under-used or recovering, cold where it is a specialist."""
     health: bool = True
     """Watch each expert's worth through its gradient, probe suspects, mask the ones that do harm."""
-    health_target: bool = False
-    """Let the target load follow health instead of being equal."""
 
     gamma: NonNegative = 0.07
     """Integral gain of the pressure at rest."""
@@ -38,36 +36,24 @@ class ControlConfig(Settings):
     """Persistent relative load error at which the gain begins to rise; at twice this it is ``gamma_alarm``."""
     leak: Share = 0.0
     """Share of the integral forgotten each tick."""
-    anti_windup: Share = 0.5
-    """How fast the integral gives back what the bound took."""
     bound: Positive | None = 3.0
     """Largest pressure, in standard deviations of the logits; none for no bound."""
     centred: bool = True
     """Keep the PI pressures of a layer summing to 0; the sign rule, as published, never does."""
     sign_step: NonNegative = 0.01
     """Step of the sign rule, in logits."""
-    load_smoothing: Share = 0.5
-    """Weight of the newest load in the proportional term."""
-    deploy_smoothing: Share = 0.1
-    """Weight of the newest pressure in the average that is deployed."""
 
     coherence_memory: Memory = 0.98
     """Memory of the direction each expert's inputs come from."""
 
-    health_memory: Memory = 0.98
-    """Memory of the gradient signal."""
     health_scale: Positive = 0.25
     """Gradient contrast at which health saturates."""
-    health_floor: NonNegative = 0.1
-    """Target share, in parts of 1/N, that an unhealthy expert keeps when health sets the target."""
     suspect_below: float = -0.3
     """Health below which an expert is probed."""
     probe_every: Count = 25
     """Ticks between probes, at least; after each without a verdict that expert waits twice as long, up to 16 times."""
-    probe_margin: NonNegative = 0.002
-    """Loss in nats per token that masking must win at least, and surely; and that coming back may cost."""
     probe_sequences: Count = 16
-    """Sequences a probe looks at."""
+    """Sequences a probe compares the loss on."""
 
     beta_usage: NonNegative = 0.3
     """Heat of an expert without load."""
@@ -80,9 +66,7 @@ class ControlConfig(Settings):
     eta_structural_T_global: Share = 0.005
     """Rate of the structural temperature of each expert slot over all layers."""
     fast_weight: Share = 0.5
-    """Part of the fast temperature in the effective one; the rest is structural."""
-    global_weight: Share = 0.0
-    """Part of the slot's global temperature in the structural one; expert numbers mean nothing across layers."""
+    """Share of the fast temperature in the effective one; the rest is the structural one of the layer."""
 
     initial_noise: NonNegative = 0.3
     """Exploration noise at kappa = 1, falling to none at kappa <= 0."""
@@ -98,7 +82,6 @@ _OFF: dict[str, Any] = {
     "pressure": "off",
     "temperature": False,
     "health": False,
-    "health_target": False,
     "initial_noise": 0.0,
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -107,8 +90,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "loss_free": {**_OFF, "pressure": "sign"},
     "pi": {**_OFF, "pressure": "pi"},
     "pi_temperature": {**_OFF, "pressure": "pi", "temperature": True},
-    "pi_health": {**_OFF, "pressure": "pi", "health": True, "health_target": True},
-    "full": {"pressure": "pi", "temperature": True, "health": True, "health_target": False},
+    "pi_health": {**_OFF, "pressure": "pi", "health": True},
+    "full": {"pressure": "pi", "temperature": True, "health": True},
 }
 """Experimental arms. ``aux`` is ``none`` with the balance loss; see :meth:`TrainingConfig.ablated` for what a trainer
 takes from the loss, the gate and kappa in each."""

@@ -10,31 +10,23 @@ Shape suffixes: L MoE layers, N experts.
 import torch
 from torch import Tensor
 
+MEMORY = 0.98
+"""Memory of the gradient signal: about fifty ticks."""
+
 
 def update_signal(
-    contrast_LN: Tensor, size_L: Tensor, gradient_LN: Tensor, absolute_LN: Tensor, count_LN: Tensor, memory: float
+    contrast_LN: Tensor, size_L: Tensor, gradient_LN: Tensor, absolute_LN: Tensor, count_LN: Tensor
 ) -> None:
     """Move the running means of -dL/dz per assignment of each expert, and of |dL/dz| of the layer, in place.
 
     An expert, or a layer, without tokens in the window keeps its value.
     """
     count_L = count_LN.sum(dim=-1)
-    contrast_LN.lerp_(-gradient_LN / count_LN.clamp(min=1), (1 - memory) * (count_LN > 0))
-    size_L.lerp_(absolute_LN.sum(dim=-1) / count_L.clamp(min=1), (1 - memory) * (count_L > 0))
+    contrast_LN.lerp_(-gradient_LN / count_LN.clamp(min=1), (1 - MEMORY) * (count_LN > 0))
+    size_L.lerp_(absolute_LN.sum(dim=-1) / count_L.clamp(min=1), (1 - MEMORY) * (count_L > 0))
 
 
 def health(contrast_LN: Tensor, size_L: Tensor, scale: float) -> Tensor:
     """r in [-1, 1]: tanh of the contrast in units of ``scale`` times the layer's gradient size."""
     unit_L1 = (scale * size_L).clamp(min=torch.finfo(size_L.dtype).tiny).unsqueeze(-1)
     return (contrast_LN / unit_L1).tanh()
-
-
-def health_target(health_LN: Tensor, available_LN: Tensor, floor: float) -> Tensor:
-    """Target shares pi that follow health: (floor + h) normalised over available experts, h = sigmoid(4 r)."""
-    wish_LN = (floor + (4 * health_LN).sigmoid()) * available_LN
-    return wish_LN / wish_LN.sum(dim=-1, keepdim=True)
-
-
-def equal_target(available_LN: Tensor) -> Tensor:
-    """1 / (number of available experts) each; 0 for the others."""
-    return available_LN / available_LN.sum(dim=-1, keepdim=True)

@@ -16,6 +16,8 @@ from chronomoe.control.config import ControlConfig
 from chronomoe.control.state import ControlState
 from chronomoe.routing.steering import Steering
 
+PROBE_MARGIN = 0.002
+"""Loss in nats per token that masking must win at least, and that coming back may cost."""
 EVIDENCE_DECAY = 0.92
 """Weight of a probe after one probe interval: half after eight."""
 RECOVERY_MARGIN = 0.15
@@ -42,7 +44,7 @@ def suspects(state: ControlState, steering: Steering, config: ControlConfig) -> 
     candidates = torch.zeros_like(state.masked)
     if since == 1:  # a close call goes on with the sequences of the next step, and the next
         count, total, _ = state.evidence
-        close = (total < -config.probe_margin * count) & (count < MAX_SEQUENCES)
+        close = (total < -PROBE_MARGIN * count) & (count < MAX_SEQUENCES)
         candidates = (state.last_probe == now - 1) & close & steering.available
     if since >= config.probe_every:  # together: they share one loss to compare with
         unhealthy = (state.health < config.suspect_below) & (state.recovering < 0.5) & steering.available
@@ -123,7 +125,7 @@ def mean_and_error(sums: Tensor) -> tuple[float, float]:
 def weigh(state: ControlState, config: ControlConfig, layer: int, expert: int, sums: Tensor) -> float | None:
     """Add a probe to the evidence on one expert; the change of the loss in nats per token if that is a verdict.
 
-    An expert is masked when its absence lowers the loss by more than the margin and 3 + 8 / n standard errors (n
+    An expert is masked when its absence lowers the loss by more than ``PROBE_MARGIN`` and 3 + 8 / n standard errors (n
     sequences; with few of them the error is little known), and let back in when its return raises the loss by no more
     than the margin.
     """
@@ -139,8 +141,8 @@ def weigh(state: ControlState, config: ControlConfig, layer: int, expert: int, s
     if (count := evidence[0].item()) < MIN_SEQUENCES:
         return None
     mean, error = mean_and_error(evidence)
-    margin, masked = config.probe_margin, bool(state.masked[layer, expert])
-    verdict = mean <= margin if masked else mean < -max(margin, (3 + 8 / count) * error)
+    masked = bool(state.masked[layer, expert])
+    verdict = mean <= PROBE_MARGIN if masked else mean < -max(PROBE_MARGIN, (3 + 8 / count) * error)
     return mean if verdict else None
 
 

@@ -4,7 +4,7 @@
     b_I <- (1 - leak) b_I + gamma phi(e)        integral; phi is the identity, or the sign (loss-free balancing)
     b*  = gamma_P N (pi - f_bar) + b_I          f_bar: lightly smoothed load
     b   = projection of b* on {sum b = 0, |b| <= B}
-    b_I <- b_I + anti_windup (b - b*)           an integral that cannot act does not grow
+    b_I <- b_I + ANTI_WINDUP (b - b*)           an integral that cannot act does not grow
 
 The gains are multiples of sigma_z, the spread of the logits, because the plant's own gain falls as 1 / sigma_z. With
 gain g the loop is stable for gamma g < 2 and settles in about 1 / (gamma g) ticks (docs/architecture.md).
@@ -14,6 +14,14 @@ Shape suffixes: L MoE layers, N experts. Everything is fp32 and a pure function.
 
 import torch
 from torch import Tensor
+
+ANTI_WINDUP = 0.5
+"""How fast the integral gives back what the bound took."""
+
+
+def equal_target(available_LN: Tensor) -> Tensor:
+    """pi: 1 / (number of available experts) each; 0 for the others."""
+    return available_LN / available_LN.sum(dim=-1, keepdim=True)
 
 
 def load_error(load_LN: Tensor, target_LN: Tensor) -> Tensor:
@@ -59,7 +67,6 @@ def pi_update(
     bound_L1: Tensor | None,
     *,
     leak: float = 0.0,
-    anti_windup: float = 0.5,
     centred: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One tick of the controller: the new integral and the new pressure, both (L, N)."""
@@ -68,7 +75,7 @@ def pi_update(
     if bound_L1 is None:
         return integral_LN, wanted_LN - wanted_LN.mean(dim=-1, keepdim=True) if centred else wanted_LN
     b_LN = project(wanted_LN, bound_L1) if centred else _clipped(wanted_LN, bound_L1)
-    return integral_LN + anti_windup * (b_LN - wanted_LN), b_LN
+    return integral_LN + ANTI_WINDUP * (b_LN - wanted_LN), b_LN
 
 
 def sign_update(pressure_LN: Tensor, error_LN: Tensor, step: float) -> Tensor:

@@ -36,10 +36,7 @@ def fast_temperature(
     )
 
 
-def effective_temperature(
-    fast_LN: Tensor, local_LN: Tensor, global_N: Tensor, config: ControlConfig, rho: float
-) -> Tensor:
+def effective_temperature(fast_LN: Tensor, structural_LN: Tensor, config: ControlConfig, rho: float) -> Tensor:
     """log T used for routing: fast and structural, mixed convexly, within the admissible ratio ``rho``."""
-    structural_LN = (1 - config.global_weight) * local_LN + config.global_weight * global_N
     mixed_LN = config.fast_weight * fast_LN + (1 - config.fast_weight) * structural_LN
     return project(mixed_LN, torch.tensor(0.5 * math.log(rho), device=mixed_LN.device))

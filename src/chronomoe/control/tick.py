@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chronomoe.control import judge, landscape, pressure, temperature
 from chronomoe.control.coherence import expert_coherence, update_direction
 from chronomoe.control.config import ControlConfig
-from chronomoe.control.health import equal_target, health, health_target, update_signal
+from chronomoe.control.health import health, update_signal
 from chronomoe.control.landscape import BLOCK, BLOCKS
 from chronomoe.control.state import ControlState
 from chronomoe.knob import KnobFactors
@@ -27,8 +27,10 @@ from chronomoe.routing.steering import Steering
 
 SPREAD_FLOOR = 0.01
 """Least spread of the logits that gains are multiples of: a new router has almost none."""
-SPREAD_RATE, SLOW_LOAD_RATE, MEAN_LOAD_RATE = 0.1, 0.2, 0.02
-"""Weight of the newest value in the averages of the spread and of the load."""
+SPREAD_RATE = 0.1
+LOAD_RATE, SLOW_LOAD_RATE, MEAN_LOAD_RATE = 0.5, 0.2, 0.02
+MEAN_PRESSURE_RATE = 0.1
+"""Weight of the newest value in the averages of spread, loads (proportional term, alarm, reports) and pressure."""
 RECOVERY_DECAY = 0.98
 """What is left of an expert's recovery after a tick: half after 34."""
 
@@ -42,9 +44,7 @@ def advance(
     """
     state.ticks += 1
     now = int(state.ticks)
-    target_LN = equal_target(window.available)
-    if config.health_target:
-        target_LN = health_target(state.health, window.available, config.health_floor)
+    target_LN = pressure.equal_target(window.available)
     error_LN = pressure.load_error(window.load_without_goals, target_LN)  # pressure must not fight a goal
     move_pressure(state, window, error_LN, target_LN, config, factors, now)
     move_coherence(state, window, config, dense=dense)
@@ -65,7 +65,7 @@ def move_pressure(
     first, load_LN = now == 1, window.load_without_goals
     state.spread.lerp_(window.logit_std / window.tokens, 1.0 if first else SPREAD_RATE)
     state.mean_load.lerp_(window.load, max(MEAN_LOAD_RATE, 1 / now))
-    state.smooth_load.lerp_(load_LN, 1.0 if first else config.load_smoothing)
+    state.smooth_load.lerp_(load_LN, 1.0 if first else LOAD_RATE)
     state.slow_load.lerp_(load_LN, 1.0 if first else SLOW_LOAD_RATE)
     if config.pressure == "sign":
         step = config.sign_step * factors.pressure_scale
@@ -87,12 +87,11 @@ def move_pressure(
             config.gamma_p * scale_L1,
             None if config.bound is None else config.bound * spread_L1,
             leak=config.leak,
-            anti_windup=config.anti_windup,
             centred=config.centred,
         )
         state.integral.copy_(integral_LN)
         state.live_pressure.copy_(b_LN)
-    state.mean_pressure.lerp_(state.live_pressure, max(config.deploy_smoothing, 1 / now))
+    state.mean_pressure.lerp_(state.live_pressure, max(MEAN_PRESSURE_RATE, 1 / now))
 
 
 def move_coherence(state: ControlState, window: RoutingWindow, config: ControlConfig, *, dense: bool) -> None:
@@ -113,7 +112,6 @@ def move_health(state: ControlState, window: RoutingWindow, config: ControlConfi
         window.gradient,
         window.absolute_gradient,
         window.assignments,
-        config.health_memory,
     )
     state.health.copy_(health(state.contrast, state.gradient_size, config.health_scale))
     state.recovering.mul_(RECOVERY_DECAY)
@@ -137,9 +135,7 @@ def move_temperature(
 
 def effective_temperature(state: ControlState, config: ControlConfig, rho: float) -> Tensor:
     """(L, N) log temperature that the state asks of the routers."""
-    return temperature.effective_temperature(
-        state.temperature_fast, state.structural_T_local, state.structural_T_global, config, rho
-    )
+    return temperature.effective_temperature(state.temperature_fast, state.structural_T_local, config, rho)
 
 
 def valley_weight(state: ControlState, config: ControlConfig) -> Tensor:

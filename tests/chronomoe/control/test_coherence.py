@@ -1,21 +1,11 @@
 """R is near 1 for stable directions, near 0 for random ones, and corrected for its own start."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronomoe.control.coherence import (
-    expert_coherence,
-    layer_coherence,
-    order_parameter,
-    order_parameter_null,
-    phase_locking_null,
-    phase_locking_value,
-    update_direction,
-)
+from chronomoe.control.coherence import expert_coherence, layer_coherence, update_direction
 from tests.chronomoe.draws import many
 
 
@@ -62,21 +52,3 @@ def test_an_expert_without_tokens_keeps_its_direction():
 def test_a_layer_is_weighted_by_load():
     coherence, load = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.75, 0.25]])
     assert layer_coherence(coherence, load).item() == pytest.approx(0.75)
-
-
-def test_phases():
-    splay = torch.arange(8) * 2 * math.pi / 8
-    assert order_parameter(torch.zeros(8)).item() == pytest.approx(1)
-    assert order_parameter(splay).item() == pytest.approx(0, abs=1e-6)
-    random = torch.rand(20_000, 8) * 2 * math.pi
-    assert order_parameter(random).mean().item() == pytest.approx(order_parameter_null(8), rel=0.03)
-    drift = torch.rand(500, 1) * 6
-    assert phase_locking_value(drift + splay).item() == pytest.approx(1, abs=1e-5)
-    independent = torch.rand(400, 40) * 2 * math.pi
-    assert phase_locking_value(independent).item() == pytest.approx(phase_locking_null(400), rel=0.1)
-
-
-def test_shares_cannot_synchronise():
-    loads = torch.rand(300, 8).softmax(-1)
-    analytic = loads - loads.mean(0)
-    assert analytic.sum(-1).abs().max() < 1e-6, "so the weighted sum of their phases is 0 whatever they do"

@@ -292,18 +292,6 @@ def test_kappa_scales_the_gain_of_the_pressure_and_the_rates():
     assert (sign[1] / sign[0]).item() == pytest.approx(math.e, rel=1e-4)
 
 
-def test_a_health_target_gives_a_healthier_expert_more():
-    controller = build(ControlConfig().ablate("pi_health")).controller
-    source, windows = build(), []
-    train(source, 1, windows.append)
-    even = dataclasses.replace(windows[0], assignments=torch.full_like(windows[0].assignments, 10.0))
-    controller.health[:, 1], controller.health[:, 2] = 0.9, -0.9
-    controller.steering.end_step = lambda: even
-    controller.tick()
-    assert torch.all(controller.live_pressure[:, 1] > controller.live_pressure[:, 0])
-    assert torch.all(controller.live_pressure[:, 2] < controller.live_pressure[:, 0])
-
-
 def test_the_deployed_pressure_is_the_average_its_rate_says():
     source, windows = build(), []
     train(source, 14, windows.append)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from chronomoe.control.health import equal_target, health, health_target
+from chronomoe.control.health import health
 from chronomoe.control.judge import mean_and_error, probe, set_masked, sums_of
 from chronomoe.training.run_control import language_model_loss
 from tests.chronomoe.control.test_controller import VOCAB, batches, build, train
@@ -35,15 +35,6 @@ def model(learned):
 
 def language_loss(model):
     return language_model_loss(model, {"input_ids": text(1, seed=9)[0]}, 16)
-
-
-def test_targets_are_shares_of_the_available():
-    available = torch.tensor([[True, True, False, True]])
-    assert equal_target(available).tolist() == [[pytest.approx(1 / 3), pytest.approx(1 / 3), 0, pytest.approx(1 / 3)]]
-    shares = health_target(torch.tensor([[1.0, -1.0, 0.0, 0.0]]), available, 0.1)
-    assert shares.sum().item() == pytest.approx(1)
-    assert shares[0, 0] > shares[0, 3] > shares[0, 1] > 0.02
-    assert shares[0, 2] == 0
 
 
 def test_health_is_odd_bounded_and_free_of_scale():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
-from chronomoe.control.pressure import pi_update, project
+from chronomoe.control.pressure import equal_target, pi_update, project
 from chronomoe.routing.state import SteeringConfig
 from chronomoe.routing.steering import Steering
 from tests.chronomoe.draws import many, one_call
@@ -58,6 +58,12 @@ def test_the_projection_knows_no_numbering(draw, random):
     b, bound = draw
     order = torch.tensor(random.sample(range(b.shape[-1]), b.shape[-1]))
     torch.testing.assert_close(project(b, bound)[:, order], project(b[:, order], bound), atol=1e-5, rtol=1e-5)
+
+
+def test_targets_are_equal_shares_of_the_available():
+    available = torch.tensor([[True, True, False, True], [True, True, True, True]])
+    third = 1 / 3
+    torch.testing.assert_close(equal_target(available), torch.tensor([[third, third, 0, third], [0.25] * 4]))
 
 
 def test_the_integral_does_not_wind_up():

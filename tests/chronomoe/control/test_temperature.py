@@ -95,5 +95,5 @@ def test_blocks_of_time_hold_plain_means():
 @many
 @given(states(), st.floats(1, 10))
 def test_the_effective_temperature_respects_the_ratio(state, rho):
-    tau = effective_temperature(10 * state[0], state[1], state[2][0], CONFIG, rho)
+    tau = effective_temperature(10 * state[0], state[1], CONFIG, rho)
     assert (tau.amax(-1) - tau.amin(-1)).exp().max() <= rho * (1 + 1e-5)
