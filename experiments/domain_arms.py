@@ -27,7 +27,7 @@ from chronomoe.data.windows import PackedDataset
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import DomainGate, false_alarm_threshold
 from chronomoe.experts.network import LayerExpert
-from chronomoe.experts.training import ANCHOR_PART, WithAnchor, begin, trainee
+from chronomoe.experts.training import ANCHOR_EVERY, WithAnchor, begin, trainee
 from chronomoe.hosts.capture import gate_inputs, kl
 from chronomoe.storage import whole_directory
 from chronomoe.tensors import read_tensors, save_tensors
@@ -108,7 +108,7 @@ class Tuned(nn.Module):
         with parametrize.cached():
             output = model(input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, use_cache=False)
             if self.anchored and anchor_ids is not None:
-                rows = anchor_ids[: max(1, len(anchor_ids) // ANCHOR_PART)]
+                rows = anchor_ids[: max(1, len(anchor_ids) // ANCHOR_EVERY)]
                 with torch.no_grad():
                     own = vars(self)["reference"](input_ids=rows, use_cache=False).logits
                 output.loss = output.loss + kl(own, model(input_ids=rows, use_cache=False).logits).mean()

@@ -11,7 +11,7 @@ import torch
 from transformers import MixtralConfig as HFMixtralConfig
 from transformers import MixtralForCausalLM
 
-from chronomoe.hosts.attach import STATE_PREFIXES
+from chronomoe.experts.attachment import base_state
 from chronomoe.mixtral_core import MixtralConfig
 from chronomoe.pretrained import SteeredPreTrained
 
@@ -23,7 +23,7 @@ class ChronovisorMixtralForCausalLM(SteeredPreTrained, MixtralForCausalLM):
     config_class = MixtralConfig
 
     def __init__(self, config: HFMixtralConfig) -> None:
-        # Ours unless another was asked for by name; transformers resolves "none asked for" in its constructor.
+        # Ours unless another is named; transformers fills in its own default in its constructor.
         dispatch = config._experts_implementation or "sorted"
         super().__init__(config)
         self.steer(dispatch)
@@ -35,9 +35,8 @@ class ChronovisorMixtralForCausalLM(SteeredPreTrained, MixtralForCausalLM):
         plain = HFMixtralConfig(**{name: ours[name] for name in plain_fields if name in ours})
         plain.architectures = ["MixtralForCausalLM"]
         plain.dtype = self.dtype
-        state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(STATE_PREFIXES)}
         with torch.device("meta"):
             skeleton: Any = MixtralForCausalLM(plain)
             skeleton.to(self.dtype)
         skeleton.generation_config = self.generation_config
-        skeleton.save_pretrained(path, state_dict=state)
+        skeleton.save_pretrained(path, state_dict=base_state(self))

@@ -45,7 +45,7 @@ def require(
     above: float = -math.inf,
     most: float = math.inf,
     below: float = math.inf,
-    whole: bool = False,
+    integer: bool = False,
     optional: bool = False,
     of: str = "",
 ) -> None:
@@ -55,12 +55,12 @@ def require(
     """
     for name in names:
         value = getattr(settings, name)
-        number = isinstance(value, int) or (not whole and isinstance(value, float) and math.isfinite(value))
+        number = isinstance(value, int) or (not integer and isinstance(value, float) and math.isfinite(value))
         fits = number and not isinstance(value, bool) and least <= value <= most and above < value < below
         if fits or (optional and value is None):
             continue
         bounds = {"at least": least, "above": above, "at most": most, "below": below}
         limits = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if math.isfinite(bound))
-        kind = f"{'whole' if whole else 'finite'} number"
+        kind = f"{'whole' if integer else 'finite'} number"
         none = ", or None" * optional
         raise ConfigError(f"{of}{name} is {value!r}; it must be a {kind}{', ' * bool(limits)}{limits}{none}.")

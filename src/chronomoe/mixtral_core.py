@@ -64,8 +64,8 @@ class MixtralConfig(HFMixtralConfig):
     def _refuse_bad_shapes(self) -> None:
         sizes = "vocab_size", "hidden_dim", "intermediate_dim", "num_layers", "max_seq_length"
         numbers = "num_experts", "num_experts_per_token", "num_attention_heads", "num_key_value_heads"
-        require(self, *sizes, *numbers, least=1, whole=True)
-        require(self, "head_dim", least=2, whole=True, optional=True)
+        require(self, *sizes, *numbers, least=1, integer=True)
+        require(self, "head_dim", least=2, integer=True, optional=True)
         heads, kv_heads = int(self.num_attention_heads or 0), int(self.num_key_value_heads or 0)
         if self.num_experts_per_token > self.num_experts:
             raise ConfigError(

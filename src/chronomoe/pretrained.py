@@ -1,18 +1,14 @@
 """SteeredPreTrained: what steered models that are built by us add to transformers' PreTrainedModel."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
+from chronomoe import sidecars
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError
-from chronomoe.hosts.attach import attach
+from chronomoe.hosts.attach import attach, make_state_new
 from chronomoe.routing.state import SteeringConfig
 from chronomoe.routing.steering import Steering
-from chronomoe.sidecars import load_attached, save_attached
 
 
 class SteeredPreTrained:
@@ -20,10 +16,9 @@ class SteeredPreTrained:
 
     steering: Steering
     controller: ChronovisorMixtralController
-    _keep_in_fp32_modules_strict: Any = {"steering", "controller"}  # noqa: RUF012 (bf16 would round them)
 
     def steer(self, dispatch: str) -> None:
-        """Attach what the configuration asks for; :class:`ConfigError` when it does not know what that is."""
+        """Attach what the configuration asks for; :class:`ConfigError` for unknown settings."""
         config: Any = self.config  # type: ignore[attr-defined]
         steering, control = (getattr(config, name, None) or {} for name in ("steering", "control"))
         try:
@@ -32,37 +27,39 @@ class SteeredPreTrained:
         except TypeError as error:
             raise ConfigError(f"the model's steering or control settings are not ours: {error}.") from error
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As transformers' own; attached experts go into files of their own, beside the unchanged base."""
+    def save_pretrained(self, save_directory: Any, *args: Any, control: bool = True, **kwargs: Any) -> None:
+        """As transformers' own, with the sidecars beside the unchanged base; see :mod:`chronomoe.sidecars`.
+
+        ``control=False`` leaves out the control layer: the model then loads with neutral fields.
+        """
         state = kwargs.pop("state_dict", None) or self.state_dict()  # type: ignore[attr-defined]
         kwargs["state_dict"] = {name: t for name, t in state.items() if not name.startswith("subbrains.")}
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        save_attached(self, save_directory)
+        sidecars.save(self, save_directory, control=control)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, with the experts attached there; a plain checkpoint loads too, with neutral fields."""
-        loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if getattr(model, "controller", None) is not None:
-            model.steering.after_loading()
-            model.controller.restore_dtypes()
-        if args and Path(args[0]).is_dir():
-            load_attached(model, args[0])
-        return loaded
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As transformers' own, with the sidecars beside the model; a plain checkpoint has none and neutral fields.
+
+        Raises :class:`CheckpointError` for a model that version 0.1.0 saved, or a sidecar that is damaged.
+        """
+        folder = sidecars.folder_of(pretrained_model_name_or_path, **kwargs)
+        if folder is not None:
+            sidecars.refuse_old(sidecars.weight_names(folder), folder)
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        sidecars.refuse_old(info["unexpected_keys"], folder)  # of weights that were downloaded only now
+        make_state_new(model)
+        if folder is not None:
+            sidecars.load(model, folder)
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True  # transformers looks for its decorator in the source of this module, where it cannot be
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        # Also reached for what a plain checkpoint does not hold: its fields start neutral.
-        if isinstance(module, Steering):
-            module.reset()
-        if isinstance(module, ChronovisorMixtralController):
-            module.forget()
-        super()._init_weights(module)  # type: ignore[misc]
 
     @property
     def num_active_params(self) -> int:

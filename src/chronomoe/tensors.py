@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from chronomoe.errors import CheckpointError
 
@@ -27,11 +27,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors; shared or strided ones are copied first."""
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
-
-
-def load_strict(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load buffers with no field missing and none unknown, else :class:`CheckpointError`."""
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error

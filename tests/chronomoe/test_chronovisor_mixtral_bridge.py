@@ -5,6 +5,7 @@ import torch
 from transformers import MixtralForCausalLM
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from tests.chronomoe.everything import differing, everything
 
 
 @pytest.fixture
@@ -45,8 +46,7 @@ def test_saving_keeps_the_fields(model, tokens, tmp_path):
     model.steering.load[0] = torch.tensor([0.1, 0.2, 0.3, 0.4])
     model.save_pretrained(tmp_path)
     back = ChronovisorMixtralForCausalLM.from_pretrained(tmp_path).eval()
-    for name, buffer in model.steering.state_dict().items():
-        assert torch.equal(back.steering.state_dict()[name], buffer), name
+    assert not differing(everything(back), everything(model))
     assert torch.equal(back(tokens).logits, model(tokens).logits)
 
 

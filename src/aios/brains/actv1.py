@@ -139,9 +139,9 @@ class ACTv1Flags(Given):
 
     def __post_init__(self) -> None:
         counts = "max_seq_len", "batch_size", "steps", "gradient_accumulation_steps", "chunk_size"
-        require(self, *counts, least=1, whole=True)
-        require(self, "eval_every", "save_every", "log_every", least=1, whole=True, optional=True)
-        require(self, "eval_batches", "dataset_start_offset", least=0, whole=True)
+        require(self, *counts, least=1, integer=True)
+        require(self, "eval_every", "save_every", "log_every", least=1, integer=True, optional=True)
+        require(self, "eval_batches", "dataset_start_offset", least=0, integer=True)
         require(self, "lr", above=0)
         if self.brain_name is not None and self.save_dir is not None:
             raise ConfigError("--brain-name and --save-dir both say where the brain goes; give one of them.")

@@ -16,7 +16,7 @@ from typing import Any
 
 from aios.brains.settings import SHAPES, BrainTraining, ModelShape, RunSettings
 from aios.workspace import Workspace
-from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
 from chronomoe.storage import held, write_json
 
 FORMAT, VERSION = "aios-run", 1
@@ -184,17 +184,15 @@ def load_brain(path: Path) -> tuple[Any, Any]:
 
 def load_weights(folder: Path, **settings: Any) -> Any:
     """The model in a folder of weights; :class:`CheckpointError` when they are damaged or not those of its config."""
-    from chronomoe.goals.steer import turn_off
-
     kind = model_class(check_config(folder))
     try:
         model, info = kind.from_pretrained(folder, output_loading_info=True, **settings)
+    except ChronoMoEError:
+        raise
     except Exception as error:  # whatever the libraries raise for files they do not understand
         raise _unreadable(folder, error) from error
-    missing = [name for name in info["missing_keys"] if not name.startswith(("steering.", "controller."))]
-    if missing:
+    if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"the weights in {folder} are not those of its config.json: {missing[0]} is missing.")
-    turn_off(model)  # which goals are on is said by who runs a model, not by a file
     return model
 
 

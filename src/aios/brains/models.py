@@ -45,18 +45,18 @@ def load_student(model: Any, source: Path) -> None:
     """
     from safetensors.torch import load_file
 
+    from chronomoe.experts.attachment import base_state
+    from chronomoe.sidecars import refuse_old
+
     if source.is_dir():
-        state = load_weights(model_folder(source)).state_dict()
+        state = base_state(load_weights(model_folder(source)))
     else:
         try:
             state = load_file(source)
         except Exception as error:
             raise CheckpointError(f"{source} holds no weights that can be read ({error}).") from error
-    others = ("steering.", "controller.", "subbrains.")
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(others)}
-    mine = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("steering.", "controller."))
-    }
+    refuse_old(state, source)
+    mine = base_state(model)
     tied = set(mine) - set(state) if model.config.tie_word_embeddings else set()
     wrong = [name for name in mine if name not in tied and (name not in state or state[name].shape != mine[name].shape)]
     wrong += [name for name in state if name not in mine]

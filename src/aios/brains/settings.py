@@ -143,9 +143,9 @@ class RunSettings(Given):
     """Print the plan (parameters, memory, tokens, time) and do nothing."""
 
     def __post_init__(self) -> None:
-        require(self, "seq_len", least=2, whole=True)
-        require(self, "eval_tokens", "start_offset", least=0, whole=True)
-        require(self, "stop_after", least=1, whole=True, optional=True)
+        require(self, "seq_len", least=2, integer=True)
+        require(self, "eval_tokens", "start_offset", least=0, integer=True)
+        require(self, "stop_after", least=1, integer=True, optional=True)
 
 
 _PATHS = ("model", "data", "student_init")

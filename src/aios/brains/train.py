@@ -22,10 +22,10 @@ from aios.data.tokenizers import tokenizer_fingerprint
 from aios.goals.use import REMEMBERED, goals_for_training, goals_to_train_under, remembered_flags
 from aios.store.goals import Goals
 from aios.workspace import Workspace
+from chronomoe import sidecars
 from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
 from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.sidecars import read_list
 from chronomoe.storage import disk_full_explained
 from chronomoe.training.checkpoint import list_checkpoints
 
@@ -146,7 +146,7 @@ def check_place(bundle: Path, run: Run) -> None:
     """Nothing trained may be in the way of a new run, and something must be there to resume."""
     places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
     if run.settings.resume:
-        if attached := read_list(bundle):
+        if attached := sidecars.read_list(bundle):
             raise ConfigError(
                 f"expert {attached[0]['expert_id']} is attached to these weights; detach it before you train them on."
             )
@@ -209,7 +209,7 @@ def _results(trainer: Any, store: TokenStore, eval_tokens: int) -> dict[str, Any
 
 
 def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:
-    """Put the final model into the bundle itself, file by file, each whole."""
+    """Put the final model and its sidecars into the bundle itself, file by file, each in one step."""
     final = trainer.files.folder / f"step_{trainer.state.step}"
     tokenizer_files = {path.name for path in final.glob("*token*")}
     for path in final.iterdir():
@@ -222,3 +222,4 @@ def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:
             with disk_full_explained(bundle / path.name):
                 shutil.copyfile(path, temporary)
             temporary.replace(bundle / path.name)
+    sidecars.copy(final, bundle)

@@ -48,8 +48,8 @@ class ExpertTraining(Given):
     """Seed of initialisation and data order."""
 
     def __post_init__(self) -> None:
-        require(self, "steps", "batch_size", "max_seq_len", "calibration_windows", least=1, whole=True)
-        require(self, "eval_tokens", least=0, whole=True)
+        require(self, "steps", "batch_size", "max_seq_len", "calibration_windows", least=1, integer=True)
+        require(self, "eval_tokens", least=0, integer=True)
         require(self, "lr", above=0)
         require(self, "redraw", "gate_memory", "false_alarm", least=0, most=1)
         require(self, "harm_kl", "anchor_weight", least=0)

@@ -25,6 +25,6 @@ class Lesson:
     """Seed of the data order."""
 
     def __post_init__(self) -> None:
-        require(self, "steps", "batch_size", "max_seq_len", "eval_tokens", least=1, whole=True)
+        require(self, "steps", "batch_size", "max_seq_len", "eval_tokens", least=1, integer=True)
         require(self, "lr", above=0)
         require(self, "anchor_weight", least=0)

@@ -19,9 +19,9 @@ from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.knob import checked_kappa
 from chronomoe.storage import write_json
-from chronomoe.tensors import load_strict, read_tensors, save_tensors
+from chronomoe.tensors import read_tensors, save_tensors
 
-VERSION = 2
+VERSION = 3
 TENSORS, REST = "chronovisor.safetensors", "chronovisor.json"
 _FIELDS = ("version", "control", "coherence_history", "kappa", "intent", "meta_knob_history")
 
@@ -176,10 +176,9 @@ class ChronovisorCheckpoint:
         """Put everything back; :class:`CheckpointError`, and nothing changed, when it does not fit."""
         self.refuse_unfit(controller, where)
         state, kappa = self._tensors(), checked_kappa(self.kappa)
-        steering = {name: tensor for name, tensor in state.items() if name.startswith("steering.")}
-        own = {name: tensor for name, tensor in state.items() if name not in steering}
-        load_strict(controller, own, where)
-        load_strict(controller.steering, {name.removeprefix("steering."): t for name, t in steering.items()}, where)
+        with torch.no_grad():
+            for name, buffer in _state(controller).items():
+                buffer.copy_(state[name])
         controller.coherence_history.clear()
         controller.coherence_history.extend(self.coherence_history)
         controller.meta_knob.reset()
@@ -204,5 +203,7 @@ def _has_layers(name: str) -> bool:
 
 
 def _state(controller: ChronovisorMixtralController) -> dict[str, Tensor]:
-    fields = {f"steering.{name}": tensor for name, tensor in controller.steering.state_dict().items()}
-    return {**controller.state_dict(), **fields}
+    """Every buffer by name; goals are on or off by who runs a model, not by a file."""
+    fields = dict(controller.steering.named_buffers(recurse=False))
+    del fields["goal_bias"]
+    return {**dict(controller.named_buffers()), **{f"steering.{name}": tensor for name, tensor in fields.items()}}

@@ -108,17 +108,23 @@ class ChronovisorMixtralController(ControlState):
         self.coherence_history.append(self.R)
         return window
 
-    @contextmanager
-    def deployed(self) -> Iterator[None]:
-        """Within the block the routers see the averaged pressure and no noise, as a deployed model does.
+    @torch.no_grad()
+    def deploy(self) -> None:
+        """From now on, until the next tick, the routers see the averaged pressure and no noise.
 
         The last pressure of a run is tuned to its last batches; the average holds on other text.
         """
         steering = self.steering
-        live = steering.pressure.clone(), steering.exploration.clone()
         if steering.config.enabled and self.config.pressure != "off" and int(self.ticks):
             steering.pressure.copy_(self.mean_pressure)
             steering.exploration.zero_()
+
+    @contextmanager
+    def deployed(self) -> Iterator[None]:
+        """Within the block the model is as :meth:`deploy` leaves it; then it is live again."""
+        steering = self.steering
+        live = steering.pressure.clone(), steering.exploration.clone()
+        self.deploy()
         try:
             yield
         finally:

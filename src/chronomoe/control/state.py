@@ -1,7 +1,7 @@
 """ControlState: everything the controller remembers between two ticks.
 
-Buffers in fp32 of shape (layers, experts) unless said otherwise. They move with the model, are saved in checkpoints and
-are the same on every rank: all ranks see the same summed window and do the same arithmetic.
+Buffers in fp32 of shape (layers, experts) unless said otherwise. They move with the model, are saved beside its weights
+and are the same on every rank: all ranks see the same summed window and do the same arithmetic.
 
 Shape suffixes: L MoE layers, N experts, D hidden size, B blocks of time.
 """
@@ -68,11 +68,21 @@ class ControlState(Fp32Module):
 
     def __init__(self, layers: int, num_experts: int, hidden_size: int) -> None:
         super().__init__()
+        self._shape = layers, num_experts, hidden_size
+        self.make_new()
+
+    def make_new(self, device: torch.device | str | None = None) -> None:
+        """Give the state new buffers on ``device``, nothing learned.
+
+        They are run-time state, in no state dict: whatever loads a model's weights calls this, then restores what was
+        saved beside them.
+        """
+        layers, num_experts, hidden_size = self._shape
         for name in (
             "integral", "live_pressure", "mean_pressure", "smooth_load", "slow_load", "mean_load", "forgotten",
             "coherence", "contrast", "health", "recovering", "temperature_fast", "structural_T_local",
         ):  # fmt: skip
-            self.register_buffer(name, torch.zeros(layers, num_experts, dtype=torch.float32))
+            self._make(name, (layers, num_experts), torch.float32, device)
         for name, shape in {
             "spread": (layers,),
             "gradient_size": (layers,),
@@ -82,13 +92,15 @@ class ControlState(Fp32Module):
             "block_rates": (BLOCKS,),
             "evidence": (3, layers, num_experts),
         }.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
-        self.register_buffer("masked", torch.zeros(layers, num_experts, dtype=torch.bool))
+            self._make(name, shape, torch.float32, device)
+        self._make("masked", (layers, num_experts), torch.bool, device)
         for name in ("last_probe", "fruitless"):
-            self.register_buffer(name, torch.zeros(layers, num_experts, dtype=torch.int64))
-        self.register_buffer("ticks", torch.zeros((), dtype=torch.int64))
-        self.keep_dtypes()
+            self._make(name, (layers, num_experts), torch.int64, device)
+        self._make("ticks", (), torch.int64, device)
         self.clear()
+
+    def _make(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> None:
+        self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device), persistent=False)
 
     @torch.no_grad()
     def clear(self) -> None:

@@ -37,6 +37,11 @@ class Subbrains(nn.ModuleDict):
         return list(self.values())  # type: ignore[arg-type]
 
 
+def base_state(model: Any) -> dict[str, Tensor]:
+    """The weights of the model itself, by name: without those of attached experts."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("subbrains.")}
+
+
 def attach_expert(model: Any, expert: DomainExpert) -> None:
     """Attach ``expert`` to a steered model, after those that are attached already.
 

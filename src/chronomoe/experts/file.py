@@ -1,4 +1,4 @@
-"""expert.safetensors: one expert with all that is needed to attach it safely; safetensors and JSON, never a pickle.
+"""expert.safetensors: one expert with everything needed to attach it safely; safetensors and JSON, never a pickle.
 
 The header's metadata holds one JSON text, ``chronomoe_expert``, and the sha256 of that text and of every tensor
 (name, dtype, shape, bytes): a file that was cut, changed or mixed up is refused before anything is built from it. The
@@ -19,27 +19,27 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from chronomoe.errors import CheckpointError
+from chronomoe.experts.attachment import base_state
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.storage import whole_file
 
 FORMAT, VERSION = "chronomoe-expert", 1
-_OURS = ("steering.", "controller.", "subbrains.")
-_MOST_HEADER = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
 REQUIRED = {
     "expert_uid": str, "expert_id": str, "created": str, "base": dict, "tokenizer_fingerprint": str, "layers": list,
     "width": int, "gate_layers": list, "training": dict, "calibration": dict, "metrics": dict, "goals": list,
 }  # fmt: skip
-"""What every header says, and as what."""
+"""What every header says, and of which type."""
 
 
 def base_fingerprint(model: Any) -> str:
     """sha256 of a model's own weights: names, dtypes, shapes and bytes, in the order of names."""
-    return _digest((name, t) for name, t in sorted(model.state_dict().items()) if not name.startswith(_OURS))
+    return _digest(sorted(base_state(model).items()))
 
 
 def base_of(model: Any) -> dict[str, Any]:
-    """What an expert must know of the model it was trained in."""
+    """What an expert's file says of the model it was trained in."""
     config = model.config
     return {
         "fingerprint": base_fingerprint(model),
@@ -51,7 +51,7 @@ def base_of(model: Any) -> dict[str, Any]:
 
 
 def save_expert(expert: DomainExpert, header: dict[str, Any], path: Path) -> None:
-    """Write an expert whole; ``header`` must have the :data:`REQUIRED` fields that the expert itself does not know."""
+    """Write an expert in one step; ``header`` needs the :data:`REQUIRED` fields that the expert itself lacks."""
     header = {
         **header,
         "format": FORMAT,
@@ -107,7 +107,7 @@ def read_expert(path: Path) -> tuple[DomainExpert, dict[str, Any]]:
             raise ValueError(f"the gate's leak is {float(expert.gate.leak):g}")
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"the tensors in {path} are not those its header tells of: {reason}") from error
+        raise CheckpointError(f"the tensors in {path} are not those of its header: {reason}") from error
     return expert.eval(), header
 
 
@@ -125,7 +125,7 @@ def refuse_misfit(
         return
     if theirs.get("fingerprint") != mine["fingerprint"]:
         raise CheckpointError(
-            f"expert {name} was trained in another base: the weights differ. Attach it to that one or train it anew; "
+            f"expert {name} was trained in another base: the weights differ. Attach it to that one or train it again; "
             "--force attaches it all the same."
         )
     if tokenizer_fingerprint is not None and header["tokenizer_fingerprint"] != tokenizer_fingerprint:
@@ -137,7 +137,7 @@ def _header(data: bytes, path: Path) -> tuple[dict[str, Any], str, str]:
     foreign = CheckpointError(f"{path} is not an expert file of chronomoe.")
     try:
         (length,) = struct.unpack("<Q", data[:8])
-        if length > min(_MOST_HEADER, len(data)):
+        if length > min(_MAX_HEADER_BYTES, len(data)):
             raise foreign
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         text, digest = metadata["chronomoe_expert"], metadata["sha256"]
@@ -158,7 +158,7 @@ def _check_fields(header: dict[str, Any], path: Path) -> None:
             raise CheckpointError(f"the header of {path} lacks {name}.")
     for name, form in (("expert_uid", "[0-9a-f]{32}"), ("expert_id", "[A-Za-z0-9_-]{1,64}")):
         if not re.fullmatch(form, header[name]):
-            raise CheckpointError(f"the header of {path} has an {name} that is none: {header[name][:80]!r}.")
+            raise CheckpointError(f"the header of {path} has an impossible {name}: {header[name][:80]!r}.")
 
 
 def _digest_of_all(text: str, tensors: dict[str, Tensor]) -> str:

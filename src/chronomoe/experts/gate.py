@@ -22,10 +22,12 @@ from torch.nn import functional as F
 
 from chronomoe.routing.state import Fp32Module
 
-_HEAD_START = 4.0
-_DECAY = 1e-4
+_PRIOR_TOKENS = 4.0
+"""Added to the count of tokens, so that the first few do not open a gate by chance."""
+_WEIGHT_DECAY = 1e-4
 _STRIDE = 8
-_ITERATIONS = 100
+"""One position in so many is fitted: neighbours say nearly the same."""
+_MAX_ITERATIONS = 100
 
 
 class DomainGate(Fp32Module):
@@ -75,7 +77,7 @@ class DomainGate(Fp32Module):
         if state_B2 is not None:
             kept_BS = self.leak**age_BS
             s_BS, n_BS = s_BS + kept_BS * state_B2[:, :1], n_BS + kept_BS * state_B2[:, 1:]
-        return s_BS / (n_BS + _HEAD_START).sqrt() + self.prior, torch.stack([s_BS[:, -1], n_BS[:, -1]], dim=1)
+        return s_BS / (n_BS + _PRIOR_TOKENS).sqrt() + self.prior, torch.stack([s_BS[:, -1], n_BS[:, -1]], dim=1)
 
     def _memory(self, counted_BS: Tensor) -> tuple[Tensor, Tensor]:
         """How much of each token i is left at t, leak^(t - i) for i <= t, and how many were counted until t."""
@@ -93,7 +95,7 @@ class DomainGate(Fp32Module):
         texts = [torch.cat([text[layer].float() for layer in self.layers], dim=-1) for text in (domain, *others)]
         mean_C = torch.stack([text.mean(dim=(0, 1)) for text in texts]).mean(dim=0)
         memory_SS = self._memory(torch.ones_like(texts[0][:1, :, 0]))[0][0, _STRIDE // 2 :: _STRIDE]
-        growth_S1 = (memory_SS.sum(dim=1, keepdim=True) + _HEAD_START).sqrt()
+        growth_S1 = (memory_SS.sum(dim=1, keepdim=True) + _PRIOR_TOKENS).sqrt()
         sums = [
             ((memory_SS @ F.pad(text - mean_C, (0, 1), value=1.0)) / growth_S1).flatten(0, 1) for text in texts
         ]  # the last column is that of c
@@ -101,20 +103,20 @@ class DomainGate(Fp32Module):
         scale_C = x_NC.square().mean(dim=0).sqrt() + 1e-6  # around 0, not the mean: one column may be constant
         x_NC /= scale_C
         label_N, weight_N = (
-            torch.cat([torch.full_like(part[:, 0], value) for part, value in zip(sums, values, strict=True)])
+            torch.cat([torch.full_like(rows[:, 0], value) for rows, value in zip(sums, values, strict=True)])
             for values in (
                 [1.0] + [0.0] * len(others),
-                [1 / len(sums[0])] + [1 / len(part) / len(others) for part in sums[1:]],
+                [1 / len(sums[0])] + [1 / len(rows) / len(others) for rows in sums[1:]],
             )
         )
         w_C = torch.zeros_like(scale_C, requires_grad=True)
-        optimizer = torch.optim.LBFGS([w_C], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS([w_C], max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
         @torch.enable_grad()
         def loss() -> Tensor:
             optimizer.zero_grad()
             missed = F.binary_cross_entropy_with_logits(x_NC @ w_C, label_N, weight_N, reduction="sum")
-            total = missed + _DECAY * w_C.square().sum()
+            total = missed + _WEIGHT_DECAY * w_C.square().sum()
             total.backward()
             return total
 

@@ -22,7 +22,7 @@ from chronomoe.experts.gate import false_alarm_threshold
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.hosts.capture import gate_inputs, kl, measure_routing
 
-ANCHOR_PART = 4
+ANCHOR_EVERY = 4
 """One sequence in so many of a batch has an anchor sequence beside it."""
 
 
@@ -42,8 +42,8 @@ class WithAnchor(Dataset[dict[str, Tensor]]):
 class Trainee(nn.Module):
     """What the trainer trains: the parameters of ``module`` alone; its forward runs the frozen ``base`` around it.
 
-    The base stays in evaluation mode: its routing, capacity and fields are those it will have afterwards. ``speaking``
-    and ``silent`` switch the module on and off; a batch may say by a number, ``goal``, what it is to be on for.
+    The base stays in evaluation mode: its routing, capacity and fields are those it will have afterwards. ``on``
+    and ``off`` are contexts that switch the module; a batch may have a number, ``goal``, which ``on`` receives.
     ``loss_terms`` holds ``ce`` and ``anchor_kl`` of the latest forward.
     """
 
@@ -52,8 +52,8 @@ class Trainee(nn.Module):
         base: Any,
         module: nn.Module,
         file: str,
-        speaking: Callable[[int], AbstractContextManager[None]],
-        silent: Callable[[], AbstractContextManager[None]],
+        on: Callable[[int], AbstractContextManager[None]],
+        off: Callable[[], AbstractContextManager[None]],
         anchor_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Trainee(nn.Module):
         self.file, self.anchor_weight = file, anchor_weight
         self.dtype = base.dtype
         vars(self)["base"] = base  # not a submodule: nothing of it is trained, moved or saved
-        self.speaking, self.silent = speaking, silent
+        self.on, self.off = on, off
         self.loss_terms: dict[str, Tensor] = {}
 
     def forward(
@@ -74,15 +74,15 @@ class Trainee(nn.Module):
         num_items_in_batch: Any = None,
         **_: Any,
     ) -> Any:
-        """A training loss: mean over predicted tokens, plus the anchor's KL."""
+        """Output with a training loss: mean over predicted tokens, plus the anchor's KL."""
         base: Any = vars(self)["base"]
-        with self.speaking(0 if goal is None else int(goal[0])):
+        with self.on(0 if goal is None else int(goal[0])):
             output = base(input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, use_cache=False)
             self.loss_terms = {"ce": output.loss.detach()}
             if anchor_ids is not None and self.anchor_weight > 0:
-                rows = anchor_ids[: max(1, len(anchor_ids) // ANCHOR_PART)]
+                rows = anchor_ids[: max(1, len(anchor_ids) // ANCHOR_EVERY)]
                 theirs = base(input_ids=rows, use_cache=False).logits
-                with self.silent(), torch.no_grad():
+                with self.off(), torch.no_grad():
                     own = base(input_ids=rows, use_cache=False).logits
                 divergence = kl(own, theirs).mean()
                 share = 1.0 if num_items_in_batch is None else (labels[:, 1:] >= 0).sum() / num_items_in_batch
@@ -98,7 +98,7 @@ class Trainee(nn.Module):
 
 
 @contextmanager
-def _silent(expert: DomainExpert) -> Iterator[None]:
+def _inactive(expert: DomainExpert) -> Iterator[None]:
     was, expert.active = expert.active, False
     try:
         yield
@@ -107,7 +107,7 @@ def _silent(expert: DomainExpert) -> Iterator[None]:
 
 
 @contextmanager
-def _open(expert: DomainExpert) -> Iterator[None]:
+def _forced_open(expert: DomainExpert) -> Iterator[None]:
     was, expert.forced = expert.forced, True
     try:
         yield
@@ -138,7 +138,12 @@ def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iter
         attach_expert(base, expert)
         try:
             yield Trainee(
-                base, expert, "expert.safetensors", lambda _: _open(expert), lambda: _silent(expert), anchor_weight
+                base,
+                expert,
+                "expert.safetensors",
+                lambda _: _forced_open(expert),
+                lambda: _inactive(expert),
+                anchor_weight,
             )
         finally:
             detach_expert(base, expert.uid)
@@ -160,7 +165,7 @@ def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed:
 def fit_gate(expert: DomainExpert, base: Any, domain: Tensor, general: Sequence[Tensor]) -> None:
     """Fit the gate to windows of the domain (n, S) and of each general domain."""
     if not general:
-        raise DataError("a gate needs general text to tell the domain from; give an anchor.")
+        raise DataError("a gate needs general text beside that of its domain; give an anchor.")
     inputs = [gate_inputs(base, expert.gate.layers, windows) for windows in (domain, *general)]
     expert.gate.fit(inputs[0], inputs[1:])
 
@@ -206,9 +211,9 @@ def calibrate(
 def divergence(base: Any, expert: DomainExpert, windows: Tensor) -> float:
     """Mean KL(base || base with the attached expert) over the tokens of ``windows`` (n, S), nats."""
     total = 0.0
-    for part in windows.split(8):
-        theirs = base(input_ids=part, use_cache=False).logits
-        with _silent(expert):
-            own = base(input_ids=part, use_cache=False).logits
+    for rows in windows.split(8):
+        theirs = base(input_ids=rows, use_cache=False).logits
+        with _inactive(expert):
+            own = base(input_ids=rows, use_cache=False).logits
         total += float(kl(own, theirs).sum())
     return total / windows.numel()

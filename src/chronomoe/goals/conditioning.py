@@ -1,4 +1,4 @@
-"""Learned conditioning: routers that have been taught what the text of a goal means for them.
+"""Learned conditioning: what routers have learned to add for the text of a goal.
 
     z = W h + A e          e: the goal's text, mean of the model's own token embeddings, length 1; goals average
 
@@ -40,7 +40,7 @@ def attach_conditioning(model: Any) -> GoalConditioning:
     """The conditioning of a steered model, all zero if it had none. Raises :class:`ConfigError` for other models."""
     steering = getattr(model, "steering", None)
     if steering is None:
-        raise ConfigError("this model has no routers to teach a goal.")
+        raise ConfigError("this model has no routers, which would learn a goal.")
     if steering.conditioning is None:
         layers, experts = steering.available.shape
         made = GoalConditioning(layers, experts, model.config.hidden_size)
@@ -60,7 +60,7 @@ def embed(model: Any, goals: Sequence[Goal]) -> Tensor:
 
 
 def condition(model: Any, goals: Sequence[Goal]) -> None:
-    """Let the routers know of these goals, and no others; without any they are as they were."""
+    """Give the routers these goals, and no others; without any they are as they were."""
     made = attach_conditioning(model) if goals else getattr(model.steering, "conditioning", None)
     if made is not None:
         made.embedding = embed(model, goals) if goals else None
@@ -68,7 +68,7 @@ def condition(model: Any, goals: Sequence[Goal]) -> None:
 
 @contextmanager
 def conditioned(made: GoalConditioning, embedding: Tensor | None) -> Iterator[None]:
-    """Within the block that goal is on, or none."""
+    """Within the block the goal of that embedding is on, or no goal."""
     before, made.embedding = made.embedding, embedding
     try:
         yield
@@ -78,7 +78,7 @@ def conditioned(made: GoalConditioning, embedding: Tensor | None) -> Iterator[No
 
 @contextmanager
 def conditioning_trainee(model: Any, goals: Sequence[Goal], anchor_weight: float = 1.0) -> Iterator[Trainee]:
-    """What teaches A: batches of ``goals[i]`` carry that number as ``goal`` (one a batch). The base is only read."""
+    """A trainee that learns A: a batch of ``goals[i]`` carries that number as ``goal``. The base is only read."""
     made = attach_conditioning(model)
     embeddings = [embed(model, [goal]) for goal in goals]
     with only_read(model):
@@ -93,7 +93,7 @@ def conditioning_trainee(model: Any, goals: Sequence[Goal], anchor_weight: float
 
 
 def save_conditioning(model: Any, folder: Path) -> None:
-    """Write A beside a saved model, whole; it belongs to those weights."""
+    """Write A beside a saved model, in one step; it belongs to those weights."""
     from safetensors.torch import save
 
     from chronomoe.storage import whole_file

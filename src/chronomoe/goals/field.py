@@ -2,8 +2,8 @@
 
     g = beta s,   s centred over the available experts of each layer, |s| <= 1
 
-beta is not a number anybody can guess, so it is found: by bisection, for a budget of KL(off || on) of the model's
-output per token on calibration text. |g| <= beta <= cap whatever the budget.
+beta is hard to guess, so it is found: by bisection, for a budget of KL(off || on) of the model's output per token on
+calibration text. |g| <= beta <= cap whatever the budget.
 
 Shape suffixes: L MoE layers, N experts.
 """
@@ -20,9 +20,11 @@ from chronomoe.routing.steering import Steering
 
 CAP = 1.0
 """Largest |g|, in logits: the router's own distribution then moves by half a nat at most (Lemma 3: range^2 / 8)."""
-_CLOSE = 0.02
-_TRIES = 24
-_KEPT = 1 << 26  # logits without goals that are worth keeping, not computing again
+_TOLERANCE = 0.02
+"""Share of the budget by which the divergence may miss it."""
+_MAX_STEPS = 24
+_MAX_KEPT_LOGITS = 1 << 26
+"""So many logits without goals are kept; more are computed again each time."""
 
 
 def centred(affinity_LN: Tensor, available_LN: Tensor, layers: Sequence[int] | None = None) -> Tensor:
@@ -57,21 +59,21 @@ def output_kl(model: Any, windows: Tensor) -> Callable[[Tensor], float]:
 
     The model must be in evaluation mode, and stay as it is between the calls.
     """
-    parts = windows.split(8)
+    batches = windows.split(8)
 
     @torch.no_grad()
-    def logits(part: Tensor, g_LN: Tensor) -> Tensor:
+    def logits(rows: Tensor, g_LN: Tensor) -> Tensor:
         with biased(model.steering, g_LN):
-            found: Tensor = model(input_ids=part, use_cache=False).logits
+            found: Tensor = model(input_ids=rows, use_cache=False).logits
             return found
 
     zero_LN = torch.zeros_like(model.steering.goal_bias)
-    small = windows.numel() * model.config.vocab_size <= _KEPT
-    kept = [logits(part, zero_LN) for part in parts] if small else []
+    small = windows.numel() * model.config.vocab_size <= _MAX_KEPT_LOGITS
+    kept = [logits(rows, zero_LN) for rows in batches] if small else []
 
     def divergence(g_LN: Tensor) -> float:
-        offs = kept or (logits(part, zero_LN) for part in parts)
-        found = [float(kl(off, logits(part, g_LN)).sum()) for part, off in zip(parts, offs, strict=True)]
+        offs = kept or (logits(rows, zero_LN) for rows in batches)
+        found = [float(kl(off, logits(rows, g_LN)).sum()) for rows, off in zip(batches, offs, strict=True)]
         return sum(found) / windows.numel()
 
     return divergence
@@ -86,11 +88,11 @@ def find_beta(divergence: Callable[[float], float], budget: float, cap: float = 
     low, high, at_low, at_high = 0.0, cap, 0.0, divergence(cap)
     if at_high <= budget:
         return cap, at_high
-    for number in range(_TRIES):
+    for number in range(_MAX_STEPS):
         share = 0.5 if number % 2 else (budget**0.5 - at_low**0.5) / (at_high**0.5 - at_low**0.5)
         middle = low + (high - low) * share
         found = max(0.0, divergence(middle))  # rounding may make nothing less than nothing
-        if abs(found / budget - 1) <= _CLOSE:
+        if abs(found / budget - 1) <= _TOLERANCE:
             return middle, found
         low, high, at_low, at_high = (middle, high, found, at_high) if found < budget else (low, middle, at_low, found)
     # Choices change one at a time: the budget may lie within one change, and then less is right.

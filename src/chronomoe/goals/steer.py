@@ -4,7 +4,7 @@
     a model's own experts  g = beta s from links and likeness of text, beta by a budget of output KL
 
 Several goals average by their weights and never add up: the worth of a set of goals for an expert is
-sum_g w_g (w_g linked_g) / sum_g w_g. Off is bit-identical to a model that never heard of goals.
+sum_g w_g (w_g linked_g) / sum_g w_g. Off is bit-identical to a model without goals.
 
 Shape suffixes: L MoE layers, N experts.
 """
@@ -22,7 +22,7 @@ from chronomoe.hosts.capture import gate_inputs, measure_routing
 from chronomoe.routing.losses import direction_similarity
 from chronomoe.settings import Bounds, Positive, Settings, Share
 
-STRONGEST = 5.0
+MAX_STRENGTH = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class GoalSettings(Settings):
 
     title: ClassVar = "goal "
 
-    strength: Annotated[float, Bounds(ge=0, le=STRONGEST)] = 3.0
+    strength: Annotated[float, Bounds(ge=0, le=MAX_STRENGTH)] = 3.0
     """Nats of log-odds that a goal of weight 1 gives the gate of its attached expert, 0 to 5."""
     kl: Positive = 0.01
     """Nats per token that the output may change on calibration text, for a model's own experts."""
@@ -74,7 +74,7 @@ class GoalEffect:
     """Measured on the calibration text; None where there was none."""
     budget: float | None = None
     linked: list[list[int]] = field(default_factory=list)
-    """[layer, expert] of the model's own that goals ask for."""
+    """[layer, expert] of the model's own that goals are linked to or like."""
     share_before: list[list[float]] = field(default_factory=list)
     share_after: list[list[float]] = field(default_factory=list)
     """By layer, the share of the assignments each expert has on the calibration text."""
@@ -119,10 +119,10 @@ def turn_off(model: Any) -> None:
 def turn_on(
     model: Any, goals: Sequence[Goal], settings: GoalSettings = GoalSettings(), windows: Tensor | None = None
 ) -> GoalEffect:
-    """Let ``goals``, and no others, steer ``model``; ``windows`` (n, S) are text to find beta on and to measure with.
+    """Turn on ``goals``, and no others; ``windows`` (n, S) are text to find beta on and to measure with.
 
-    Links to what is not there are skipped and told. Raises :class:`ConfigError`, and what was on stays on, for layers
-    there are none of, a budget without text, or likeness where nothing is known.
+    Links to what is not there are skipped and listed in the effect. Raises :class:`ConfigError`, and what was on stays
+    on, for layers that do not exist, a budget without text, or likeness in a model whose experts' inputs are unknown.
     """
     if getattr(model, "steering", None) is None:
         raise ConfigError("this model has no experts of its own and none attached: goals have nothing to act on.")
@@ -149,7 +149,7 @@ def _attached(model: Any) -> list[Any]:
 
 
 def _acting(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> tuple[list[Goal], GoalEffect]:
-    """The goals that have something to act on here; the others, and links to what is not here, are told of."""
+    """The goals that have something to act on here, and an effect that lists the others and missing links."""
     available_LN = model.steering.available
     layers = len(available_LN)
     for layer in settings.layers or ():
@@ -229,7 +229,7 @@ def _bias(model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | No
     if windows is None:
         beta = settings.beta or 0.0
         steering.goal_bias.copy_(beta * s_LN)
-        return replace(effect, beta=beta, linked=_asked(s_LN))
+        return replace(effect, beta=beta, linked=_preferred(s_LN))
     divergence = output_kl(model, windows)
     if settings.beta is None:
         beta, measured = find_beta(lambda size: divergence(size * s_LN), settings.kl)
@@ -245,13 +245,13 @@ def _bias(model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | No
         beta=beta,
         kl=measured,
         budget=None if settings.beta is not None else settings.kl,
-        linked=_asked(s_LN),
+        linked=_preferred(s_LN),
         share_before=before.share.tolist(),
         share_after=after.share.tolist(),
         protected=before.protected.tolist(),
     )
 
 
-def _asked(s_LN: Tensor) -> list[list[int]]:
+def _preferred(s_LN: Tensor) -> list[list[int]]:
     rows: list[list[int]] = (s_LN > 0).nonzero().tolist()
     return rows

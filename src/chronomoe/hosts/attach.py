@@ -33,9 +33,6 @@ ORDER = "experts", "steering"
 """Stages in the order in which a forward opens them; it closes them in reverse. In a block the router decides first,
 and then stages mix into its output."""
 
-STATE_PREFIXES = ("steering.", "controller.")
-"""Names of what steering adds to a model's state begin with one of these."""
-
 
 def attach(
     model: nn.Module,
@@ -85,11 +82,14 @@ def attach(
     controller = ChronovisorMixtralController(steering, control, experts).to(first.weight.device)
     model.add_module("controller", controller)
     model.register_forward_hook(_add_router_losses, with_kwargs=True)
-    _turn_off_own_auxiliary_loss(model)
+    if hasattr(model, "router_aux_loss_coef"):
+        # transformers adds its balance loss (layers pooled, not divided by K) when router logits are asked for. The
+        # configuration keeps its coefficient: it is saved with the model.
+        vars(model)["router_aux_loss_coef"] = 0.0
     if dispatch != "keep":
         use_sorted_dispatch(model, dispatch)
     # Each rank observes its own tokens; DDP must not overwrite them with rank 0's.
-    local = [name for name, _ in model.named_buffers() if name.startswith(STATE_PREFIXES)]
+    local = [name for name, _ in model.named_buffers() if name.startswith(("steering.", "controller."))]
     vars(model)["_ddp_params_and_buffers_to_ignore"] = local
     return controller
 
@@ -108,6 +108,15 @@ def _refuse_unequal(model: nn.Module, routers: list[Any]) -> Any:
     if first.top_k > first.num_experts:
         raise ConfigError(f"{first.top_k} experts per token of only {first.num_experts} experts; lower the former.")
     return first
+
+
+def make_state_new(model: Any) -> None:
+    """Give a steered model whose weights have just been loaded neutral fields and a controller that learned nothing."""
+    layers = moe_layers(model)
+    if layers:
+        device = layers[0].router.weight.device
+        model.steering.make_neutral(device)
+        model.controller.make_new(device)
 
 
 def moe_layers(model: Any) -> list[MoELayer]:
@@ -153,7 +162,7 @@ def _steer_router(router: Any, steering: Steering, layer: int, host: Host) -> No
 class _Instrument:
     """What hangs on a decoder: its MoE layers, the stages of each forward, and the hooks on blocks, if anything mixes.
 
-    Hooks find it through the module they are called with, so that a deep copy of the model is whole.
+    Hooks find it through the module they are called with, so that a deep copy of the model works on its own.
     """
 
     def __init__(self, layers: list[MoELayer]) -> None:
@@ -214,7 +223,8 @@ def _open(base: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, 
     if inputs is None:
         inputs = kwargs["inputs_embeds"][..., 0]
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    context = kwargs["routing_context"] = RoutingContext.begin(*inputs.shape, mask)
+    batch, length = inputs.shape
+    context = kwargs["routing_context"] = RoutingContext.begin(batch, length, mask)
     for stage in base._instrument.stages:
         stage.open(context, kwargs.get("past_key_values"))
     return args, kwargs
@@ -263,14 +273,6 @@ class _Observe(Stage):
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------
-
-
-def _turn_off_own_auxiliary_loss(model: nn.Module) -> None:
-    # transformers adds its balance loss (layers pooled, not divided by K) when router logits are asked for.
-    owner: Any
-    for owner in (model, getattr(model, "config", None)):
-        if hasattr(owner, "router_aux_loss_coef"):
-            owner.router_aux_loss_coef = 0.0
 
 
 def _add_router_losses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

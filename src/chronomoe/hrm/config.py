@@ -32,7 +32,7 @@ class HRMACTv1Config(HrmTextConfig):
     it. ``grad_mode``: which calls of a segment carry gradient: one_step (the last of each stack), last_cycle (those of
     the last high cycle), all. ``halting``: exact (each token stops where its head says) or max (never before the cap).
     ``halt_cap`` lowers the number of segments at inference. ``halt_bias`` is the head's first bias: deep, or a model
-    learns to stop before it has learned to think. ``halt_exploration`` is the share of tokens that must, in training,
+    learns to stop before further segments help it. ``halt_exploration`` is the share of tokens that must, in training,
     run a random number of segments. ``halt_gain``, nats: a further segment that is expected to gain less is not worth
     it. ``steering`` and ``control`` as in :class:`chronomoe.MixtralConfig`.
 
@@ -96,8 +96,8 @@ class HRMACTv1Config(HrmTextConfig):
     def _check(self) -> None:
         counts = ["hidden_size", "num_attention_heads", "h_layers", "l_layers", "H_cycles", "L_cycles"]
         counts += ["vocab_size", "halt_max_steps", "num_local_experts", "num_experts_per_tok"]
-        require(self, *counts, least=1, whole=True)
-        require(self, "window_size", "halt_cap", least=1, whole=True, optional=True)
+        require(self, *counts, least=1, integer=True)
+        require(self, "window_size", "halt_cap", least=1, integer=True, optional=True)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
@@ -113,7 +113,8 @@ class HRMACTv1Config(HrmTextConfig):
             )
         if self.use_moe and self.num_experts_per_tok > self.num_local_experts:
             raise ConfigError(
-                f"{self.num_experts_per_tok} experts per token asked of {self.num_local_experts}; lower the former."
+                f"num_experts_per_tok ({self.num_experts_per_tok}) exceeds the {self.num_local_experts} experts; "
+                "lower it."
             )
         require(self, "halt_exploration", least=0, most=1)
         require(self, "halt_gain", "halt_bias")

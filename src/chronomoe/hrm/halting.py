@@ -1,6 +1,6 @@
-"""When a token has thought enough: the halting head's target, and the loss over all segments.
+"""When a token may stop: the halting head's target, and the loss over all segments.
 
-Segment m of a token leaves its next-token loss at CE_m. The head's logit q_m, read from the state after segment m, is
+After segment m the next-token loss of a token is CE_m. The head's logit q_m, read from the state after segment m, is
 trained on whether the next segment is worth its cost,
 
     target_m = sigmoid(halt_gain - (CE_m - CE_{m+1})),   halt where q_m > 0,

@@ -32,14 +32,14 @@ class SegmentMemory:
             old_keys, old_values = self._written[slot - self.slots_per_segment]
             halted = halted[:, None, :, None]
             keys, values = torch.where(halted, old_keys, keys), torch.where(halted, old_values, values)
-        if self.halts:  # else nobody will ask for them
+        if self.halts:  # else they are never read
             self._written[slot] = keys.detach(), values.detach()
         return (keys, values) if self.cache is None else self.cache.update(keys, values, slot)
 
     def carry_to(self, first: int, last: int) -> None:
         """All tokens have halted: in segments ``first`` to ``last`` their keys and values stay those of the one before.
 
-        Later tokens, which may run longer, look for them there.
+        Later tokens, which may run longer, read them there.
         """
         if self.cache is None:
             return

@@ -59,7 +59,7 @@ class HRMOutput(CausalLMOutputWithPast):
 
 
 class HRMBlock(HrmTextDecoderLayer):
-    """A block of hrm_text, with a mixture of experts for its feed-forward layer if asked for."""
+    """A block of hrm_text, with a mixture of experts for its feed-forward layer where the configuration says so."""
 
     _can_checkpoint_with_cache = True  # our memories answer a recomputed layer as they did the first time
 

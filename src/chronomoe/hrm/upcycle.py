@@ -18,7 +18,7 @@ from chronomoe.hrm.model import HRMACTv1ForCausalLM
 
 
 def redrawn_units(intermediate_size: int, redraw: float) -> int:
-    """Intermediate units of an expert that ``redraw`` draws anew: at least one, unless it is 0."""
+    """Intermediate units of an expert that are redrawn: at least one, unless it is 0."""
     return max(1, round(redraw * intermediate_size)) if redraw else 0
 
 
@@ -28,7 +28,7 @@ def upcycle(
     """A model with ``num_experts`` copies of each dense layer and fresh routers; ``dense`` is left as it is.
 
     Its outputs equal the dense model's to rounding, unless ``redraw`` (a share in [0, 1)) draws that many intermediate
-    units of every expert but the first anew, from a normal with mean and deviation of the layer's own weights.
+    units of every expert but the first again, from a normal with mean and deviation of the layer's own weights.
 
     Raises :class:`ConfigError` for a model that has experts or biases in its feed-forward layers, and for numbers that
     cannot be.
@@ -61,7 +61,7 @@ def _feed_forward(model: HRMACTv1ForCausalLM) -> list[Any]:
 
 @torch.no_grad()
 def _fill(moe: Any, dense: Any, units: int, generator: torch.Generator) -> None:
-    """Copy a dense layer into every expert, and draw ``units`` of all but the first anew."""
+    """Copy a dense layer into every expert, and redraw ``units`` of all but the first."""
     width = dense.intermediate_size
     down = moe.experts.down_proj
     gate, up = moe.experts.gate_up_proj[:, :width], moe.experts.gate_up_proj[:, width:]

@@ -156,7 +156,7 @@ def used_experts(chosen: Tensor, num_experts: int, kept: Tensor | None, counted:
 
 
 def stacked(values: list[Tensor | None]) -> Tensor | None:
-    """One tensor of what all calls of a forward have, or none of them has."""
+    """One tensor of a value that either all calls of a forward have, or none."""
     return None if values[0] is None else torch.stack(values)  # type: ignore[arg-type]
 
 

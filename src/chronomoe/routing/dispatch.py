@@ -134,7 +134,7 @@ def _sort_by_expert(index_S: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
 
 
 def _sum_choices(rows_SD: Tensor, place_S: Tensor, top_k: int, w_TK: Tensor | None = None) -> Tensor:
-    """Sum the K rows of each token, weighted if asked: (S, D) sorted by expert to (T, D)."""
+    """Sum the K rows of each token, weighted if ``w_TK`` is given: (S, D) sorted by expert to (T, D)."""
     return F.embedding_bag(place_S.view(-1, top_k), rows_SD, mode="sum", per_sample_weights=w_TK)
 
 

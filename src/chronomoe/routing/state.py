@@ -34,8 +34,8 @@ class SteeringConfig(Settings):
     loss: ChronoMoELoss = field(default_factory=ChronoMoELoss)
     """Weights of the router losses."""
     balance_scope: Literal["forward", "step"] = "forward"
-    """Whose load the balance loss uses: this forward's, or (where a step is split and its size told) that of the last
-    complete optimizer step."""
+    """Whose load the balance loss uses: this forward's, or (where a step is split and its size given) that of the
+    last complete optimizer step."""
 
 
 class Fp32Module(nn.Module):
@@ -49,15 +49,6 @@ class Fp32Module(nn.Module):
             if buffer is not None and now is not None and now.dtype != buffer.dtype:
                 module._buffers[name] = buffer.to(now.device)
         return self
-
-    def keep_dtypes(self) -> None:
-        """From now on :meth:`restore_dtypes` knows what the buffers are."""
-        self._dtypes = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
-
-    def restore_dtypes(self) -> None:
-        """Undo what from_pretrained does to bools and integers: they follow the dtype of the model."""
-        for name, dtype in self._dtypes.items():
-            setattr(self, name, self.get_buffer(name).to(dtype))
 
 
 class FieldState(Fp32Module):
@@ -85,20 +76,10 @@ class FieldState(Fp32Module):
         self.config = config
         self.num_experts = num_experts
         self.top_k = top_k
-        shape = (num_layers, num_experts)
-        for name in ("pressure", "goal_bias", "log_temperature"):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))  # whatever the default dtype is
-        self.register_buffer("available", torch.ones(shape, dtype=torch.bool))
-        self.register_buffer("base_temperature", torch.ones((), dtype=torch.float32))
-        self.register_buffer("exploration", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("load", torch.full(shape, 1 / num_experts, dtype=torch.float32))
-        self.register_buffer("direction", torch.zeros((*shape, hidden_size), dtype=torch.float32))
-        self.register_buffer("input_mean", torch.zeros((num_layers, hidden_size), dtype=torch.float32))
-        self.register_buffer("valley_weight", torch.zeros(shape, dtype=torch.float32))
-        self.keep_dtypes()
+        self._shape = num_layers, num_experts, hidden_size
+        FieldState.make_neutral(self)
         self.conditioning: Callable[[int], Tensor | None] | None = None
         """What learned goals add to the logits of a layer; see chronomoe.goals.conditioning."""
-        self._field_versions: list[tuple[int, int]] | None = None
         self._config_seen: SteeringConfig | None = None
         self._bias, self._temperature = self.pressure, self.log_temperature
         self._is_unit_temperature = [True] * num_layers
@@ -114,12 +95,35 @@ class FieldState(Fp32Module):
         self.coherent = False
         """The coherence loss counts and has directions to compare with."""
 
+    def make_neutral(self, device: torch.device | str | None = None) -> None:
+        """Give the state new buffers on ``device``, every field neutral: routers choose as their host does.
+
+        They are run-time state, in no state dict: whatever loads a model's weights calls this, then restores what was
+        saved beside them.
+        """
+        layers, num_experts, hidden_size = self._shape
+        # fp32 whatever the default dtype is
+        made = {
+            "pressure": torch.zeros(layers, num_experts, dtype=torch.float32, device=device),
+            "goal_bias": torch.zeros(layers, num_experts, dtype=torch.float32, device=device),
+            "log_temperature": torch.zeros(layers, num_experts, dtype=torch.float32, device=device),
+            "available": torch.ones(layers, num_experts, dtype=torch.bool, device=device),
+            "base_temperature": torch.ones((), dtype=torch.float32, device=device),
+            "exploration": torch.zeros((), dtype=torch.float32, device=device),
+            "load": torch.full((layers, num_experts), 1 / num_experts, dtype=torch.float32, device=device),
+            "direction": torch.zeros(layers, num_experts, hidden_size, dtype=torch.float32, device=device),
+            "input_mean": torch.zeros(layers, hidden_size, dtype=torch.float32, device=device),
+            "valley_weight": torch.zeros(layers, num_experts, dtype=torch.float32, device=device),
+        }
+        for name, buffer in made.items():
+            self.register_buffer(name, buffer, persistent=False)
+        self._field_versions: list[tuple[int, int]] | None = None
+
     @torch.no_grad()
-    def make_neutral(self) -> None:
-        """Make every field neutral: routers choose as their host does."""
-        for buffer in self._buffers.values():
-            if buffer is not None:
-                buffer.zero_()
+    def reset(self) -> None:
+        """Make every field neutral, in place."""
+        for name in (*_FIELDS, "exploration", "valley_weight"):
+            self.get_buffer(name).zero_()
         self.available.fill_(True)
         self.base_temperature.fill_(1)
         self.load.fill_(1 / self.num_experts)

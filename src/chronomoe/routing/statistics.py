@@ -168,7 +168,14 @@ class RoutingStatistics(nn.Module):
         self.num_experts, self.top_k = n, top_k
         self.pulls: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
         """Of each router whose backward has run: layer, dL/dw, w, scale of the gradient, chosen experts, (T, K)."""
-        self.register_buffer("sums", torch.zeros(num_layers, sum(self.sizes), dtype=torch.float32), persistent=False)
+        self.num_layers = num_layers
+        self.make_empty()
+
+    def make_empty(self, device: torch.device | str | None = None) -> None:
+        """Give it new sums on ``device``, all zero."""
+        self.pulls.clear()
+        sums = torch.zeros(self.num_layers, sum(self.sizes), dtype=torch.float32, device=device)
+        self.register_buffer("sums", sums, persistent=False)
 
     @torch.no_grad()
     def record(

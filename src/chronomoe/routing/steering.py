@@ -25,7 +25,7 @@ class Steering(FieldState):
         self.group: distributed.ProcessGroup | None = None
         """Ranks whose tokens make one step: those of data parallelism; None for all."""
         self.tokens_in_step: Tensor | float | None = None
-        """Tokens of the whole optimizer step, set by a trainer that splits it; None: each forward is a step."""
+        """Tokens of the optimizer step, set by a trainer that splits it; None: each forward is a step."""
         self.measuring = False
         """Compare the gradients of the loss terms in the next forward."""
         self.gradient_norms: dict[str, Tensor] = {}
@@ -35,17 +35,15 @@ class Steering(FieldState):
         self.last_losses: dict[str, Tensor] = {}
         """Terms of the latest training loss: ``lm``, ``balance``, ``coherence``, ``valley``, ``z``."""
 
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Make every field neutral and forget what was observed."""
-        self.statistics.start_over()
-        self.make_neutral()
+    def make_neutral(self, device: torch.device | str | None = None) -> None:
+        super().make_neutral(device)
+        self.statistics.make_empty(device)
 
     @torch.no_grad()
-    def after_loading(self) -> None:
-        """Mend what from_pretrained leaves: unsaved buffers hold whatever was in memory."""
+    def reset(self) -> None:
+        """Make every field neutral and forget what was observed, in place."""
         self.statistics.start_over()
-        self.restore_dtypes()
+        super().reset()
 
     # -- one forward ---------------------------------------------------------------------------------------------
 
@@ -73,7 +71,7 @@ class Steering(FieldState):
         return z_CTN, p_CTN, counted_CT
 
     def losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:
-        """The terms of one training forward, unweighted, means over layers, each a share of the whole step's."""
+        """The terms of one training forward, unweighted, means over layers, each a share of the optimizer step's."""
         return {name: values.mean() for name, values in self.layer_losses(context, share).items()}
 
     def layer_losses(self, context: RoutingContext, share: Tensor | float | None = None) -> dict[str, Tensor]:

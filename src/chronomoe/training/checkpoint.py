@@ -21,8 +21,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from chronomoe import sidecars
 from chronomoe.errors import CheckpointError
-from chronomoe.hosts.attach import STATE_PREFIXES
+from chronomoe.pretrained import SteeredPreTrained
 from chronomoe.tensors import remedy
 
 FORMAT = "chronomoe-checkpoint"
@@ -30,7 +31,7 @@ VERSION = 4
 _NAME = re.compile(r"step_(\d+)(\.\d+)?$")
 _PARTS = (
     "format", "version", "state", "config", "total_steps", "optimizer_groups", "optimizer_tensors", "schedule",
-    "control", "rng",
+    "control", "goal_bias", "rng",
 )  # fmt: skip
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_experts_per_tok")
 
@@ -146,6 +147,15 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def save_model(model: Any, folder: Path, *, control: bool) -> None:
+    """Save a model as from_pretrained reads it, with what lies beside it; ``control``: the control layer too."""
+    if isinstance(model, SteeredPreTrained):
+        model.save_pretrained(folder, control=control)
+    else:
+        model.save_pretrained(folder)
+        sidecars.save(model, folder, control=control)
+
+
 def load_weights(model: Any, path: Path) -> None:
     """Load a checkpoint's weights into ``model`` in place; another shape is a :class:`CheckpointError`."""
     try:
@@ -157,10 +167,8 @@ def load_weights(model: Any, path: Path) -> None:
         loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {path} cannot be read ({_brief(error)}); {remedy(path)}") from error
-    missing = [name for name in info["missing_keys"] if not name.startswith(STATE_PREFIXES)]
-    wrong = sorted([*missing, *(str(entry) for entry in info["mismatched_keys"])])
-    mine = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(STATE_PREFIXES)}
-    theirs = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith(STATE_PREFIXES)}
+    wrong = sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])])
+    mine, theirs = model.state_dict(), loaded.state_dict()
     wrong += [name for name in mine if name not in theirs or theirs[name].shape != mine[name].shape]
     if wrong:
         raise CheckpointError(f"{path} belongs to a model of another shape: {wrong[0]} does not fit.")

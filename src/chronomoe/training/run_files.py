@@ -12,7 +12,6 @@ from torch import Tensor
 
 from chronomoe.control.checkpoint import ChronovisorCheckpoint
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.hosts.attach import STATE_PREFIXES
 from chronomoe.storage import whole_directory
 from chronomoe.tensors import read_tensors, save_tensors
 from chronomoe.training import checkpoint
@@ -20,7 +19,6 @@ from chronomoe.training.config import TrainingConfig
 from chronomoe.training.optimizer import apply_settings
 from chronomoe.training.run_control import RunControl
 
-GOALS = "steering.goal_bias"
 Rng = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -105,15 +103,7 @@ class RunFiles:
         return path
 
     def _write(self, work: Path, state: RunState, total_steps: int, rng: list[Rng]) -> None:
-        keep = self.config.save_chronovisor_state
-        with self.control.deployed():  # a file steers nobody: what is on is kept with the controller's state
-            state_dict = self.model.state_dict()
-            if GOALS in state_dict:
-                state_dict[GOALS] = torch.zeros_like(state_dict[GOALS])
-            weights = {name: t for name, t in state_dict.items() if keep or not name.startswith(STATE_PREFIXES)}
-            self.model.save_pretrained(work, state_dict=weights)
-        if self.control.controller is not None and keep:
-            ChronovisorCheckpoint.from_controller(self.control.controller).save(work)
+        checkpoint.save_model(self.model, work, control=self.config.save_chronovisor_state)
         tensors, groups = checkpoint.pack_optimizer(self.optimizer)
         save_tensors(work / "optimizer.safetensors", tensors)
         for rank, (generators, _) in enumerate(rng):
@@ -128,6 +118,7 @@ class RunFiles:
             "optimizer_tensors": sorted(tensors),
             "schedule": self.schedule.state_dict(),
             "control": self.control.state_dict(),
+            "goal_bias": [] if self.control.controller is None else self.control.controller.steering.goal_bias.tolist(),
             "rng": [others for _, others in rng],
         }
         checkpoint.write_trainer_state(work, content)
@@ -171,6 +162,7 @@ class RunFiles:
                 state.goals = ""  # nothing says what was on
             else:
                 geology.restore_to_controller(controller, path)
+                controller.steering.goal_bias.copy_(torch.tensor(saved["goal_bias"]))
                 if geology.control != dataclasses.asdict(controller.config):
                     controller.release()  # what they had on may be off now
                     self.control.show("  The control layer's settings differ from the checkpoint's; today's apply.")

@@ -5,10 +5,12 @@ Trainer(model=model, args=args, train_dataset=data, callbacks=[ChronoMoECallback
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chronomoe.control.checkpoint import REST, ChronovisorCheckpoint
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.hosts.attach import attach
 from chronomoe.routing.state import SteeringConfig
@@ -32,6 +34,19 @@ class ChronoMoECallback(TrainerCallback):
         steering = self.controller.steering
         steering.config = dataclasses.replace(steering.config, balance_scope="step")
         self._latest: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A run that is resumed goes on with the control layer of its checkpoint."""
+        folder = _checkpoint(args, state)
+        if state.global_step and (folder / REST).is_file():
+            ChronovisorCheckpoint.load(folder).restore_to_controller(self.controller, folder)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save the control layer beside the model, whose state dict does not hold it."""
+        if state.is_world_process_zero:
+            ChronovisorCheckpoint.from_controller(self.controller).save(_checkpoint(args, state))
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -57,3 +72,7 @@ class ChronoMoECallback(TrainerCallback):
         if logs is not None and "loss" in logs:
             logs.update(self._latest)
             state.log_history[-1].update(self._latest)  # the record was copied before callbacks are asked
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

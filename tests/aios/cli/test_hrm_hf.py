@@ -254,7 +254,7 @@ def test_flags_that_cannot_be_honoured_are_refused_by_name(hrm, here, flag):
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
-        (["--num-experts", 2, "--num-experts-per-tok", 3], 2, "3 experts per token asked of 2"),
+        (["--num-experts", 2, "--num-experts-per-tok", 3], 2, "(3) exceeds the 2 experts"),
         (["--hidden-size", 30], 2, "not a multiple of 4 attention heads"),
         (["--model", "nowhere"], 2, "aios init"),
         (["--max-seq-len", 0], 2, "max_seq_len"),

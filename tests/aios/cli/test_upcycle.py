@@ -111,7 +111,10 @@ def test_what_cannot_be_upcycled_is_refused(aios, dense, brains):
         (["dense", "../x"], "is not a name"),
         (["nothere", "x"], "there is no brain nothere; brains here: actv1/dense"),
         (["wide", "x"], "has experts already"),
-        (["dense", "x", "--num-experts", 2, "--num-experts-per-tok", 3], "3 experts per token asked of 2"),
+        (
+            ["dense", "x", "--num-experts", 2, "--num-experts-per-tok", 3],
+            "(3) exceeds the 2 experts",
+        ),
         (["dense", "x", "--num-experts", 0], "num_experts is 0"),
         (["dense", "x", "--redraw", 1], "redraw is 1"),
     ):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from chronomoe.errors import CheckpointError
 from chronomoe.training import ChronovisorCheckpoint
 from tests.chronomoe.control.test_controller import build, same_weights, train
+from tests.chronomoe.everything import differing, everything
 
 
 @pytest.fixture
@@ -28,8 +29,7 @@ def test_everything_comes_back(model, tmp_path):
     other = build(seed=4)
     ChronovisorCheckpoint.load(tmp_path).restore_to_controller(other.controller)
     for mine, theirs in ((model.controller, other.controller), (model.steering, other.steering)):
-        for name, value in mine.state_dict().items():
-            assert torch.equal(value, theirs.state_dict()[name]), name
+        assert not differing(everything(mine), everything(theirs))
     assert other.controller.meta_knob.kappa == 0.4
     assert list(other.controller.meta_knob.history) == [(0.4, "explore")]
     assert list(other.controller.coherence_history) == list(model.controller.coherence_history)
@@ -46,6 +46,15 @@ def test_training_goes_on_as_if_it_had_not_stopped(model, tmp_path):
     torch.manual_seed(3)
     assert train(other, 5) == mine
     assert same_weights(model, other)
+
+
+def test_goals_are_in_no_file(model, tmp_path):
+    model.steering.goal_bias[0, 2] = 0.5
+    ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
+    assert not [name for name in load_file(tmp_path / "chronovisor.safetensors") if "goal" in name]
+    other = build()
+    ChronovisorCheckpoint.load(tmp_path).restore_to_controller(other.controller)
+    assert not other.steering.goal_bias.any()
 
 
 def test_the_seeds_names_are_there(model):
@@ -93,10 +102,10 @@ def test_a_missing_or_unknown_field_is_an_error_and_changes_nothing(model, tmp_p
     ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
     alter(tmp_path, tensors, content)
     other = build(seed=4)
-    before = {name: value.clone() for name, value in other.state_dict().items()}
+    before = everything(other)
     with pytest.raises(CheckpointError, match=message):
         ChronovisorCheckpoint.load(tmp_path).restore_to_controller(other.controller)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in before.items())
+    assert not differing(before, everything(other))
 
 
 def test_content_nested_without_end_is_damaged(model, tmp_path):

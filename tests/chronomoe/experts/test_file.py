@@ -168,7 +168,7 @@ def test_a_uid_that_is_none_is_refused(tmp_path, uid, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("chronomoe.experts.file._check_fields", lambda *_: None)
         save_expert(expert, header(), tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="expert_uid that is none"):
+    with pytest.raises(CheckpointError, match="an impossible expert_uid"):
         read_expert(tmp_path / "x.safetensors")
 
 

@@ -1,6 +1,5 @@
 """Goals turned on and off: what moves, by how much, and that nothing else does."""
 
-import copy
 import itertools
 
 import pytest
@@ -13,6 +12,7 @@ from chronomoe.goals.field import output_kl
 from chronomoe.goals.steer import Goal, GoalSettings, turn_off, turn_on
 from chronomoe.hosts.capture import count_routing, measure_routing
 from tests.chronomoe.conftest import build_host
+from tests.chronomoe.everything import differing, everything
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base, build_expert
 
 
@@ -36,7 +36,7 @@ def tokens_open(model, tokens):
 def test_on_is_bounded_and_measured_and_off_is_what_was_before(family):
     model = build_base(family)
     attach_expert(model, build_expert(threshold=1.0))
-    tokens, before, state = rows(seed=4), None, copy.deepcopy(model.state_dict())
+    tokens, before, state = rows(seed=4), None, everything(model)
     before = logits(model, tokens)
     goal = Goal(text="licences", experts=("licences", "gone"), slots=((0, 1), (None, 3)))
     effect = turn_on(model, [goal], GoalSettings(kl=0.005), rows(40))
@@ -52,11 +52,12 @@ def test_on_is_bounded_and_measured_and_off_is_what_was_before(family):
     assert [0, 1] in effect.linked
     assert effect.share_after[1][3] > effect.share_before[1][3]
     assert not torch.equal(logits(model, tokens), before)
-    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])]
-    assert moved == ["steering.goal_bias"]  # a prior is no part of an expert's file
+    prior = f"subbrains.{model.subbrains.by_id('licences').uid}.gate.prior"
+    assert differing(everything(model), state) == ["steering.goal_bias", prior]
+    assert not {"steering.goal_bias", prior} & model.state_dict().keys()
     turn_off(model)
     assert torch.equal(logits(model, tokens), before)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not differing(everything(model), state)
 
 
 @pytest.mark.parametrize("family", BASES)

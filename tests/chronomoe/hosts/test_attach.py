@@ -42,6 +42,17 @@ def test_neutral_steering_changes_no_bit_of_logits_or_gradients(host, tokens, fa
     assert torch.equal(plain(tokens).logits, steered(tokens).logits)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_hosts_own_balance_loss_is_off_and_its_configuration_as_it_was(host, tokens, family, tmp_path):
+    model = host(family, router_aux_loss_coef=0.5)
+    chronomoe.attach(model, SILENT, dispatch="keep")
+    plain = model(tokens, labels=tokens).loss
+    assert torch.equal(model(tokens, labels=tokens, output_router_logits=True).loss, plain)
+    assert model.config.router_aux_loss_coef == 0.5
+    model.save_pretrained(tmp_path)
+    assert type(model.config).from_pretrained(tmp_path).router_aux_loss_coef == 0.5
+
+
 def test_router_logits_are_still_recorded_by_transformers(host, tokens):
     model = host("mixtral")
     expected = model(tokens, output_router_logits=True).router_logits

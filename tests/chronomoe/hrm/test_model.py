@@ -256,7 +256,7 @@ def test_a_batch_of_nothing_but_ignored_labels_is_survived():
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"num_experts": 2, "num_experts_per_tok": 3}, "3 experts per token asked of 2"),
+        ({"num_experts": 2, "num_experts_per_tok": 3}, r"num_experts_per_tok \(3\) exceeds the 2 experts"),
         ({"hidden_size": 30}, "30, not a multiple of 4 attention heads"),
         ({"hidden_size": 36}, "rope cannot turn"),
         ({"grad_mode": "some"}, "grad_mode"),

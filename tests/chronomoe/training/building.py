@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.data.windows import HeldoutWindows
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from tests.chronomoe.everything import differing, everything
 
 VOCAB = 53
 
@@ -44,8 +45,7 @@ def records(folder, event="train"):
 
 
 def equal_weights(a, b):
-    mine, theirs = a.state_dict(), b.state_dict()
-    return all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return not differing(everything(a), everything(b))
 
 
 class Killed(BaseException):

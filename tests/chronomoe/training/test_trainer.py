@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from chronomoe.errors import ConfigError, DataError, TrainingError
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 from chronomoe.training.checkpoint import list_checkpoints
+from tests.chronomoe.everything import differing, everything
 from tests.chronomoe.training.building import (
     VOCAB,
     build_data,
@@ -60,11 +61,11 @@ def test_bits_per_byte_are_the_code_length_of_the_text(tmp_path):
 def test_evaluation_moves_nothing(tmp_path):
     trainer = build_trainer(tmp_path, eval_data={"a": held_out()}, eval_every_n_steps=1000)
     trainer.train()
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = everything(trainer.model)
     state = torch.get_rng_state()
     trainer.evaluate()
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert not differing(before, everything(trainer.model))
     assert trainer.steering.statistics.sums.abs().sum() == 0
     assert trainer.model.training
 
