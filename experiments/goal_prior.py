@@ -27,7 +27,8 @@ from chronomoe.data.windows import IGNORED, training_windows
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.training import calibrate, fit_gate
-from chronomoe.goals.steer import Goal, GoalSettings, turn_off, turn_on
+from chronomoe.goals.settings import GoalSettings
+from chronomoe.goals.steer import Goal, turn_off, turn_on
 from experiments.domain_arms import SEQUENCE, School
 from experiments.domain_text import DOMAIN, GENERAL, Text, documents, prepare_text, split_documents
 

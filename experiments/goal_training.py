@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.data.windows import PackedDataset, heldout_windows, training_windows
-from chronomoe.goals.steer import Goal, GoalSettings, turn_on
+from chronomoe.goals.settings import GoalSettings
+from chronomoe.goals.steer import Goal, turn_on
 from chronomoe.routing.statistics import RoutingWindow
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
 from experiments.domain_arms import BATCH, SEQUENCE, train_base

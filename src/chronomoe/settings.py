@@ -190,9 +190,13 @@ class Settings:
         write_json(path, {"format": form.name, "version": form.version, **self.to_json()})
 
 
+def annotations_of(kind: Any) -> dict[str, Any]:
+    """The annotation of each field of a settings class, by name."""
+    return _annotations(kind)
+
+
 @cache
-def annotations_of(kind: type[Settings]) -> dict[str, Any]:
-    """The annotation of each field, by name."""
+def _annotations(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
 
@@ -302,10 +306,10 @@ def _parsed(raw: Any, kind: Any, where: str, exact: bool) -> Any:
     if kind is Path and isinstance(raw, str):
         return Path(raw)
     if get_origin(kind) is tuple and isinstance(raw, list):
-        kinds = arguments[:1] * len(raw) if arguments[1:] == (...,) else list(arguments)
-        if len(kinds) != len(raw):
+        inner = arguments[:1] * len(raw) if arguments[1:] == (...,) else arguments
+        if len(inner) != len(raw):
             return tuple(raw)
-        return tuple(_parsed(one, kind, where, exact) for one, kind in zip(raw, kinds, strict=True))
+        return tuple(_parsed(one, kind, where, exact) for one, kind in zip(raw, inner, strict=True))
     if get_origin(kind) is dict and isinstance(raw, dict):
         return {name: _parsed(one, arguments[1], f"{where}.{name}", exact) for name, one in raw.items()}
     return raw

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from aios.actions import Brain, Confirm, Done, Expert, Flat, Show, Text, action, refuse
 from aios.experts import attach as attaching
-from aios.experts.settings import ExpertTraining
+from aios.settings.expert import ExpertTraining
 from aios.store.experts import ExpertEntry, Registry
 from aios.workspace import Workspace
 

@@ -8,8 +8,7 @@ from cyclopts import Parameter
 
 from aios.actions import Brain, Done, Flat, Show, Text, action
 from aios.goals import slots
-from aios.goals.flags import GoalFlags
-from aios.goals.lesson import Lesson
+from aios.settings.goals import GoalFlags, Lesson
 from aios.store.goals import Goal, Goals
 
 Number = Annotated[int, Parameter(help="Number of the goal.")]

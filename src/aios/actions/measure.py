@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from aios.actions import Done, Flat, Note, action, to_stderr
-from aios.goals.flags import GoalFlags
+from aios.settings.goals import GoalFlags
 
 
 @action(heavy=True)

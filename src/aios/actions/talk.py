@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from aios.actions import Ask, Done, Flat, Note, Show, Write, action, ignore, refuse_to_ask, to_stderr
-from aios.brains.sampling import Sampling
-from aios.goals.flags import GoalFlags
+from aios.settings.goals import GoalFlags
+from aios.settings.sampling import Sampling
 from chronomoe.errors import ChronoMoEError
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from aios.brains.bundle import exclusive, read_run
 from aios.brains.models import hrm_config
 from aios.brains.settings import BrainTraining, Given, HRMShape, Run, RunSettings
-from aios.goals.flags import TrainingGoals
+from aios.settings.goals import TrainingGoals
 from aios.workspace import Workspace
 from chronomoe.control.config import Ablation
 from chronomoe.data.token_store import TokenStore
@@ -216,8 +216,8 @@ def _train(flags: ACTv1Flags, shape: HRMShape, goals: TrainingGoals, bundle: Pat
 
 
 def _train_expert(flags: ACTv1Flags, shape: HRMShape, show: Show) -> dict[str, Any]:
-    from aios.experts.settings import ExpertTraining
     from aios.experts.train import train_expert
+    from aios.settings.expert import ExpertTraining
 
     odd = {"save_dir", "resume", "iterate", "use_moe", "dry_run", "eval_file", "use_chunked_training", "stop_file"}
     if given := sorted(odd & (flags.given_names | (set() if shape.use_moe else {"use_moe"}))):

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from aios.brains.bundle import data_of, find_brain, load_brain, model_folder
 from aios.data.prepare import prepared_with
-from aios.goals.flags import GoalFlags
+from aios.settings.goals import GoalFlags
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import HeldoutWindows, heldout_windows
 from chronomoe.errors import ConfigError

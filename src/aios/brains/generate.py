@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TextIteratorStreamer
 
-from aios.brains.sampling import Sampling
+from aios.settings.sampling import Sampling
 from chronomoe.errors import ConfigError
 from chronomoe.hosts.capture import RoutingCounts
 

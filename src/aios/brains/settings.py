@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 
-from aios.goals.flags import TrainingGoals
+from aios.settings.goals import TrainingGoals
 from chronomoe.errors import require
 from chronomoe.training.config import TrainingConfig
 

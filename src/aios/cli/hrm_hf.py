@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 from aios.brains.actv1 import ACTv1Flags, train_actv1
 from aios.brains.settings import HRMShape
-from aios.goals.flags import TrainingGoals
+from aios.settings.goals import TrainingGoals
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
 

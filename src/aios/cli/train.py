@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from aios.brains.settings import BrainTraining, ModelShape, Run, RunSettings
-from aios.goals.flags import TrainingGoals
+from aios.settings.goals import TrainingGoals
 from aios.workspace import Workspace
 
 Flat = Parameter(name="*")

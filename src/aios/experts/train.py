@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aios.experts.settings import ExpertTraining
 from aios.goal_text import goal_text
+from aios.settings.expert import ExpertTraining
 from aios.store.entry import now
 from aios.store.experts import WEIGHTS, ExpertEntry, Registry, expert_folder, making
 from aios.store.goals import Goals

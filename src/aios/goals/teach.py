@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from aios.brains.bundle import data_of, exclusive, load_brain, model_folder
 from aios.brains.shelf import existing_brain
 from aios.data.prepare import prepared_with
-from aios.goals.flags import GoalFlags
-from aios.goals.lesson import Lesson
 from aios.goals.use import asked_goals
+from aios.settings.goals import GoalFlags, Lesson
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.errors import CheckpointError, ConfigError

@@ -12,13 +12,13 @@ from torch import Tensor
 from aios.brains.bundle import model_folder
 from aios.brains.shelf import brain_name
 from aios.goal_text import goal_text, goal_weight
-from aios.goals.flags import GoalFlags, TrainingGoals
+from aios.settings.goals import GoalFlags, TrainingGoals
 from aios.store.goals import Goals
 from aios.store.slots import read_slot
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.goals.conditioning import condition, load_conditioning
-from chronomoe.goals.field import CAP
-from chronomoe.goals.steer import Goal, GoalEffect, GoalSettings, turn_off, turn_on
+from chronomoe.goals.settings import CAP
+from chronomoe.goals.steer import Goal, GoalEffect, turn_off, turn_on
 from chronomoe.hosts.capture import RoutingCounts, capture_choices, count_routing, kl
 from chronomoe.storage import write_json
 
@@ -48,7 +48,7 @@ def _turn_on(
     flags: GoalFlags,
     measured: GoalEffect | None = None,
 ) -> GoalEffect:
-    settings = _settings(flags)
+    settings = flags.effect
     if measured is not None:
         settings = dataclasses.replace(settings, beta=measured.beta)
     if flags.goals_learned and goals and not load_conditioning(model, model_folder(bundle)):
@@ -63,16 +63,6 @@ def _turn_on(
     if flags.goals_learned:
         condition(model, goals)
     return effect
-
-
-def _settings(flags: GoalFlags) -> GoalSettings:
-    return GoalSettings(
-        strength=flags.goal_strength,
-        kl=flags.goal_kl,
-        beta=flags.goal_beta,
-        layers=flags.goal_layers or None,
-        likeness=flags.goal_likeness,
-    )
 
 
 def _as_remembered(bundle: Path, flags: GoalFlags) -> GoalFlags:
@@ -191,7 +181,6 @@ def goals_to_train_under(
 ) -> tuple[list[Goal], dict[str, Any]]:
     """The goals asked for, and the note of them that the bundle keeps. Raises as :func:`goals_for_training`."""
     goals = [one for one in asked_goals(root, bundle, tokenizer, flags) if one.slots or flags.goal_likeness]
-    _settings(flags)
     if not goals:
         slot = f"{brain_name(bundle)}:LAYER.EXPERT"
         raise ConfigError(
@@ -241,7 +230,7 @@ def _memory(bundle: Path) -> tuple[list[Goal], dict[str, Any]]:
         }
         if settings.get("goal_text") is not None:
             settings["goal_text"] = Path(settings["goal_text"])
-        _settings(TrainingGoals(goals_remembered=True, **settings))
+        TrainingGoals(goals_remembered=True, **settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); put a copy back, or remove it to forget goals.") from error
     return goals, settings

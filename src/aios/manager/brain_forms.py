@@ -7,8 +7,8 @@ from typing import Any
 from nicegui import ui
 
 from aios.brains.bundle import brain_names, find_brain, own_data
-from aios.goals.flags import GoalFlags
 from aios.manager.frame import Page, Site, ask_brain, attempt, begin_here
+from aios.settings.goals import GoalFlags
 from aios.store.goals import Goals
 
 LONGEST = 4000

@@ -15,11 +15,11 @@ import torch
 from aios.actions.quiet import quiet_libraries
 from aios.brains.bundle import data_of, load_brain, model_folder, own_data
 from aios.brains.generate import answer_length, end_within, expert_lines, set_halting, stream_text, thought
-from aios.brains.sampling import Sampling
 from aios.brains.shelf import existing_brain
 from aios.experts.attach import note_use
-from aios.goals.flags import GoalFlags
 from aios.goals.use import asked_goals, explain, shares, turn_on_goals, words
+from aios.settings.goals import GoalFlags
+from aios.settings.sampling import Sampling
 from chronomoe.allocator import keep_freed_memory
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import heldout_windows

@@ -6,10 +6,10 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.brains.sampling import Sampling
 from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain, goal_words
 from aios.manager.frame import Page, Site, ask_brain, attempt, framed, heading
 from aios.manager.jobs_page import as_number
+from aios.settings.sampling import Sampling
 
 _FIELDS = {
     "temperature": ("Temperature", 0.1),
@@ -99,7 +99,7 @@ class _Chat:
             self.page.told.say(outcome.error or "Say something first.", wrong=True)
             return
         asked, flags = outcome.value
-        said_of = vars(asked) if self._halts() else asked.settings
+        said_of = asked.to_json() if self._halts() else asked.settings
         words = [f"--{name.replace('_', '-')}={value}" for name, value in said_of.items() if value is not None]
         command = self.page.site.command("chat", self.brain.value, *words, *goal_words(flags))
         asked = dataclasses.replace(asked, seed=asked.seed + self.turn)

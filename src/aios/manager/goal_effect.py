@@ -5,9 +5,9 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.goals.flags import GoalFlags
 from aios.manager.brain_forms import TextForm, choose_brain, explain_command
 from aios.manager.frame import Page, ask_brain, heading
+from aios.settings.goals import GoalFlags
 
 _QUIET = 0.25
 """Seconds a slider rests before it is asked what that does."""

@@ -9,9 +9,9 @@ from typing import Any
 from nicegui import ui
 
 from aios.brains.bundle import METRICS, brain_names, read_run
-from aios.experts.settings import ExpertTraining
 from aios.manager.frame import Page, Site, aside, attempt, begin_here, empty, facts, framed, heading
 from aios.manager.jobs import Job
+from aios.settings.expert import ExpertTraining
 from aios.workspace import plain_name
 from chronomoe.errors import ConfigError
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chronomoe.goals.settings import CAP
 from chronomoe.hosts.capture import kl
 from chronomoe.routing.steering import Steering
 
-CAP = 1.0
-"""Largest |g|, in logits: the router's own distribution then moves by half a nat at most (Lemma 3: range^2 / 8)."""
 _TOLERANCE = 0.02
 """Share of the budget by which the divergence may miss it."""
 _MAX_STEPS = 24

@@ -11,18 +11,16 @@ Shape suffixes: L MoE layers, N experts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chronomoe.errors import ConfigError
-from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
+from chronomoe.goals.field import biased, centred, find_beta, output_kl
+from chronomoe.goals.settings import GoalSettings
 from chronomoe.hosts.capture import gate_inputs, measure_routing
 from chronomoe.routing.losses import direction_similarity
-from chronomoe.settings import Bounds, Positive, Settings, Share
-
-MAX_STRENGTH = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +36,6 @@ class Goal:
     """(MoE layer, expert) of the model's own; None for that expert of every layer."""
     tokens: tuple[int, ...] = ()
     """The text as the model reads it, for likeness."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoalSettings(Settings):
-    """How much goals may do."""
-
-    title: ClassVar = "goal "
-
-    strength: Annotated[float, Bounds(ge=0, le=MAX_STRENGTH)] = 3.0
-    """Nats of log-odds that a goal of weight 1 gives the gate of its attached expert, 0 to 5."""
-    kl: Positive = 0.01
-    """Nats per token that the output may change on calibration text, for a model's own experts."""
-    beta: Annotated[float | None, Bounds(ge=0, le=CAP)] = None
-    """The size of that bias by hand, in logits, instead of by the budget."""
-    layers: tuple[int, ...] | None = None
-    """MoE layers it acts in; all when not given."""
-    likeness: Share = 0.0
-    """Share, 0 to 1, of what the experts usually receive being like the goal's text, beside explicit links."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +97,10 @@ def turn_off(model: Any) -> None:
 
 @torch.no_grad()
 def turn_on(
-    model: Any, goals: Sequence[Goal], settings: GoalSettings = GoalSettings(), windows: Tensor | None = None
+    model: Any,
+    goals: Sequence[Goal],
+    settings: GoalSettings = GoalSettings(),  # noqa: B008 (frozen)
+    windows: Tensor | None = None,
 ) -> GoalEffect:
     """Turn on ``goals``, and no others; ``windows`` (n, S) are text to find beta on and to measure with.
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from aios.actions import Action, data, experts, goals, talk
 from aios.actions.table import COMMANDS, command_line, command_of, find, words_of
-from aios.brains.sampling import Sampling
 from aios.cli import _first_line, app
-from aios.experts.settings import ExpertTraining
-from aios.goals.flags import GoalFlags
+from aios.settings.expert import ExpertTraining
+from aios.settings.goals import GoalFlags
+from aios.settings.sampling import Sampling
 
 ACTIONS = {command: find(command) for command in COMMANDS if isinstance(find(command), Action)}
 

@@ -14,11 +14,11 @@ from threading import Event, Timer
 import pytest
 from safetensors.torch import load_file, save_file
 
-from aios.brains.sampling import Sampling
-from aios.goals.flags import GoalFlags
 from aios.manager import brain_work
 from aios.manager.brain import Brain
 from aios.manager.work import attach
+from aios.settings.goals import GoalFlags
+from aios.settings.sampling import Sampling
 from aios.store.goals import Goals
 from chronomoe.errors import ChronoMoEError
 

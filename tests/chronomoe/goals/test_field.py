@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronomoe.goals.field import CAP, biased, centred, find_beta, output_kl
+from chronomoe.goals.field import biased, centred, find_beta, output_kl
+from chronomoe.goals.settings import CAP
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.hosts.capture import measure_routing, protected
 from chronomoe.routing.state import SteeringConfig

@@ -9,7 +9,8 @@ import chronomoe
 from chronomoe.errors import ConfigError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.goals.field import output_kl
-from chronomoe.goals.steer import Goal, GoalSettings, turn_off, turn_on
+from chronomoe.goals.settings import GoalSettings
+from chronomoe.goals.steer import Goal, turn_off, turn_on
 from chronomoe.hosts.capture import count_routing, measure_routing
 from tests.chronomoe.conftest import build_host
 from tests.chronomoe.everything import differing, everything

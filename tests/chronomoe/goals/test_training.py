@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
-from chronomoe.goals.steer import Goal, GoalSettings, turn_on
+from chronomoe.goals.settings import GoalSettings
+from chronomoe.goals.steer import Goal, turn_on
 from chronomoe.routing.statistics import RoutingWindow
 
 VOCAB = 61

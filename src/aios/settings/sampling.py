@@ -1,15 +1,17 @@
-"""How a brain is to speak, as the command line tells. Imports nothing heavy."""
+"""Settings of `aios chat` and `aios generate`."""
 
-import dataclasses
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from chronomoe.settings import Settings
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Settings):
     """How text is sampled."""
 
     max_new_tokens: int = 100
-    """Length of what is said."""
+    """Tokens to write, at most."""
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
     top_p: float = 0.95
@@ -19,11 +21,11 @@ class Sampling:
     seed: int = 0
     """The same seed and words give the same text."""
     halt: Literal["exact", "max"] = "exact"
-    """exact: a token stops thinking where the model says; max: never before the cap (brains that halt)."""
+    """exact: a token gets as many segments as the model says; max: always the most (brains that halt)."""
     segments: int | None = None
     """At most this many segments a token (brains that halt)."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What :func:`aios.brains.generate.stream_text` takes of it."""
-        return {name: value for name, value in vars(self).items() if name not in ("halt", "segments")}
+        """The part that :func:`aios.brains.generate.stream_text` takes."""
+        return {name: value for name, value in self.to_json().items() if name not in ("halt", "segments")}

@@ -1,15 +1,15 @@
-"""Settings of expert-only training. Imports nothing heavy: the command line shows it at once."""
+"""Settings of `aios experts train`."""
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
-from aios.brains.settings import Given
 from aios.goal_text import goal_text
-from chronomoe.errors import require
+from chronomoe.settings import Count, NonNegative, NonNegativeInt, Positive, Settings, Share
+from chronomoe.training.config import TrainingConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExpertTraining(Given):
+@dataclass(frozen=True, kw_only=True)
+class ExpertTraining(Settings):
     """How one expert is trained."""
 
     dataset_file: Path | None = None
@@ -18,27 +18,27 @@ class ExpertTraining(Given):
     """The brain it is trained in: its name, family/name or path."""
     anchor_file: Path | None = None
     """General text on which the expert shall change nothing. [the brain's own training data, if it is there]"""
-    steps: int = 400
+    steps: Count = 400
     """Optimizer steps."""
-    batch_size: int = 8
+    batch_size: Count = TrainingConfig.batch_size
     """Sequences per step."""
-    max_seq_len: int = 128
+    max_seq_len: Count = 128
     """Tokens per sequence."""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Learning rate."""
-    redraw: float = 0.5
-    """Share of the hidden units drawn anew; the rest is a copy of the base's most used expert."""
-    anchor_weight: float = 1.0
+    redraw: Share = 0.5
+    """Share of the hidden units that are redrawn; the rest is a copy of the base's most used expert."""
+    anchor_weight: NonNegative = 1.0
     """Weight of the anchor: KL between the base and the base with the expert, on general text."""
-    false_alarm: float = 0.02
+    false_alarm: Share = 0.02
     """Share of general tokens at which the domain gate may open, at most, in each domain of the base."""
-    harm_kl: float = 0.003
+    harm_kl: NonNegative = 0.003
     """What those may do to the base's output, nats per token of KL, at most."""
-    eval_tokens: int = 32768
+    eval_tokens: NonNegativeInt = 32768
     """Held-out tokens per domain used to evaluate before and after."""
-    calibration_windows: int = 400
+    calibration_windows: Count = 400
     """Sequences of each domain the gate is fitted to; as many more of general text to calibrate it on."""
-    gate_memory: float = 0.99
+    gate_memory: Share = 0.99
     """How much of the evidence before a token is left at the next one; 0 judges each token alone."""
     default_goal: str | None = None
     """Goal the expert is for."""
@@ -48,10 +48,6 @@ class ExpertTraining(Given):
     """Seed of initialisation and data order."""
 
     def __post_init__(self) -> None:
-        require(self, "steps", "batch_size", "max_seq_len", "calibration_windows", least=1, integer=True)
-        require(self, "eval_tokens", least=0, integer=True)
-        require(self, "lr", above=0)
-        require(self, "redraw", "gate_memory", "false_alarm", least=0, most=1)
-        require(self, "harm_kl", "anchor_weight", least=0)
+        super().__post_init__()
         if self.default_goal is not None:
             goal_text(self.default_goal)
