@@ -66,3 +66,11 @@ def test_the_version_is_stated_once():
     assert "version" in PROJECT["dynamic"]
     written = [file for file in SRC.rglob("*.py") if f'"{chronomoe.__version__}"' in file.read_text()]
     assert written == [SRC / "chronomoe/__init__.py"]
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    targets = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
