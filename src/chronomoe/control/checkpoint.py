@@ -1,209 +1,154 @@
 """ChronovisorCheckpoint: everything the control layer knows, on disk, so that a run goes on as if it had not stopped.
 
-    chronovisor.safetensors   every buffer of the controller and of the steering fields, by layer where it has layers
+    chronovisor.safetensors   every buffer of the controller, and of the routers' fields as steering.<name>;
+                              one that has layers as lens_states.<layer>.<name>
     chronovisor.json          version, settings, kappa, histories
 
 A field that is missing or unknown is an error, never a default.
 """
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
-from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.knob import checked_kappa
-from chronomoe.storage import write_json
+from chronomoe.errors import CheckpointError
+from chronomoe.settings import Bounds, FileFormat, Settings, Share
 from chronomoe.tensors import read_tensors, save_tensors
 
-VERSION = 3
 TENSORS, REST = "chronovisor.safetensors", "chronovisor.json"
-_FIELDS = ("version", "control", "coherence_history", "kappa", "intent", "meta_knob_history")
+Kappa = Annotated[float, Bounds(ge=-1, le=1)]
+_WITHOUT_LAYERS = (
+    "structural_T_global", "fast_blocks", "block_rates", "evidence", "ticks", "steering.base_temperature",
+    "steering.exploration",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRecord(Settings):
+    """What ``chronovisor.json`` holds."""
+
+    file_format: ClassVar = FileFormat(
+        name="chronovisor",
+        version=3,
+        remedy="use another checkpoint",
+        outdated="train again, or continue the run with that version",
+    )
+
+    control: ControlConfig
+    """The controller's settings."""
+    coherence_history: tuple[Share, ...]
+    """The last R's, newest last."""
+    kappa: Kappa
+    intent: str
+    meta_knob_history: tuple[tuple[Kappa, str], ...]
+    """The last kappas and intents, newest last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChronovisorCheckpoint:
-    """The state of one controller and the fields it moves."""
+    """The state of one controller and of the fields it moves."""
 
-    structural_T_global: Tensor
-    """(N,) log structural temperature of each expert slot: the slowest memory."""
-    lens_states: dict[int, dict[str, Tensor]]
-    """MoE layer -> everything kept for it: pressure, temperatures, directions, health, loads."""
-    rest: dict[str, Tensor]
-    """What belongs to no layer: counters, base temperature, noise, blocks of the landscape."""
-    coherence_history: list[float]
-    """The last R's, newest last."""
-    meta_knob_history: list[tuple[float, str]]
-    """The last kappas and intents."""
-    kappa: float
-    intent: str
-    control: dict[str, Any]
-    """The controller's settings."""
+    tensors: dict[str, Tensor]
+    """By their names in the file."""
+    record: ControlRecord
+
+    @property
+    def structural_T_global(self) -> Tensor:  # noqa: N802 (the name in the file)
+        """(N,) log structural temperature of each expert slot: the slowest memory."""
+        return self.tensors["structural_T_global"]
+
+    @property
+    def lens_states(self) -> dict[int, dict[str, Tensor]]:
+        """MoE layer -> everything kept for it: pressure, temperatures, directions, health, loads."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            if name.startswith("lens_states."):
+                _, layer, field = name.split(".", 2)
+                found.setdefault(int(layer), {})[field] = tensor
+        return found
+
+    @property
+    def coherence_history(self) -> list[float]:
+        """The last R's, newest last."""
+        return list(self.record.coherence_history)
+
+    @property
+    def meta_knob_history(self) -> list[tuple[float, str]]:
+        """The last kappas and intents, newest last."""
+        return list(self.record.meta_knob_history)
 
     @classmethod
     def from_controller(cls, controller: ChronovisorMixtralController) -> "ChronovisorCheckpoint":
         """A copy of everything."""
-        state = {name: tensor.detach().clone() for name, tensor in _state(controller).items()}
-        layers = len(controller.health)
-        by_layer = {
-            layer: {name: tensor[layer] for name, tensor in state.items() if _has_layers(name)}
-            for layer in range(layers)
-        }
-        return cls(
-            structural_T_global=state["structural_T_global"],
-            lens_states=by_layer,
-            rest={
-                name: tensor
-                for name, tensor in state.items()
-                if not _has_layers(name) and name != "structural_T_global"
-            },
-            coherence_history=list(controller.coherence_history),
-            meta_knob_history=list(controller.meta_knob.history),
-            kappa=controller.meta_knob.kappa,
-            intent=controller.meta_knob.intent,
-            control=asdict(controller.config),
+        knob = controller.meta_knob
+        record = ControlRecord(
+            control=controller.config,
+            coherence_history=tuple(controller.coherence_history),
+            kappa=knob.kappa,
+            intent=knob.intent,
+            meta_knob_history=tuple(knob.history),
         )
+        return cls(tensors={name: tensor.clone() for name, tensor in _tensors(controller).items()}, record=record)
 
     def save(self, folder: Path | str) -> None:
         """Write both files into a folder, which is made if need be."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"structural_T_global": self.structural_T_global, **self.rest}
-        for layer, kept in self.lens_states.items():
-            tensors |= {f"lens_states.{layer}.{name}": tensor for name, tensor in kept.items()}
-        save_tensors(folder / TENSORS, tensors)
-        content = {
-            "version": VERSION,
-            "control": self.control,
-            "coherence_history": self.coherence_history,
-            "kappa": self.kappa,
-            "intent": self.intent,
-            "meta_knob_history": self.meta_knob_history,
-        }
-        write_json(folder / REST, content)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_tensors(Path(folder) / TENSORS, self.tensors)
+        self.record.write_file(Path(folder) / REST)
 
     @classmethod
     def load(cls, folder: Path | str) -> "ChronovisorCheckpoint":
         """Read both files; :class:`CheckpointError` when one is missing, damaged or of another version."""
         folder = Path(folder)
-        tensors = read_tensors(folder / TENSORS)
         try:
-            content = json.loads((folder / REST).read_text(encoding="utf-8"))
+            record = ControlRecord.read_file(folder / REST, exact=True)
         except FileNotFoundError:
             raise CheckpointError(f"the checkpoint {folder} has no {REST}; use another one.") from None
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{folder / REST} is damaged ({error}); use another checkpoint.") from error
-        if not isinstance(content, dict) or content.get("version") != VERSION:
-            raise CheckpointError(f"{folder / REST} is not of version {VERSION}; this chronomoe cannot read it.")
-        if wrong := sorted(set(content) ^ set(_FIELDS)):
-            raise CheckpointError(
-                f"{folder / REST}: the field {wrong[0]} is missing or unknown; use another checkpoint."
-            )
-        if "structural_T_global" not in tensors:
-            raise CheckpointError(f"{folder / TENSORS} has no structural_T_global; use another checkpoint.")
-        lens: dict[int, dict[str, Tensor]] = {}
-        rest = {}
-        try:
-            for name, tensor in tensors.items():
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{name} is not finite")
-                if name.startswith("lens_states."):
-                    _, layer, field = name.split(".", 2)
-                    lens.setdefault(int(layer), {})[field] = tensor
-                elif name != "structural_T_global":
-                    rest[name] = tensor
-            ControlConfig(**content["control"])
-            if lost := {one.name for one in fields(ControlConfig)} - set(content["control"]):
-                raise ValueError(f"control.{min(lost)} is missing")
-            content["kappa"] = checked_kappa(content["kappa"])
-            if not isinstance(content["intent"], str):
-                raise ValueError("intent is not text")
-            counts = [state[name] for state in (rest, *lens.values()) for name in _COUNTS if name in state]
-            probes = [state["last_probe"] for state in lens.values() if "last_probe" in state and "ticks" in rest]
-            if any(count.lt(0).any() for count in counts) or any(tick.gt(rest["ticks"]).any() for tick in probes):
-                raise ValueError("ticks are counted from 0 to the last")
-            history = content["coherence_history"]
-            if not isinstance(history, list) or not all(0 <= float(r) <= 1 for r in history):
-                raise ValueError("coherence_history is no list of numbers between 0 and 1")
-            content["coherence_history"] = [float(r) for r in history]
-            content["meta_knob_history"] = [
-                (checked_kappa(kappa), str(intent)) for kappa, intent in content["meta_knob_history"]
-            ]
-        except (TypeError, ValueError, ConfigError) as error:
-            raise CheckpointError(f"{folder / REST} or its tensors are damaged ({error}); use another one.") from error
-        return cls(
-            structural_T_global=tensors["structural_T_global"],
-            lens_states=dict(sorted(lens.items())),
-            rest=rest,
-            coherence_history=content["coherence_history"],
-            meta_knob_history=content["meta_knob_history"],
-            kappa=content["kappa"],
-            intent=content["intent"],
-            control=content["control"],
-        )
+        return cls(tensors=read_tensors(folder / TENSORS), record=record)
 
     def refuse_unfit(self, controller: ChronovisorMixtralController, where: Path = Path("memory")) -> None:
-        """:class:`CheckpointError` when a field or layer is missing or unknown, or has another shape or type."""
-        mine = ChronovisorCheckpoint.from_controller(controller)
-        for found, wanted in ((self.rest, mine.rest), (self.lens_states, mine.lens_states)):
-            if wrong := sorted(map(str, set(found) ^ set(wanted))):
-                raise CheckpointError(f"{where}: the field or layer {wrong[0]} is missing or unknown for this model.")
-        for layer, needed in mine.lens_states.items():
-            given = self.lens_states[layer]
-            if wrong := sorted(set(needed) ^ set(given)):
-                raise CheckpointError(f"{where}: the field {wrong[0]} of layer {layer} is missing or unknown.")
-            if wrong := [name for name, value in needed.items() if given[name].shape != value.shape]:
-                raise CheckpointError(f"{where}: {wrong[0]} of layer {layer} has another shape than in this model.")
-        state = self._tensors()
-        for name, tensor in _state(controller).items():
-            if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+        """:class:`CheckpointError` when a field is missing, unknown, impossible, or of another shape or type."""
+        needed = _tensors(controller)
+        if wrong := sorted(needed.keys() ^ self.tensors.keys()):
+            raise CheckpointError(f"{where}: the field {wrong[0]} is missing or unknown for this model.")
+        for name, tensor in needed.items():
+            found = self.tensors[name]
+            if found.shape != tensor.shape or found.dtype != tensor.dtype:
                 raise CheckpointError(f"{where}: {name} has another shape or type than in this model.")
-            if not state[name].isfinite().all():
+            if not found.isfinite().all():
                 raise CheckpointError(f"{where}: {name} holds values that are not finite.")
+            counts = name.rpartition(".")[2] in ("ticks", "last_probe", "fruitless")
+            latest = self.tensors["ticks"] if name.endswith("last_probe") else None
+            if counts and (found.lt(0).any() or (latest is not None and found.gt(latest).any())):
+                raise CheckpointError(f"{where}: {name} is damaged: ticks are counted from 0 to the last.")
 
-    def _tensors(self) -> dict[str, Tensor]:
-        state = {"structural_T_global": self.structural_T_global, **self.rest}
-        for name in self.lens_states[0]:
-            state[name] = torch.stack([self.lens_states[layer][name] for layer in sorted(self.lens_states)])
-        return state
-
+    @torch.no_grad()
     def restore_to_controller(self, controller: ChronovisorMixtralController, where: Path = Path("memory")) -> None:
         """Put everything back; :class:`CheckpointError`, and nothing changed, when it does not fit."""
         self.refuse_unfit(controller, where)
-        state, kappa = self._tensors(), checked_kappa(self.kappa)
-        with torch.no_grad():
-            for name, buffer in _state(controller).items():
-                buffer.copy_(state[name])
+        for name, tensor in _tensors(controller).items():
+            tensor.copy_(self.tensors[name])
         controller.coherence_history.clear()
         controller.coherence_history.extend(self.coherence_history)
-        controller.meta_knob.reset()
-        controller.meta_knob.history.extend(self.meta_knob_history)
-        controller.meta_knob.kappa, controller.meta_knob.intent = kappa, self.intent
+        knob = controller.meta_knob
+        knob.reset()
+        knob.history.extend(self.meta_knob_history)
+        knob.kappa, knob.intent = self.record.kappa, self.record.intent
 
 
-_COUNTS = ("ticks", "last_probe", "fruitless")
-_GLOBAL = (
-    "structural_T_global",
-    "fast_blocks",
-    "block_rates",
-    "evidence",
-    "ticks",
-    "steering.base_temperature",
-    "steering.exploration",
-)
-
-
-def _has_layers(name: str) -> bool:
-    return name not in _GLOBAL
-
-
-def _state(controller: ChronovisorMixtralController) -> dict[str, Tensor]:
-    """Every buffer by name; goals are on or off by who runs a model, not by a file."""
-    fields = dict(controller.steering.named_buffers(recurse=False))
-    del fields["goal_bias"]
-    return {**dict(controller.named_buffers()), **{f"steering.{name}": tensor for name, tensor in fields.items()}}
+def _tensors(controller: ChronovisorMixtralController) -> dict[str, Tensor]:
+    """Every buffer by its name in the file, those with layers as one view a layer: write to them in place."""
+    fields = {f"steering.{name}": buffer for name, buffer in controller.steering.named_buffers(recurse=False)}
+    del fields["steering.goal_bias"]  # goals are turned on by who runs a model, not by a file
+    found: dict[str, Tensor] = {}
+    for name, buffer in {**dict(controller.named_buffers(recurse=False)), **fields}.items():
+        if name in _WITHOUT_LAYERS:
+            found[name] = buffer
+        else:
+            found |= {f"lens_states.{layer}.{name}": row for layer, row in enumerate(buffer)}
+    return found

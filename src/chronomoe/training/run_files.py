@@ -163,7 +163,7 @@ class RunFiles:
             else:
                 geology.restore_to_controller(controller, path)
                 controller.steering.goal_bias.copy_(torch.tensor(saved["goal_bias"]))
-                if geology.control != dataclasses.asdict(controller.config):
+                if geology.record.control != controller.config:
                     controller.release()  # what they had on may be off now
                     self.control.show("  The control layer's settings differ from the checkpoint's; today's apply.")
         self.control.load_state_dict(saved["control"])

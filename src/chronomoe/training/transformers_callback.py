@@ -4,7 +4,6 @@ Trainer(model=model, args=args, train_dataset=data, callbacks=[ChronoMoECallback
 """
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.hosts.attach import attach
 from chronomoe.routing.state import SteeringConfig
 
-logger = logging.getLogger(__name__)
-
 
 class ChronoMoECallback(TrainerCallback):
-    """Attaches steering to ``model`` if it has none, ticks its controller each step, and logs what it saw.
+    """Attaches steering to ``model`` if it has none, ticks its controller each step, and logs the routers' figures.
 
     It runs the controller with kappa as ``controller.set_knob`` leaves it. Probes of unhealthy experts, the gate and
     kappa's schedule need a training loop of their own: :class:`ChronoMoETrainer`.
@@ -51,12 +48,8 @@ class ChronoMoECallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """One step's gradients are complete: tick; after one that is not finite, mask the experts that broke it."""
-        window = self.controller.tick()
-        if window is None and self.controller.config.health:
-            for verdict in self.controller.mask_broken():
-                logger.warning(verdict)
-        if window is not None:
+        """Tick: one step's gradients are complete."""
+        if (window := self.controller.tick()) is not None:
             balance = {"lb_loss": window.balance.mean().item()}
             self._latest = {**balance, "R": self.controller.coherence_history[-1], **window.summary()}
 
@@ -71,7 +64,7 @@ class ChronoMoECallback(TrainerCallback):
         """Add the routers' figures to the Trainer's own log record."""
         if logs is not None and "loss" in logs:
             logs.update(self._latest)
-            state.log_history[-1].update(self._latest)  # the record was copied before callbacks are asked
+            state.log_history[-1].update(self._latest)  # the record was copied before callbacks run
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -1,6 +1,7 @@
 """The control layer on disk: all of it comes back, and nothing is made up."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,15 +78,32 @@ def alter(folder, tensors=None, content=None):
 @pytest.mark.parametrize(
     ("tensors", "content", "message"),
     [
-        (lambda t: {n: v for n, v in t.items() if n != "lens_states.1.integral"}, None, "integral of layer 1"),
-        (lambda t: {**t, "lens_states.0.magic": t["lens_states.0.integral"]}, None, "magic of layer 0"),
+        (
+            lambda t: {n: v for n, v in t.items() if n != "lens_states.1.integral"},
+            None,
+            r"1\.integral is missing",
+        ),
+        (
+            lambda t: {**t, "lens_states.0.magic": t["lens_states.0.integral"]},
+            None,
+            r"0\.magic is missing or unknown",
+        ),
         (lambda t: {n: v for n, v in t.items() if n != "structural_T_global"}, None, "structural_T_global"),
-        (lambda t: {**t, "lens_states.2.integral": t["lens_states.0.integral"]}, None, "layer 2"),
-        (lambda t: {**t, "extra": t["ticks"]}, None, "extra"),
-        (lambda t: {**t, "lens_states.0.integral": torch.zeros(5)}, None, "shape"),
-        (None, lambda c: {n: v for n, v in c.items() if n != "kappa"}, "kappa"),
+        (lambda t: {**t, "lens_states.2.integral": t["lens_states.0.integral"]}, None, r"lens_states\.2\.integral"),
+        (lambda t: {**t, "extra": t["ticks"]}, None, "extra is missing or unknown"),
+        (
+            lambda t: {**t, "lens_states.0.integral": torch.zeros(5)},
+            None,
+            r"0\.integral has another shape",
+        ),
+        (None, lambda c: {n: v for n, v in c.items() if n != "kappa"}, "kappa is missing"),
+        (None, lambda c: {**c, "kappa": 1.5}, "kappa is 1.5; it must be a finite number, at least -1 and at most 1"),
+        (None, lambda c: {**c, "meta_knob_history": [[0.5]]}, "meta_knob_history"),
+        (None, lambda c: {**c, "meta_knob_history": [[2.0, "x"]]}, "meta_knob_history"),
+        (None, lambda c: {**c, "intent": 3}, "intent is 3; it must be text"),
         (lambda t: {**t, "lens_states.0.masked": t["lens_states.0.masked"].float()}, None, "type"),
         (lambda t: {**t, "ticks": t["ticks"].double()}, None, "ticks has another shape or type"),
+        (lambda t: {**t, "steering.exploration": t["steering.exploration"] / 0}, None, "not finite"),
         (lambda t: {**t, "ticks": t["ticks"] - 1000}, None, "counted from 0"),
         (lambda t: {**t, "lens_states.1.last_probe": t["lens_states.1.last_probe"] - 8}, None, "counted from 0"),
         (lambda t: {**t, "lens_states.1.last_probe": t["lens_states.1.last_probe"] + 13}, None, "to the last"),
@@ -93,8 +111,12 @@ def alter(folder, tensors=None, content=None):
         (None, lambda c: {**c, "coherence_history": [0.5, -3]}, "coherence_history"),
         (None, lambda c: {**c, "coherence_history": [float("nan")]}, "coherence_history"),
         (None, lambda c: {**c, "mood": 1}, "mood"),
-        (None, lambda c: {**c, "version": 99}, "version"),
-        (None, lambda c: {**c, "control": {n: v for n, v in c["control"].items() if n != "gamma"}}, "control.gamma"),
+        (None, lambda c: {**c, "version": 99}, "newer version"),
+        (
+            None,
+            lambda c: {**c, "control": {n: v for n, v in c["control"].items() if n != "gamma"}},
+            "control: gamma is missing",
+        ),
         (None, lambda c: {**c, "control": {**c["control"], "magic": 1}}, "magic"),
     ],
 )
@@ -119,5 +141,30 @@ def test_a_model_of_another_shape_is_refused(model, tmp_path):
     ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
     with pytest.raises(CheckpointError, match=r"another shape|missing or unknown"):
         ChronovisorCheckpoint.load(tmp_path).restore_to_controller(build(num_experts=4).controller)
-    with pytest.raises(CheckpointError, match="layer"):
+    with pytest.raises(CheckpointError, match=r"lens_states\.1\.[a-zA-Z_]+ is missing or unknown"):
         ChronovisorCheckpoint.load(tmp_path).restore_to_controller(build(num_layers=1).controller)
+
+
+@pytest.mark.parametrize("brain", ["mixtral/small/checkpoints/step_4", "actv1/thinker/checkpoints/step_2"])
+def test_a_file_of_the_version_before_the_first_release_is_refused(brain):
+    folder = Path(__file__).parents[2] / "fixtures/0.1.0/workspace/artifacts/brains" / brain
+    assert json.loads((folder / "chronovisor.json").read_text())["version"] == 2
+    with pytest.raises(CheckpointError, match=r"chronovisor\.json was made by version 0\.1\.0.*; train again"):
+        ChronovisorCheckpoint.load(folder)
+
+
+def test_a_missing_file_is_named(model, tmp_path):
+    for name in ("chronovisor.json", "chronovisor.safetensors"):
+        ChronovisorCheckpoint.from_controller(model.controller).save(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(CheckpointError, match=f"has no {name}"):
+            ChronovisorCheckpoint.load(tmp_path)
+
+
+def test_a_copy_does_not_follow_the_controller(model):
+    saved = ChronovisorCheckpoint.from_controller(model.controller)
+    before = saved.structural_T_global.clone(), saved.lens_states[1]["live_pressure"].clone()
+    train(model, 2)
+    assert not torch.equal(model.controller.structural_T_global, before[0])
+    assert torch.equal(saved.structural_T_global, before[0])
+    assert torch.equal(saved.lens_states[1]["live_pressure"], before[1])

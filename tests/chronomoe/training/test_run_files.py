@@ -156,7 +156,7 @@ def moments(change):
         ("trainer.json", edited(lambda saved: saved.update(optimizer_groups=None)), "damaged"),
         ("optimizer.safetensors", moments(lambda x: x.update({"0.exp_avg": torch.zeros(3)})), "has the shape"),
         ("optimizer.safetensors", moments(lambda x: x.pop("0.exp_avg")), "0.exp_avg is missing"),
-        ("chronovisor.json", edited(lambda saved: saved.update(intent=[])), "intent is not text"),
+        ("chronovisor.json", edited(lambda saved: saved.update(intent=[])), "intent is .*; it must be text"),
         ("chronovisor.safetensors", lambda path: path.write_bytes(b"x"), "damaged"),
     ],
 )

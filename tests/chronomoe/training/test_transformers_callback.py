@@ -62,3 +62,18 @@ def test_a_resumed_run_goes_on_with_its_control_layer(host, tmp_path):
     # transformers' own resuming loses the experts of a Mixtral, so the layer alone is compared.
     resumed = run(str(tmp_path / "checkpoint-4"))
     assert not [name for name in differing(straight, resumed) if name.startswith(("steering.", "controller."))]
+
+
+def test_broken_experts_are_searched_once_after_a_step_that_is_not_finite(host, monkeypatch):
+    model = host("mixtral")
+    callback = ChronoMoECallback(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[2] = torch.nan
+    searches = []
+    search = callback.controller.mask_broken
+    monkeypatch.setattr(callback.controller, "mask_broken", lambda: searches.append(1) or search())
+    x = torch.randint(0, 61, (2, 12))
+    model.train()(input_ids=x, labels=x).loss.backward()
+    with pytest.warns(UserWarning, match="expert 2 of layer 1 is masked"):
+        callback.on_optimizer_step(None, None, None)
+    assert searches == [1]
