@@ -18,14 +18,18 @@ class SteeredPreTrained:
     controller: ChronovisorMixtralController
 
     def steer(self, dispatch: str) -> None:
-        """Attach what the configuration asks for; :class:`ConfigError` for unknown settings."""
+        """Attach as ``steering`` and ``control`` of the configuration say; :class:`ConfigError` if they are unknown."""
         config: Any = self.config  # type: ignore[attr-defined]
-        steering, control = (getattr(config, name, None) or {} for name in ("steering", "control"))
+        enabled = {"enabled": getattr(config, "enable_chronovisor", True)}
         try:
-            made = SteeringConfig(**steering, enabled=getattr(config, "enable_chronovisor", True))
-            attach(self, made, ControlConfig(**control), dispatch=dispatch)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ConfigError(f"the model's steering or control settings are not ours: {error}.") from error
+            steering = SteeringConfig.from_json({**(getattr(config, "steering", None) or {}), **enabled}, "steering")
+            control = ControlConfig.from_json(getattr(config, "control", None) or {}, "control")
+        except ConfigError as error:
+            raise ConfigError(
+                f"{str(error).removesuffix('.')} in the model's configuration; if version 0.1.0 wrote it, train the "
+                "model again."
+            ) from error
+        attach(self, steering, control, dispatch=dispatch)  # type: ignore[arg-type]
 
     def save_pretrained(self, save_directory: Any, *args: Any, control: bool = True, **kwargs: Any) -> None:
         """As transformers' own, with the sidecars beside the unchanged base; see :mod:`chronomoe.sidecars`.

@@ -5,6 +5,7 @@ import torch
 from transformers import MixtralForCausalLM
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.errors import ConfigError
 from tests.chronomoe.everything import differing, everything
 
 
@@ -63,6 +64,13 @@ def test_chronovisor_can_be_disabled(tokens):
     before = model(tokens).logits
     model.steering.pressure.normal_(std=10)
     assert torch.equal(model(tokens).logits, before)
+
+
+@pytest.mark.parametrize("settings", [{"steering": {"temperature_form": "raw"}}, {"control": {"anti_windup": 1.0}}])
+def test_settings_of_version_010_are_refused_in_one_sentence(settings):
+    (name,) = next(iter(settings.values()))
+    with pytest.raises(ConfigError, match=rf"no setting '{name}'.*version 0\.1\.0"):
+        ChronovisorMixtralForCausalLM(MixtralConfig(vocab_size=61, hidden_dim=32, num_layers=1, **settings))
 
 
 def test_generation_with_and_without_cache_is_the_same(model, tokens):

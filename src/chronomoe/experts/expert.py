@@ -56,7 +56,7 @@ class DomainExpert(nn.Module):
         """Its network in one MoE layer; None where it has none."""
         if (name := str(layer)) not in self.layers:
             return None
-        found: Any = self.layers[name]
+        found: ExpertNetwork = self.layers[name]  # type: ignore[assignment]
         return found
 
     @property

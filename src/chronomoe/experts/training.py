@@ -21,6 +21,7 @@ from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import false_alarm_threshold
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.hosts.capture import gate_inputs, kl, measure_routing
+from chronomoe.hosts.protocol import SteeredModel
 
 ANCHOR_EVERY = 4
 """One sequence in so many of a batch has an anchor sequence beside it."""
@@ -49,7 +50,7 @@ class Trainee(nn.Module):
 
     def __init__(
         self,
-        base: Any,
+        base: SteeredModel,
         module: nn.Module,
         file: str,
         on: Callable[[int], AbstractContextManager[None]],
@@ -116,7 +117,7 @@ def _forced_open(expert: DomainExpert) -> Iterator[None]:
 
 
 @contextmanager
-def only_read(base: Any) -> Iterator[None]:
+def only_read(base: SteeredModel) -> Iterator[None]:
     """Within the block ``base`` is in evaluation mode and has no gradients; afterwards it is as it was."""
     was_training = base.training
     trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
@@ -132,7 +133,7 @@ def only_read(base: Any) -> Iterator[None]:
 
 
 @contextmanager
-def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iterator[Trainee]:
+def trainee(base: SteeredModel, expert: DomainExpert, anchor_weight: float = 1.0) -> Iterator[Trainee]:
     """Within the block ``expert`` is attached to the frozen ``base``; afterwards the base is as it was."""
     with only_read(base):
         attach_expert(base, expert)
@@ -149,7 +150,7 @@ def trainee(base: Any, expert: DomainExpert, anchor_weight: float = 1.0) -> Iter
             detach_expert(base, expert.uid)
 
 
-def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed: int) -> None:
+def begin(expert: DomainExpert, base: SteeredModel, windows: Tensor, redraw: float, seed: int) -> None:
     """Start an expert from the base's own experts: in each layer the one that ``windows`` (n, S) use most."""
     shares_LN = measure_routing(base, windows).share
     experts = [layer.experts for layer in moe_layers(base)]
@@ -162,7 +163,7 @@ def begin(expert: DomainExpert, base: Any, windows: Tensor, redraw: float, seed:
     expert.begin_from(sources, redraw, torch.Generator().manual_seed(seed))
 
 
-def fit_gate(expert: DomainExpert, base: Any, domain: Tensor, general: Sequence[Tensor]) -> None:
+def fit_gate(expert: DomainExpert, base: SteeredModel, domain: Tensor, general: Sequence[Tensor]) -> None:
     """Fit the gate to windows of the domain (n, S) and of each general domain."""
     if not general:
         raise DataError("a gate needs general text beside that of its domain; give an anchor.")
@@ -172,7 +173,12 @@ def fit_gate(expert: DomainExpert, base: Any, domain: Tensor, general: Sequence[
 
 @torch.no_grad()
 def calibrate(
-    base: Any, expert: DomainExpert, general: dict[str, Tensor], false_alarm: float, harm_kl: float, tried: int = 6
+    base: SteeredModel,
+    expert: DomainExpert,
+    general: dict[str, Tensor],
+    false_alarm: float,
+    harm_kl: float,
+    tried: int = 6,
 ) -> dict[str, Any]:
     """Set the gate's threshold by general text (n, S) of each base domain; returns what was found.
 
@@ -208,7 +214,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def divergence(base: Any, expert: DomainExpert, windows: Tensor) -> float:
+def divergence(base: SteeredModel, expert: DomainExpert, windows: Tensor) -> float:
     """Mean KL(base || base with the attached expert) over the tokens of ``windows`` (n, S), nats."""
     total = 0.0
     for rows in windows.split(8):

@@ -19,6 +19,7 @@ from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.file import base_fingerprint
 from chronomoe.experts.training import Trainee, only_read
 from chronomoe.goals.steer import Goal
+from chronomoe.hosts.protocol import SteeredModel
 
 FILE = "goal_conditioning.safetensors"
 
@@ -52,7 +53,7 @@ def attach_conditioning(model: Any) -> GoalConditioning:
 
 
 @torch.no_grad()
-def embed(model: Any, goals: Sequence[Goal]) -> Tensor:
+def embed(model: SteeredModel, goals: Sequence[Goal]) -> Tensor:
     """e of goals, weighted by their weights, (hidden size)."""
     table = model.get_input_embeddings().weight
     parts = [F.normalize(table[list(goal.tokens)].float().mean(dim=0), dim=0) * goal.weight for goal in goals]
@@ -77,7 +78,7 @@ def conditioned(made: GoalConditioning, embedding: Tensor | None) -> Iterator[No
 
 
 @contextmanager
-def conditioning_trainee(model: Any, goals: Sequence[Goal], anchor_weight: float = 1.0) -> Iterator[Trainee]:
+def conditioning_trainee(model: SteeredModel, goals: Sequence[Goal], anchor_weight: float = 1.0) -> Iterator[Trainee]:
     """A trainee that learns A: a batch of ``goals[i]`` carries that number as ``goal``. The base is only read."""
     made = attach_conditioning(model)
     embeddings = [embed(model, [goal]) for goal in goals]

@@ -10,13 +10,13 @@ Shape suffixes: L MoE layers, N experts.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from chronomoe.goals.settings import CAP
 from chronomoe.hosts.capture import kl
+from chronomoe.hosts.protocol import SteeredModel
 from chronomoe.routing.steering import Steering
 
 _TOLERANCE = 0.02
@@ -53,7 +53,7 @@ def biased(steering: Steering, g_LN: Tensor) -> Iterator[None]:
         steering.goal_bias.copy_(before)
 
 
-def output_kl(model: Any, windows: Tensor) -> Callable[[Tensor], float]:
+def output_kl(model: SteeredModel, windows: Tensor) -> Callable[[Tensor], float]:
     """Of a field g (L, N): mean KL(off || on) over the tokens of ``windows`` (n, S), nats.
 
     The model must be in evaluation mode, and stay as it is between the calls.

@@ -20,6 +20,7 @@ from chronomoe.errors import ConfigError
 from chronomoe.goals.field import biased, centred, find_beta, output_kl
 from chronomoe.goals.settings import GoalSettings
 from chronomoe.hosts.capture import gate_inputs, measure_routing
+from chronomoe.hosts.protocol import SteeredModel
 from chronomoe.routing.losses import direction_similarity
 
 
@@ -131,7 +132,7 @@ def _attached(model: Any) -> list[Any]:
     return list(getattr(model, "subbrains", {}).values())
 
 
-def _acting(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> tuple[list[Goal], GoalEffect]:
+def _acting(model: SteeredModel, goals: Sequence[Goal], settings: GoalSettings) -> tuple[list[Goal], GoalEffect]:
     """The goals that have something to act on here, and an effect that lists the others and missing links."""
     available_LN = model.steering.available
     layers = len(available_LN)
@@ -182,7 +183,7 @@ def _priors(model: Any, goals: Sequence[Goal], strength: float) -> dict[str, flo
     return priors
 
 
-def _preferences(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> Tensor:
+def _preferences(model: SteeredModel, goals: Sequence[Goal], settings: GoalSettings) -> Tensor:
     """s (L, N)."""
     available_LN = model.steering.available
     affinity_LN = torch.zeros(available_LN.shape, device=available_LN.device)
@@ -195,7 +196,7 @@ def _preferences(model: Any, goals: Sequence[Goal], settings: GoalSettings) -> T
     return centred(affinity_LN, available_LN, settings.layers)
 
 
-def _likeness(model: Any, goal: Goal) -> Tensor:
+def _likeness(model: SteeredModel, goal: Goal) -> Tensor:
     """cos of the goal's text and what each expert usually receives, mean over its tokens, (L, N)."""
     steering = model.steering
     layers = range(len(steering.direction))
@@ -207,7 +208,9 @@ def _likeness(model: Any, goal: Goal) -> Tensor:
     )
 
 
-def _bias(model: Any, s_LN: Tensor, settings: GoalSettings, windows: Tensor | None, effect: GoalEffect) -> GoalEffect:
+def _bias(
+    model: SteeredModel, s_LN: Tensor, settings: GoalSettings, windows: Tensor | None, effect: GoalEffect
+) -> GoalEffect:
     steering = model.steering
     if windows is None:
         beta = settings.beta or 0.0

@@ -20,7 +20,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from chronomoe.control.config import ControlConfig
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.errors import ConfigError, UnsupportedModelError
-from chronomoe.hosts.protocol import MoELayer, Stage
+from chronomoe.hosts.protocol import MoELayer, Stage, SteeredModel
 from chronomoe.hosts.table import SUPPORTED, Host, at_path, host_of
 from chronomoe.routing.context import RoutingContext
 from chronomoe.routing.dispatch import use_sorted_dispatch
@@ -78,7 +78,7 @@ def attach(
     layers = instrument(model, hosts)
     register(model, _Observe(steering))
     model.add_module("steering", steering)
-    experts = [layer.experts for layer in layers]
+    experts: Any = [layer.experts for layer in layers]
     controller = ChronovisorMixtralController(steering, control, experts).to(first.weight.device)
     model.add_module("controller", controller)
     model.register_forward_hook(_add_router_losses, with_kwargs=True)
@@ -110,7 +110,7 @@ def _refuse_unequal(model: nn.Module, routers: list[Any]) -> Any:
     return first
 
 
-def make_state_new(model: Any) -> None:
+def make_state_new(model: SteeredModel) -> None:
     """Give a steered model whose weights have just been loaded neutral fields and a controller that learned nothing."""
     layers = moe_layers(model)
     if layers:

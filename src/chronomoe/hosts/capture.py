@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chronomoe.hosts.attach import moe_layers
+from chronomoe.hosts.protocol import SteeredModel
 from chronomoe.routing.fields import selection_scores
 from chronomoe.routing.steering import Steering
 
@@ -164,7 +165,7 @@ def count_routing(model: Any, reach_L: Tensor | None = None) -> Iterator[Routing
 
 
 @torch.no_grad()
-def measure_routing(model: Any, windows: Tensor, reach_L: Tensor | None = None) -> RoutingCounts:
+def measure_routing(model: SteeredModel, windows: Tensor, reach_L: Tensor | None = None) -> RoutingCounts:
     """Read ``windows`` (n, S) and count what is routed."""
     with count_routing(model, reach_L) as counts:
         for rows in windows.split(8):
@@ -211,7 +212,7 @@ class Choices:
 
 
 @torch.no_grad()
-def capture_choices(model: Any, row: Tensor, segment: int | None = None) -> Choices:
+def capture_choices(model: SteeredModel, row: Tensor, segment: int | None = None) -> Choices:
     """Read one text (1, T); of a layer called several times, the last call that each token took part in counts.
 
     ``segment`` takes calls of that segment alone, where a model has segments.

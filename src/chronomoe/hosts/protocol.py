@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from chronomoe.control.controller import ChronovisorMixtralController
@@ -16,8 +17,13 @@ class SteeredModel(Protocol):
 
     config: Any
     training: bool
+    dtype: torch.dtype
     steering: Steering
     controller: ChronovisorMixtralController
+
+    @property
+    def model(self) -> Any:
+        """The decoder."""
 
     def __call__(self, **inputs: Any) -> Any:
         """A model output with ``logits`` (batch, sequence, vocabulary)."""
@@ -31,8 +37,24 @@ class SteeredModel(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """All weights."""
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All weights by name; fields and controller are not among them."""
 
-class Router(Protocol):
+    def get_input_embeddings(self) -> Any:
+        """The table of token embeddings."""
+
+
+class Hooked(Protocol):
+    """A module that calls hooks."""
+
+    def register_forward_pre_hook(self, hook: Any) -> Any:
+        """As torch's."""
+
+    def register_forward_hook(self, hook: Any) -> Any:
+        """As torch's."""
+
+
+class Router(Hooked, Protocol):
     """A router of transformers, steered: (T, D) to logits (T, N), combine weights (T, K) and chosen experts (T, K)."""
 
     weight: nn.Parameter
@@ -49,19 +71,14 @@ class Experts(Protocol):
 
     gate_up_proj: nn.Parameter
     down_proj: nn.Parameter
+    intermediate_dim: int
 
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """The mixture (T, D)."""
 
 
-class MoEBlock(Protocol):
+class MoEBlock(Hooked, Protocol):
     """Router and experts of one layer: (batch, sequence, D) to the same."""
-
-    def register_forward_pre_hook(self, hook: Any) -> Any:
-        """As torch's."""
-
-    def register_forward_hook(self, hook: Any) -> Any:
-        """As torch's."""
 
 
 @dataclass(eq=False)
@@ -70,9 +87,9 @@ class MoELayer:
 
     number: int
     """Counted from 0, MoE layers only."""
-    block: Any
-    router: Any
-    experts: Any
+    block: MoEBlock
+    router: Router
+    experts: Experts
     context: RoutingContext | None = None
     """Of the call that the block is in, while something is mixed into its output."""
 

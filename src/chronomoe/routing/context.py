@@ -162,7 +162,8 @@ def stacked(values: list[Tensor | None]) -> Tensor | None:
 
 def sampled(x: Tensor, row_length: int) -> Tensor:
     """One token in :data:`SAMPLED` of each sequence of (..., T, .): by place, so splitting a batch changes none."""
-    return x.unflatten(-2, (-1, row_length))[..., ::SAMPLED, :].flatten(-3, -2)
+    found: Tensor = x.unflatten(-2, (-1, row_length))[..., ::SAMPLED, :].flatten(-3, -2)
+    return found
 
 
 def which_count(calls: list[RoutedCall]) -> Tensor | None:
