@@ -75,8 +75,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         ["goals", "add", "Know licences", "--expert-id", "laws"],
     ):
-        with contextlib.redirect_stdout(io.StringIO()) as told:
-            assert run([*words, "--root", str(root)]) == 0, told.getvalue()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert run([*words, "--root", str(root)]) == 0, printed.getvalue()
     return root
 
 

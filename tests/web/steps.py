@@ -15,11 +15,11 @@ PAGES = [
 """Paths, and what each shows once it is there."""
 
 
-def told(page: Page, words: str, command: str = "") -> None:
+def says(page: Page, words: str, command: str = "") -> None:
     """The strip at the bottom says this."""
-    expect(page.locator(".told .sentence")).to_contain_text(words)
+    expect(page.locator(".status .sentence")).to_contain_text(words)
     if command:
-        expect(page.locator(".told .command")).to_contain_text(command)
+        expect(page.locator(".status .command")).to_contain_text(command)
 
 
 def button(page: Page, name: str) -> Locator:

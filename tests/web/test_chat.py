@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from aios.cli import run
 from tests.web.conftest import thinker
-from tests.web.steps import button, choose, reach, told
+from tests.web.steps import button, choose, reach, says
 
 FIRST = 90_000
 
@@ -38,10 +38,8 @@ def test_it_answers_as_the_shown_command_does(page, root):
     note = done(page)
     assert re.match(r"\d+ tokens, \d+\.\d tokens/s", note.text_content() or "")
     expect(note).to_contain_text("layer 0: experts")
-    told(
-        page, "tokens", "aios chat mixtral/small --max-new-tokens=12 --temperature=0.5 --top-p=0.95 --top-k=7 --seed=3"
-    )
-    command = page.locator(".told .command").text_content() or ""
+    says(page, "tokens", "aios chat mixtral/small --max-new-tokens 12 --temperature 0.5 --top-k 7 --seed 3")
+    command = page.locator(".status .command").text_content() or ""
     printed = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)], input=said + "\n", capture_output=True, text=True, timeout=120
     )
@@ -66,17 +64,17 @@ def test_an_hrm_tells_its_segments_and_takes_a_limit(page, root):
     segments = re.search(r"(\d\.\d\d) of 2 segments a token", done(page).text_content() or "")
     assert segments
     assert 1 <= float(segments[1]) <= 2
-    told(page, "tokens", "--halt=exact")
+    says(page, "tokens", "aios chat actv1/thinker")
     choose(page, "Halting", "max")
     say(page, "and then")
     expect(done(page, 1)).to_contain_text("2.00 of 2 segments a token")
     page.get_by_label("Most segments").fill("1")
     say(page, "and then")
     expect(done(page, 2)).to_contain_text("1.00 of 2 segments a token")
-    told(page, "tokens", "--halt=max --segments=1")
+    says(page, "tokens", "--halt max --segments 1")
     page.get_by_label("Most segments").fill("3")
     say(page, "and then")
-    expect(page.locator(".told .wrong")).to_contain_text("this brain was trained with 1 to 2", timeout=FIRST)
+    expect(page.locator(".status .wrong")).to_contain_text("this brain was trained with 1 to 2", timeout=FIRST)
 
 
 def test_it_is_stopped_and_goes_on(page, root):
@@ -116,7 +114,7 @@ def test_ending_the_manager_ends_an_answer(chromium, served):
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_a_brain_that_died_is_told_and_the_next_answer_comes(page, served):
+def test_a_brain_that_died_is_reported_and_the_next_answer_comes(page, served):
     import os
     import signal
 
@@ -131,11 +129,11 @@ def test_a_brain_that_died_is_told_and_the_next_answer_comes(page, served):
     button(page, "New talk").click()
     page.get_by_label("Top-p", exact=True).fill("0")
     say(page, "and then")
-    expect(page.locator(".told .wrong")).to_contain_text("top_p above 0")
+    expect(page.locator(".status .wrong")).to_contain_text("top_p above 0")
     page.get_by_label("Top-p", exact=True).fill("7")  # said as the command says it, not set right in silence
-    button(page, "Close what was told").click()
+    button(page, "Close the status bar").click()
     say(page, "and then")
-    expect(page.locator(".told .wrong")).to_contain_text("top_p above 0 and at most 1")
+    expect(page.locator(".status .wrong")).to_contain_text("top_p above 0 and at most 1")
 
 
 def test_goals_and_keys(page, root):
@@ -153,7 +151,7 @@ def test_goals_and_keys(page, root):
     page.keyboard.press("Enter")
     # The expert is not attached: the goal is said to do nothing there.
     expect(done(page)).to_contain_text("expert laws is not in this brain")
-    told(page, "tokens", "--goal 1 --goal-strength 3 --goal-kl 0.01")
+    says(page, "tokens", "--goal 1")
 
 
 def children(pid):

@@ -9,7 +9,7 @@ from aios.cli import run
 from aios.store.experts import Registry
 from aios.store.goals import Goals
 from tests.web.conftest import TINY
-from tests.web.steps import button, choose, told
+from tests.web.steps import button, choose, says
 
 
 def count(page, name):
@@ -45,7 +45,7 @@ def test_create_and_what_is_refused(page, root):
     page.goto("/")
     button(page, "New expert").click()
     page.get_by_label("Id", exact=True).fill("../poems")
-    button(page, "Enter").click()
+    button(page, "Create").click()
     expect(page.locator(".dialog .wrong")).to_contain_text("'../poems' is not a name")
     page.get_by_label("Id", exact=True).fill("poems")
     page.get_by_label("Name").fill("Verse")
@@ -53,15 +53,15 @@ def test_create_and_what_is_refused(page, root):
     expect(page.locator(".dialog .command")).to_contain_text(
         f"aios experts create poems --name=Verse '--goal=Write verse' --root {root}"
     )
-    button(page, "Enter").click()
-    told(page, "Entered poems", "aios experts create poems")
+    button(page, "Create").click()
+    says(page, "Created poems", "aios experts create poems")
     entry = Registry(root).get("poems")
     assert (entry.name, entry.goals) == ("Verse", ("Write verse",))
     button(page, "New expert").click()
     page.get_by_label("Id", exact=True).fill("odes")
-    button(page, "Enter").dblclick()
-    told(page, "Entered odes")
-    expect(page.locator(".told .wrong")).to_have_count(0)
+    button(page, "Create").dblclick()
+    says(page, "Created odes")
+    expect(page.locator(".status .wrong")).to_have_count(0)
     expect(page.get_by_role("link", name="poems")).to_be_visible()
 
 
@@ -74,7 +74,7 @@ def test_freeze_activate_and_back(page, root):
         ("Activate", "laws is active.", (False, True)),
     ):
         button(page, name).click()
-        told(page, words, f"aios experts {name.lower()} laws")
+        says(page, words, f"aios experts {name.lower()} laws")
         entry = Registry(root).get("laws")
         assert (entry.is_frozen, entry.is_active) == now
 
@@ -85,7 +85,7 @@ def test_parents(page, root):
     page.goto("/experts/patents")
     button(page, "Set parent").click()
     page.locator(".dialog").get_by_role("button", name="Set parent").click()
-    told(page, "patents is below laws.", "aios experts set-parent patents laws")
+    says(page, "patents is below laws.", "aios experts set-parent patents laws")
     assert registry.get("laws").child_expert_ids == ("patents",)
     page.goto("/experts/laws")
     button(page, "Set parent").click()
@@ -94,7 +94,7 @@ def test_parents(page, root):
     button(page, "Cancel").click()
     page.goto("/experts/patents")
     button(page, "Clear parent").click()
-    told(page, "patents has no parent.", "aios experts clear-parent patents")
+    says(page, "patents has no parent.", "aios experts clear-parent patents")
     assert registry.get("laws").child_expert_ids == ()
 
 
@@ -133,7 +133,7 @@ def test_delete_with_all_below_even_if_attached(page, root):
     registry.create("patents", parent="laws")
     page.goto("/experts/laws")
     button(page, "Attach").click()
-    expect(page.locator(".told .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
+    expect(page.locator(".status .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
     button(page, "Delete").click()
     page.get_by_label("Delete all below it too").click()
     page.get_by_role("checkbox", name="Even if it is attached to a brain").click()
@@ -149,12 +149,12 @@ def test_attach_and_detach(page, root):
     brain = root / "artifacts/brains/mixtral/small"
     page.goto("/experts/laws")
     button(page, "Attach").click()
-    expect(page.locator(".told .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
-    told(page, "", "aios experts attach laws --brain mixtral/small")
+    expect(page.locator(".status .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
+    says(page, "", "aios experts attach laws --brain mixtral/small")
     assert json.loads((brain / "experts.json").read_text())["attached"][0]["expert_id"] == "laws"
     assert Registry(root).get("laws").attached_to == ("mixtral/small",)
-    button(page, "Deactivate").click()  # an attached one: the brain is told too
-    expect(page.locator(".told .sentence")).to_contain_text("laws is inactive.", timeout=60_000)
+    button(page, "Deactivate").click()  # an attached one: the brain is changed too
+    expect(page.locator(".status .sentence")).to_contain_text("laws is inactive.", timeout=60_000)
     assert json.loads((brain / "experts.json").read_text())["attached"][0]["active"] is False
     button(page, "Delete").click()
     page.locator(".dialog").get_by_role("button", name="Delete").click()
@@ -162,7 +162,7 @@ def test_attach_and_detach(page, root):
     button(page, "Cancel").click()
     button(page, "Detach").click()
     page.locator(".dialog").get_by_role("button", name="Detach").click()
-    expect(page.locator(".told .sentence")).to_contain_text("Detached laws from mixtral/small.", timeout=60_000)
+    expect(page.locator(".status .sentence")).to_contain_text("Detached laws from mixtral/small.", timeout=60_000)
     assert not (brain / "experts.json").exists()
 
 
@@ -170,7 +170,7 @@ def test_renaming_an_attached_expert_tells_its_brain(page, root):
     file = root / "artifacts/brains/mixtral/small/experts.json"
     page.goto("/experts/laws")
     button(page, "Attach").click()
-    expect(page.locator(".told .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
+    expect(page.locator(".status .sentence")).to_contain_text("Attached laws to mixtral/small.", timeout=60_000)
     button(page, "Rename").click()
     page.get_by_label("New id").fill("licences")
     expect(page.locator(".dialog .command")).to_contain_text("aios experts rename laws licences")
@@ -186,12 +186,12 @@ def test_attach_to_another_base_takes_force(page, root):
     page.goto("/experts/laws")
     choose(page, "Brain", "mixtral/other")
     button(page, "Attach").click()
-    expect(page.locator(".told .wrong")).to_contain_text("--force", timeout=60_000)
+    expect(page.locator(".status .wrong")).to_contain_text("--force", timeout=60_000)
     assert not (root / "artifacts/brains/mixtral/other/experts.json").exists()
     page.get_by_role("checkbox", name="force").click()
     button(page, "Attach").click()
-    expect(page.locator(".told .sentence")).to_contain_text("Attached laws to mixtral/other.", timeout=60_000)
-    told(page, "", "aios experts attach laws --brain mixtral/other --force")
+    expect(page.locator(".status .sentence")).to_contain_text("Attached laws to mixtral/other.", timeout=60_000)
+    says(page, "", "aios experts attach laws --brain mixtral/other --force")
     file = root / "artifacts/brains/mixtral/other/experts.json"
     assert json.loads(file.read_text())["attached"][0]["expert_id"] == "laws"
 
@@ -201,10 +201,10 @@ def test_goals_of_an_expert(page, root):
     page.goto("/experts/laws")
     choose(page, "Goal", "Write verse")
     button(page, "Link").click()
-    told(page, f"Goal {goal.id} is linked to laws.", f"aios goals link-expert {goal.id} laws")
+    says(page, f"Goal {goal.id} is linked to laws.", f"aios goals link-expert {goal.id} laws")
     assert set(Registry(root).get("laws").goals) == {"Know licences", "Write verse"}
     button(page, "Unlink goal 1 from laws").click()
-    told(page, "Goal 1 is not linked to laws.", "aios goals unlink-expert 1 laws")
+    says(page, "Goal 1 is linked to no expert.", "aios goals unlink-expert 1 laws")
     assert Registry(root).get("laws").goals == ("Write verse",)
 
 
@@ -228,7 +228,7 @@ def test_names_and_goals_are_text(page, root):
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_a_damaged_registry_is_told_in_the_commands_sentence(page, root):
+def test_a_damaged_registry_is_shown_in_the_commands_sentence(page, root):
     file = Registry(root).file
     kept = file.read_text()
     page.goto("/")

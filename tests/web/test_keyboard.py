@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from aios.store.experts import Registry
 from aios.store.goals import Goals
-from tests.web.steps import PAGES, button, told
+from tests.web.steps import PAGES, button, says
 
 CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, textarea, [tabindex="0"]')]
     .filter((one) => one.tabIndex >= 0 && !one.disabled && one.checkVisibility() && one.getClientRects().length)
@@ -50,12 +50,12 @@ def test_an_expert_is_made_frozen_and_left_in_peace(page, root):
     button(page, "New expert").press("Enter")
     expect(page.get_by_label("Id", exact=True)).to_be_focused()
     page.keyboard.type("poems")
-    page.locator(".dialog").get_by_role("button", name="Enter").press("Space")
-    told(page, "Entered poems")
+    page.locator(".dialog").get_by_role("button", name="Create").press("Space")
+    says(page, "Created poems")
     page.get_by_role("link", name="poems").press("Enter")
     expect(page).to_have_url(re.compile("/experts/poems$"))
     button(page, "Freeze").press("Space")
-    told(page, "Froze poems.")
+    says(page, "Froze poems.")
     assert Registry(root).get("poems").is_frozen
     button(page, "Delete").press("Enter")
     expect(page.locator(".dialog").get_by_role("button", name="Cancel")).to_be_visible()
@@ -80,9 +80,9 @@ def test_a_goal_is_added_and_laid_to_rest(page, root):
     page.goto("/goals")
     page.get_by_label("New goal").press_sequentially("Be brief")
     button(page, "Add").press("Enter")
-    told(page, "Added the goal.")
+    says(page, "Added goal 2, linked to no expert.")
     page.locator("section", has_text="2: Be brief").get_by_role("button", name="Deactivate").press("Space")
-    told(page, "Goal 2 is deactivated.")
+    says(page, "Goal 2 is inactive.")
     assert not Goals(root).get(2).active
 
 

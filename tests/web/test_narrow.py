@@ -45,9 +45,9 @@ def test_long_words_fit(page, root, width):
         assert page.evaluate(TOO_WIDE) == [], path
     page.goto("/goals")
     button(page, "Deactivate").first.click()
-    told = page.locator(".told")
-    expect(told).to_be_visible()
-    assert told.bounding_box()["height"] < 300
+    status = page.locator(".status")
+    expect(status).to_be_visible()
+    assert status.bounding_box()["height"] < 300
 
 
 def test_an_expert_is_made_and_deleted(page, root):
@@ -55,7 +55,7 @@ def test_an_expert_is_made_and_deleted(page, root):
     page.goto("/")
     button(page, "New expert").click()
     page.get_by_label("Id", exact=True).fill("maps")
-    button(page, "Enter").click()
+    button(page, "Create").click()
     expect(page.get_by_role("link", name="maps", exact=True)).to_be_visible()
     page.get_by_role("link", name="maps", exact=True).click()
     button(page, "Delete").click()

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from aios.cli import run
 from aios.store.goals import Goals
 from tests.web.conftest import thinker
-from tests.web.steps import button, choose, reach, told
+from tests.web.steps import button, choose, reach, says
 
 FIRST = 90_000
 """Milliseconds for the first answer: a process begins, torch is imported, a brain read."""
@@ -27,7 +27,7 @@ def test_tokens_shares_and_goals_side_by_side(page, root):
     choose(page, "Take held-out text of", "licences")
     expect(page.get_by_label("Text", exact=True)).to_have_value(re.compile(".{100}", re.S), timeout=FIRST)
     button(page, "Inspect").click()
-    told(page, "No goal is on.", "aios goals explain --brain mixtral/small --text=-")
+    says(page, "No goal is on.", "aios goals explain --brain mixtral/small --text=-")
     expect(page.locator(".flow")).to_have_count(1)
     expect(page.locator(".shares")).to_contain_text("held-out licences")
     shares = page.locator(".shares tbody tr td:nth-child(2)").all_text_contents()
@@ -37,7 +37,7 @@ def test_tokens_shares_and_goals_side_by_side(page, root):
     page.keyboard.press("Escape")
     page.get_by_label("KL budget, nats").fill("0.5")
     button(page, "Inspect").click()
-    told(page, "Goals: Sound like Python", f"--goal {goal.id} --goal-strength 3 --goal-kl 0.5")
+    says(page, "Goals: Sound like Python", f"--goal {goal.id} --goal-kl 0.5")
     choose(page, "Layer", "1")
     expect(page.locator(".flow")).to_have_count(2)
     heading = page.get_by_role("heading", name="Goals on")
@@ -90,7 +90,7 @@ def test_gates_of_attached_experts(page, root):
     page.keyboard.press("Escape")
     page.get_by_label("Strength, nats").fill("5")
     inspect(page, "The law of the land is hereby granted to any person")
-    told(page, "expert laws: +5.00 nats for its gate", "--goal-strength 5")
+    says(page, "expert laws: +5.00 nats for its gate", "--goal-strength 5")
     expect(page.locator(".shares")).to_contain_text("laws, gate open")
     on = page.locator(".flow").last
     for one in on.locator(".token.attached").all():
@@ -116,7 +116,7 @@ def test_texts_are_text_and_bounded(page):
     evil = "<img src=x onerror=alert(1)>{{ 1 + 1 }}\"'&"
     page.goto("/routing")
     button(page, "Inspect").click()
-    expect(page.locator(".told .wrong")).to_contain_text("Type a text first")
+    expect(page.locator(".status .wrong")).to_contain_text("Type a text first")
     inspect(page, evil)
     assert "".join(page.locator(".flow .token").all_text_contents()) == "▸" + evil
     assert page.locator("img[src=x]").count() == 0

@@ -14,7 +14,7 @@ from aios.manager.jobs import Jobs
 from aios.store.experts import Registry
 from aios.store.goals import Goals
 from tests.web.conftest import Served
-from tests.web.steps import button, choose, told
+from tests.web.steps import button, choose, says
 
 
 def wait_until(true):
@@ -40,7 +40,7 @@ def test_train_an_expert_with_progress_and_log(page, root):
     small = {"steps": "8", "batch size": "2", "max seq len": "32", "eval tokens": "300", "calibration windows": "8"}
     for name, value in small.items():
         page.get_by_label(name, exact=True).fill(value)
-    command = f"aios experts train verse --brain=mixtral/small --dataset-file={root}/training_data/oratory --steps=8"
+    command = f"aios experts train verse --dataset-file {root}/training_data/oratory --brain mixtral/small --steps 8"
     expect(page.locator("#train .command")).to_contain_text(command)
     button(page, "Train").dblclick()
     expect(page).to_have_url(re.compile("/jobs/[0-9-]+-expert-0$"))
@@ -111,7 +111,7 @@ def test_train_a_brain_with_its_plan_first_then_stop_and_resume_it(page, root, s
         page.goto(f"{again.address}/training?run=artifacts/brains/mixtral/long/metrics.jsonl")
         button(page, "Stop this run").click()
         page.locator(".dialog").get_by_role("button", name="Stop").click()
-        expect(page.locator(".told")).to_contain_text("Asked it to save and stop.")
+        expect(page.locator(".status")).to_contain_text("Asked it to save and stop.")
         assert wait_for(jobs, job.id, "stopped", "failed", "killed").state == "stopped"
         assert "saved. Continue with" in jobs.log(job.id)
         last = sorted((brain / "checkpoints").glob("step_*"))[-1]
@@ -172,7 +172,7 @@ def test_a_run_of_another_terminal_is_stopped_by_its_stop_file(page, root):
     (brain / "run.json").write_text(json.dumps(run))
     button(page, "Stop this run").click()
     page.locator(".dialog").get_by_role("button", name="Stop").click()
-    expect(page.locator(".told")).to_contain_text("Asked it to save and stop.")
+    expect(page.locator(".status")).to_contain_text("Asked it to save and stop.")
     assert (root / "STOP").read_bytes() == b""
 
 
@@ -183,15 +183,15 @@ def test_goals_of_a_brains_own_experts(page, root):
         place.fill(slot)
         choose(page, "Goal", "Know licences")
         button(page, "Link").click()
-        told(page, said)
-        expect(page.locator(".told .wrong")).to_be_visible()
+        says(page, said)
+        expect(page.locator(".status .wrong")).to_be_visible()
     place.fill("*.2")
     choose(page, "Goal", "Know licences")
     button(page, "Link").click()
-    told(page, "Goal 1 is linked to mixtral/small:*.2.", "aios goals link-expert 1 'mixtral/small:*.2'")
+    says(page, "Goal 1 is linked to laws, mixtral/small:*.2.", "aios goals link-expert 1 'mixtral/small:*.2'")
     assert "mixtral/small:*.2" in Goals(root).get(1).experts
     button(page, "Unlink goal 1 from mixtral/small:*.2").click()
-    told(page, "Goal 1 is not linked to mixtral/small:*.2.", "aios goals unlink-expert 1 'mixtral/small:*.2'")
+    says(page, "Goal 1 is linked to laws.", "aios goals unlink-expert 1 'mixtral/small:*.2'")
     assert "mixtral/small:*.2" not in Goals(root).get(1).experts
 
 
@@ -325,11 +325,11 @@ def test_a_number_beyond_all_use_is_refused(page):
 def test_what_was_told_can_be_closed(page):
     page.goto("/routing")
     button(page, "Inspect").click()
-    expect(page.locator(".told")).to_be_visible()
-    button(page, "Close what was told").click()
-    expect(page.locator(".told")).to_be_hidden()
+    expect(page.locator(".status")).to_be_visible()
+    button(page, "Close the status bar").click()
+    expect(page.locator(".status")).to_be_hidden()
     button(page, "Inspect").click()
-    expect(page.locator(".told")).to_be_visible()
+    expect(page.locator(".status")).to_be_visible()
 
 
 def test_empty_workspace_says_what_to_do_first(page, root):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from aios.actions import Brain, Confirm, Done, action, refuse
 from aios.brains import shelf
+from aios.brains.settings import HRMShape
 
 
 @action()
@@ -70,8 +71,8 @@ def upcycle(
     new: str,
     /,
     *,
-    num_experts: int = 8,
-    num_experts_per_tok: int = 2,
+    num_experts: int = HRMShape.num_experts,
+    num_experts_per_tok: int = HRMShape.num_experts_per_tok,
     redraw: float = 0.0,
     seed: int = 0,
 ) -> Done:

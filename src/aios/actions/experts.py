@@ -16,7 +16,7 @@ from aios.workspace import Workspace
 def list_experts(workspace: Path) -> Done:
     """List experts."""
     found = [one.to_json() for one in Registry(workspace).entries()]
-    return Done("" if found else "No expert yet; `aios experts create` enters one.", found)
+    return Done("" if found else "No expert yet; `aios experts create` makes one.", found)
 
 
 @action()
@@ -57,7 +57,7 @@ def create(
     entry = Registry(workspace).create(
         expert, name=name, description=description, category=category, goals=goal or (), parent=parent
     )
-    return _done(entry, f"Entered {expert}; it has no weights yet.")
+    return _done(entry, f"Created {expert}; it has no weights yet.")
 
 
 @action(heavy=True)
@@ -147,7 +147,7 @@ def import_expert(
         Another id than its own.
     """
     entry = attaching.bring_in(workspace, file, expert_id)
-    return _done(entry, f"Entered {entry.expert_id}.")
+    return _done(entry, f"Imported {entry.expert_id}.")
 
 
 def _in_a_brain(workspace: Path, expert: str, **arguments: Any) -> bool:

@@ -57,7 +57,7 @@ def list_goals(workspace: Path, *, all: bool = False) -> Done:
         Inactive ones too.
     """
     goals = Goals(workspace)
-    return _list(goals, goals.all(active_only=not all), {}, "No goal yet; `aios goals add` enters one.")
+    return _list(goals, goals.all(active_only=not all), {}, "No goal yet; `aios goals add` makes one.")
 
 
 @action(failure=lambda expert: {"expert_id": expert})

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from aios.actions import Done, Flat, Note, action, to_stderr
 from aios.settings.goals import GoalFlags
+from chronomoe.training.config import TrainingConfig
 
 
 @action(heavy=True)
@@ -17,7 +18,7 @@ def evaluate(
     data: Path | None = None,
     seq_len: int = 128,
     tokens: int = 32768,
-    batch_size: int = 8,
+    batch_size: int = TrainingConfig.batch_size,
     goals: Annotated[GoalFlags, Flat] = GoalFlags(),  # noqa: B008 (frozen)
     note: Note = to_stderr,
 ) -> Done:

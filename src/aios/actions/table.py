@@ -121,5 +121,10 @@ def _flag(argument: Argument, value: Any, default: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else argument.negatives[0]]
     if isinstance(value, list | tuple):
-        return [f"{flag}={one}" for one in value] or [argument.negatives[0]]
-    return [f"{flag}={value}"]
+        return [word for one in value for word in _pair(flag, one)] or [argument.negatives[0]]
+    return _pair(flag, value)
+
+
+def _pair(flag: str, value: Any) -> list[str]:
+    word = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return [f"{flag}={word}"] if word.startswith("-") else [flag, word]

@@ -9,12 +9,15 @@ from typing import Any
 from aios.actions import Done, Show, action
 from aios.workspace import Workspace
 
+VOCAB_SIZE = 4096
+"""Size of the tokenizer that `aios init` trains."""
+
 
 @action(heavy=True)
 def init(
     workspace: Path,
     *,
-    vocab_size: int = 4096,
+    vocab_size: int = VOCAB_SIZE,
     max_bytes: int = 4_000_000,
     overwrite: bool = False,
     show: Show = print,
@@ -57,7 +60,7 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
 
     began = time.perf_counter()
     run = _half_a_run(workspace, steps)  # before anything is written: it refuses steps that cannot be
-    make_workspace(workspace, max_bytes=2_000_000, report=show)
+    make_workspace(workspace, vocab_size=VOCAB_SIZE, max_bytes=2_000_000, report=show)
     place = Workspace(workspace)
     name = _free_name(place)
     results = _train_and_resume(workspace, name, run, show)

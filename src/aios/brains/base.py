@@ -24,8 +24,8 @@ save_every_n_steps = 500
 def make_workspace(
     root: Path,
     *,
-    vocab_size: int = 4096,
-    max_bytes: int = 4_000_000,
+    vocab_size: int,
+    max_bytes: int,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:

@@ -22,9 +22,9 @@ def evaluate(
     *,
     text: Path | None = None,
     data: Path | None = None,
-    seq_len: int = 128,
-    tokens: int = 32768,
-    batch_size: int = 8,
+    seq_len: int,
+    tokens: int,
+    batch_size: int,
     show: Show = print,
 ) -> dict[str, dict[str, float]]:
     """Bits per byte of each domain: ``base``, and where it applies ``experts`` (attached) and ``goals`` (on).

@@ -58,8 +58,8 @@ def write_samples(
 def init_workspace(
     root: Path,
     *,
-    vocab_size: VocabSize = 4096,
-    max_bytes: int = 4_000_000,
+    vocab_size: VocabSize,
+    max_bytes: int,
     overwrite: bool = False,
     write_base_config: Callable[[Path, int], None] | None = None,
     report: Callable[[str], None] = print,

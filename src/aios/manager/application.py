@@ -24,7 +24,7 @@ def build(root: Path, *, host: str = "127.0.0.1", token: str | None = None) -> G
     site = Site(root)
     for page in (experts_page, goals_page, training_page, run_form, routing_page, chat_page, jobs_page):
         page.add_to(site)
-    pages.on_shutdown(site.brain.end)
+    pages.on_shutdown(site.worker.end)
     web = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     ui.run_with(
         web,
@@ -41,10 +41,10 @@ def build(root: Path, *, host: str = "127.0.0.1", token: str | None = None) -> G
 def serve(
     root: Path,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    token: str | None = None,
-    browser: bool = True,
+    host: str,
+    port: int,
+    token: str | None,
+    browser: bool,
     show: Callable[[str], None] = print,
 ) -> None:
     """Serve until interrupted; :class:`ConfigError` for a host without a token, or an address one cannot have."""

@@ -6,8 +6,9 @@ from typing import Any
 
 from nicegui import ui
 
+from aios.actions import goals
 from aios.brains.bundle import brain_names, find_brain, own_data
-from aios.manager.frame import Page, Site, ask_brain, attempt, begin_here
+from aios.manager.frame import Page, Site, ask_worker, begin_here, try_call
 from aios.settings.goals import GoalFlags
 from aios.store.goals import Goals
 
@@ -26,7 +27,7 @@ def choose_brain(page: Page, changed: Callable[[], Any] | None = None) -> ui.sel
 
 
 class TextForm:
-    """A text, typed or taken from the held-out part of a domain of the brain's data."""
+    """A text, typed or taken from the held-out text of a domain of the brain's data."""
 
     def __init__(self, page: Page, brain: ui.select) -> None:
         self.page, self.brain = page, brain
@@ -46,18 +47,18 @@ class TextForm:
         return (self.text.value or "")[:LONGEST]
 
     def _offer(self) -> None:
-        found = attempt(_domains, self.page.site, self.brain.value).value or []
+        found = try_call(_domains, self.page.site, self.brain.value).value or []
         self.domain.set_options(found, value=None)
         self.domain.set_visibility(bool(found))
 
     async def _take(self, event: Any) -> None:
         if event.value:
-            asked = self.brain.value, event.value
-            outcome = await ask_brain(self.page.site, "text", asked[0], domain=asked[1], longest=LONGEST)
-            if asked != (self.brain.value, self.domain.value):
-                return  # it is wanted no more
+            chosen = self.brain.value, event.value
+            outcome = await ask_worker(self.page.site, "text", chosen[0], domain=chosen[1], longest=LONGEST)
+            if chosen != (self.brain.value, self.domain.value):
+                return  # another has been chosen since
             if outcome.error:
-                self.page.told.say(outcome.error, wrong=True)
+                self.page.status.say(outcome.error, wrong=True)
             else:
                 self.text.set_value(outcome.value)
 
@@ -73,16 +74,18 @@ class GoalForm:
     """Goals to turn on, and how strongly; nothing where the workspace has none."""
 
     def __init__(self, page: Page) -> None:
-        goals = attempt(Goals(page.site.root).all, active_only=False).value or []
+        known = try_call(Goals(page.site.root).all, active_only=False).value or []
         self.chosen = ui.select(
-            {str(goal.id): f"{goal.id}: {goal.text}" for goal in goals}, label="Goals", multiple=True
+            {str(goal.id): f"{goal.id}: {goal.text}" for goal in known}, label="Goals", multiple=True
         )
         self.chosen.props("dense outlined use-chips").classes("grow")
-        self.strength = ui.number("Strength, nats", value=3, min=0, max=5, step=0.5).props("dense outlined")
-        self.kl = ui.number("KL budget, nats", value=0.01, min=0.0001, step=0.01).props("dense outlined")
+        self.strength = ui.number("Strength, nats", value=GoalFlags.goal_strength, min=0, max=5, step=0.5).props(
+            "dense outlined"
+        )
+        self.kl = ui.number("KL budget, nats", value=GoalFlags.goal_kl, min=0.0001, step=0.01).props("dense outlined")
         for field in (self.strength, self.kl):
-            field.style("width: 130px").set_visibility(bool(goals))
-        self.chosen.set_visibility(bool(goals))
+            field.style("width: 130px").set_visibility(bool(known))
+        self.chosen.set_visibility(bool(known))
 
     def flags(self) -> GoalFlags:
         """As the commands take them."""
@@ -93,15 +96,7 @@ class GoalForm:
         )
 
 
-def goal_words(flags: GoalFlags) -> list[str]:
-    """The same as words of a command."""
-    if not flags.any:
-        return []
-    words = [word for goal in flags.goal for word in ("--goal", goal)] + ["--goals-active"] * flags.goals_active
-    return [*words, "--goal-strength", f"{flags.goal_strength:g}", "--goal-kl", f"{flags.goal_kl:g}"]
-
-
-def explain_command(brain: str, text: str, flags: GoalFlags) -> tuple[str, ...]:
-    """`aios goals explain`; a long text is read from standard input."""
+def explain_line(site: Site, brain: str, text: str, flags: GoalFlags) -> str:
+    """The `aios goals explain` that shows the same; a long text is read from standard input."""
     shown = text if len(text) <= 80 and "\n" not in text else "-"
-    return ("goals", "explain", "--brain", brain, f"--text={shown}", *goal_words(flags))
+    return site.command_line(goals.explain, brain=brain, text=shown, goals=flags)

@@ -71,8 +71,8 @@ def _series(chart: str, log: RunLog) -> Series:
 def _means(points: list[list[float]]) -> list[list[float]]:
     """Of some records each, where there are many: counts that jump back and forth would hide each other."""
     size = -(-len(points) // 60)
-    parts = [points[at : at + size] for at in range(0, len(points), max(1, size))]
-    return [[part[-1][0], sum(value for _, value in part) / len(part)] for part in parts]
+    groups = [points[at : at + size] for at in range(0, len(points), max(1, size))]
+    return [[group[-1][0], sum(value for _, value in group) / len(group)] for group in groups]
 
 
 def _line(name: str, points: list[list[float]], place: int, *, second: bool) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain, goal_words
-from aios.manager.frame import Page, Site, ask_brain, attempt, framed, heading
+from aios.actions import talk
+from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain
+from aios.manager.frame import Page, Site, ask_worker, framed, heading, try_call
 from aios.manager.jobs_page import as_number
 from aios.settings.sampling import Sampling
 
@@ -77,7 +78,7 @@ class _Chat:
         self.talk.clear()
         self._show_halting()
 
-    def _asked(self) -> Sampling:
+    def _sampling(self) -> Sampling:
         usual = Sampling()
         values: dict[str, Any] = {
             name: as_number(name, field.value, isinstance(getattr(usual, name), int))
@@ -94,15 +95,13 @@ class _Chat:
 
     async def _send(self) -> None:
         said = (self.said.value or "")[:LONGEST]
-        outcome = attempt(lambda: (self._asked(), self.goals.flags()))
+        outcome = try_call(lambda: (self._sampling(), self.goals.flags()))
         if not said.strip() or outcome.value is None:
-            self.page.told.say(outcome.error or "Say something first.", wrong=True)
+            self.page.status.say(outcome.error or "Say something first.", wrong=True)
             return
-        asked, flags = outcome.value
-        said_of = asked.to_json() if self._halts() else asked.settings
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in said_of.items() if value is not None]
-        command = self.page.site.command("chat", self.brain.value, *words, *goal_words(flags))
-        asked = dataclasses.replace(asked, seed=asked.seed + self.turn)
+        sampling, flags = outcome.value
+        command = self.page.site.command_line(talk.chat, name=self.brain.value, sampling=sampling, goals=flags)
+        sampling = dataclasses.replace(sampling, seed=sampling.seed + self.turn)
         with self.talk:
             ui.label(said).classes("panel talk you")
             with ui.element("div").classes("panel"):
@@ -115,8 +114,8 @@ class _Chat:
         follow = ui.timer(0.1, lambda: answer.set_text("".join(pieces)))
         stop = self.stop
         stop.clear()
-        question = {"text": f"{self.text}{said}\n", "flags": flags, "sampling": asked}
-        done = await ask_brain(self.page.site, "chat", self.brain.value, **question, piece=pieces.append, stop=stop)
+        question = {"text": f"{self.text}{said}\n", "flags": flags, "sampling": sampling}
+        done = await ask_worker(self.page.site, "chat", self.brain.value, **question, piece=pieces.append, stop=stop)
         follow.cancel()
         self.send.enable()
         self.stopping.disable()
@@ -124,11 +123,11 @@ class _Chat:
         if done.value is None:
             note.set_text(done.error)
             note.classes(add="wrong", remove="soft")
-            self.page.told.say(done.error, command, wrong=True)
+            self.page.status.say(done.error, command, wrong=True)
             return
         if stop is self.stop:
             self.text, self.turn = done.value["text"], self.turn + 1
         tokens, seconds = done.value["tokens"], done.value["seconds"]
-        told = f"{tokens} tokens{', stopped' * done.value['stopped']}, {tokens / max(seconds, 1e-9):.1f} tokens/s"
-        note.set_text("\n".join([told, *done.value["lines"]]))
-        self.page.told.say(told, command)
+        speed = f"{tokens} tokens{', stopped' * done.value['stopped']}, {tokens / max(seconds, 1e-9):.1f} tokens/s"
+        note.set_text("\n".join([speed, *done.value["lines"]]))
+        self.page.status.say(speed, command)

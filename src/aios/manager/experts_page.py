@@ -9,7 +9,7 @@ from nicegui import ui
 from aios.brains.bundle import brain_names
 from aios.manager import expert_forms
 from aios.manager.counts import Overview, needs, read_overview, tree
-from aios.manager.frame import Page, Site, attempt, begin_here, empty, facts, framed, heading
+from aios.manager.frame import Page, Site, begin_here, empty, facts, framed, heading, try_call
 from aios.store.experts import ExpertEntry, Registry
 from aios.store.goals import Goals
 
@@ -28,7 +28,7 @@ _LINK = (
 )
 _HEADER = """<q-th :props="props" tabindex="0" @keydown.enter="props.sort(props.col)">{{ props.col.label }}</q-th>"""
 EVERY = 1.0
-"""Seconds between two looks at a file."""
+"""Seconds between two checks of a file."""
 
 
 def add_to(site: Site) -> None:
@@ -48,7 +48,7 @@ def add_to(site: Site) -> None:
 def watch(files: Callable[[], Iterable[Path]], changed: Callable[[], Any]) -> None:
     """Call ``changed`` when one of the files is another than it was."""
 
-    def look() -> list[tuple[int, int, int]]:
+    def state_of_files() -> list[tuple[int, int, int]]:
         found = []
         for file in files():
             try:
@@ -58,10 +58,10 @@ def watch(files: Callable[[], Iterable[Path]], changed: Callable[[], Any]) -> No
                 found.append((0, 0, 0))
         return found
 
-    seen = [look()]
+    seen = [state_of_files()]
 
     def compare() -> None:
-        now = look()
+        now = state_of_files()
         if now != seen[0]:
             seen[0] = now
             changed()
@@ -97,9 +97,9 @@ class _Experts:
 
     def show(self) -> None:
         """Read the registry and show it; the search and what is typed there stay."""
-        outcome = attempt(read_overview, self.site.root)
+        outcome = try_call(read_overview, self.site.root)
         if outcome == self.seen:
-            return  # drawn anew, a button would be lost to whoever is just pressing it
+            return  # drawn again, a button just being pressed would be lost
         self.seen = outcome
         self.overview = outcome.value or Overview((), frozenset())
         self.head.clear()
@@ -129,7 +129,7 @@ class _Experts:
         self._change(self.words, view)
 
     def _change(self, words: str, view: str) -> None:
-        if (words, view) != (self.words, self.view):  # drawn anew, what has the focus would lose it
+        if (words, view) != (self.words, self.view):  # drawn again, what has the focus would lose it
             self.words, self.view = words, view
             self._body()
 
@@ -205,10 +205,10 @@ class _Expert:
 
     def show(self) -> None:
         """Read the expert and show it."""
-        outcome = attempt(read_overview, self.site.root)
+        outcome = try_call(read_overview, self.site.root)
         found = [] if outcome.value is None else [one for one in outcome.value.entries if one.expert_id == self.id]
         self.places = [path for one in found for path in needs(self.site.root, one)]
-        goals = attempt(Goals(self.site.root).all, active_only=False)
+        goals = try_call(Goals(self.site.root).all, active_only=False)
         now = outcome.error, found, found and outcome.value and outcome.value.state(found[0]), goals
         if now == self.seen:
             return

@@ -1,4 +1,4 @@
-"""What all pages share: the frame with its navigation, and doing things with their command and their errors told."""
+"""What all pages share: the frame with its navigation, and calling actions with their command and errors shown."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -10,9 +10,11 @@ from typing import Any, Generic, TypeVar
 
 from nicegui import run, ui
 
-from aios.manager.brain import Brain
+from aios.actions import Action, Done
+from aios.actions.table import command_line, command_of
 from aios.manager.jobs import Jobs
 from aios.manager.runs import Runs
+from aios.manager.worker import Worker
 from aios.sentence import sentence
 from aios.workspace import Workspace
 
@@ -35,12 +37,12 @@ class Site:
     root: Path
     jobs: Jobs = field(init=False)
     runs: Runs = field(init=False)
-    brain: Brain = field(init=False)
+    worker: Worker = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "jobs", Jobs(self.root))
         object.__setattr__(self, "runs", Runs(self.root))
-        object.__setattr__(self, "brain", Brain(self.root))
+        object.__setattr__(self, "worker", Worker(self.root))
 
     @property
     def here(self) -> list[str]:
@@ -48,8 +50,12 @@ class Site:
         return [] if self.root == Path() else [f"--root={self.root}"]
 
     def command(self, *words: str) -> str:
-        """The ``aios`` command that does the same."""
+        """An ``aios`` command for this workspace."""
         return Workspace(self.root).command(*words)
+
+    def command_line(self, action: Action[...], **arguments: Any) -> str:
+        """The ``aios`` command that calls an action."""
+        return command_line(self.root, action, arguments)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Outcome(Generic[Value]):
     error: str = ""
 
 
-def attempt(function: Callable[..., Value], *arguments: Any, **options: Any) -> Outcome[Value]:
+def try_call(function: Callable[..., Value], *arguments: Any, **options: Any) -> Outcome[Value]:
     """Call it; whatever it raises becomes the sentence the command line would print."""
     try:
         return Outcome(function(*arguments, **options))
@@ -68,26 +74,26 @@ def attempt(function: Callable[..., Value], *arguments: Any, **options: Any) -> 
         return Outcome(error=sentence(error))
 
 
-async def aside(function: Callable[..., Value], *arguments: Any, **options: Any) -> Outcome[Value]:
+async def in_thread(function: Callable[..., Value], *arguments: Any, **options: Any) -> Outcome[Value]:
     """Call it in a thread: the page stays alive meanwhile."""
-    return await run.io_bound(attempt, function, *arguments, **options) or Outcome(error="the page is being closed.")
+    return await run.io_bound(try_call, function, *arguments, **options) or Outcome(error="the page is being closed.")
 
 
-async def ask_brain(site: Site, verb: str, *given: Any, **arguments: Any) -> Outcome[Any]:
+async def ask_worker(site: Site, task: str, *given: Any, **arguments: Any) -> Outcome[Any]:
     """Ask the process that runs brains; questions that wait for each other keep no page waiting."""
-    question = partial(attempt, site.brain.ask, verb, *given, **arguments)
-    return await asyncio.get_running_loop().run_in_executor(site.brain.threads, question)
+    question = partial(try_call, site.worker.ask, task, *given, **arguments)
+    return await asyncio.get_running_loop().run_in_executor(site.worker.threads, question)
 
 
-class Told:
+class StatusBar:
     """The strip at the bottom: what was done last, and the command that does the same."""
 
     def __init__(self) -> None:
-        with ui.element("div").classes("told").props('role="status" aria-live="polite"') as self.strip:
+        with ui.element("div").classes("status").props('role="status" aria-live="polite"') as self.strip:
             self.words = ui.label().classes("sentence")
             self.command = ui.label().classes("command")
             close = ui.button(icon="close", on_click=lambda: self.strip.set_visibility(False))
-            close.props("flat dense round size=sm aria-label='Close what was told'").classes("close")
+            close.props("flat dense round size=sm aria-label='Close the status bar'").classes("close")
         self.strip.set_visibility(False)
 
     def say(self, words: str, command: str = "", *, wrong: bool = False) -> None:
@@ -102,13 +108,13 @@ class Told:
 class Page:
     """One page being shown."""
 
-    def __init__(self, site: Site, told: Told) -> None:
-        self.site, self.told = site, told
+    def __init__(self, site: Site, status: StatusBar) -> None:
+        self.site, self.status = site, status
         self.beginning = False
         """Is a job being started? A second click starts no second one."""
         self.refresh: Callable[[], Any] = lambda: None
         """Shows what there is now; each page sets its own."""
-        # Not where the button is: that part may be drawn anew while a question is open.
+        # Not where the button is: that may be drawn again while a question is open.
         self._place = ui.element("div")
 
     @contextmanager
@@ -122,43 +128,38 @@ class Page:
         with self._place:
             ui.navigate.to(path)
 
-    async def do(
-        self,
-        words: str,
-        command: tuple[str, ...],
-        function: Callable[..., Any],
-        *arguments: Any,
-        heavy: bool = False,
-        **options: Any,
-    ) -> Outcome[Any]:
-        """Do something, show what there is now, and tell it with its command; or the sentence why not.
+    async def do(self, action: Action[...], **arguments: Any) -> Outcome[Done]:
+        """Call an action, show what there is now, and say what was done with its command; or the sentence why not.
 
-        What is ``heavy`` needs torch, and is done where brains are: the page's own process stays small.
+        What needs torch is done where brains are: the page's own process stays small.
         """
-        if heavy:
-            self.told.say("Working; this takes some seconds.")
-            outcome = await ask_brain(self.site, "call", partial(function, *arguments, **options))
+        root = self.site.root
+        heavy = await in_thread(action.is_heavy, root, arguments)
+        if heavy.value:
+            self.status.say("Working; this takes some seconds.")
+            outcome = await ask_worker(self.site, "run", command_of(action), arguments)
         else:
-            outcome = await aside(function, *arguments, **options)
+            outcome = await in_thread(action.run, root, arguments)
         self.refresh()
-        self.told.say(outcome.error or words, self.site.command(*command), wrong=bool(outcome.error))
+        sentence = outcome.value.sentence if outcome.value else outcome.error
+        self.status.say(sentence, self.site.command_line(action, **arguments), wrong=bool(outcome.error))
         return outcome
 
-    async def sure(self, question: str, command: tuple[str, ...], yes: str) -> bool:
+    async def confirm(self, question: str, yes: str, command: str = "") -> bool:
         """Ask before something that cannot be undone."""
         with self.dialog() as dialog:
             ui.label(question)
             if command:
-                ui.label(self.site.command(*command)).classes("command")
+                ui.label(command).classes("command")
             with ui.element("div").classes("line"):
                 ui.button(yes, color="negative", on_click=lambda: dialog.submit(True))
                 ui.button("Keep", on_click=lambda: dialog.submit(False)).props("flat autofocus")
         answer = await dialog
-        put_away(dialog)
+        close(dialog)
         return bool(answer)
 
 
-def put_away(dialog: ui.dialog) -> None:
+def close(dialog: ui.dialog) -> None:
     """Done with a dialog; its page may be gone before."""
     with suppress(ValueError):
         dialog.delete()
@@ -178,8 +179,7 @@ def framed(site: Site, title: str, place: str) -> Iterator[Page]:
                 if name == place:
                     link.props('aria-current="page"')
     with ui.element("div").classes("sheet"):
-        told = Told()
-        yield Page(site, told)
+        yield Page(site, StatusBar())
 
 
 def heading(text: str, level: int = 1) -> None:

@@ -1,16 +1,17 @@
-"""What the active goals do in a brain, while a slider moves: part of the page of goals."""
+"""What the active goals do in a brain, while a slider moves: a panel of the page of goals."""
 
 import asyncio
+from math import log10
 from typing import Any
 
 from nicegui import ui
 
-from aios.manager.brain_forms import TextForm, choose_brain, explain_command
-from aios.manager.frame import Page, ask_brain, heading
+from aios.manager.brain_forms import TextForm, choose_brain, explain_line
+from aios.manager.frame import Page, ask_worker, heading
 from aios.settings.goals import GoalFlags
 
 _QUIET = 0.25
-"""Seconds a slider rests before it is asked what that does."""
+"""Seconds a slider rests before its effect is measured."""
 
 
 class GoalEffect:
@@ -28,9 +29,13 @@ class GoalEffect:
                 self.brain, self.text = brain, TextForm(page, brain)
             self.text.field()
             with ui.element("div").classes("two"):
-                self.strength = self._slider("Strength for the gates of attached experts", 0, 5, 0.25, 3)
+                self.strength = self._slider(
+                    "Strength for the gates of attached experts", 0, 5, 0.25, GoalFlags.goal_strength
+                )
                 # Its value is the logarithm: budgets are of one size or another.
-                self.budget = self._slider("KL budget for the brain's own experts", -4, -1, 0.25, -2)
+                self.budget = self._slider(
+                    "KL budget for the brain's own experts", -4, -1, 0.25, log10(GoalFlags.goal_kl)
+                )
             self.words = ui.label("Give a text, then move a slider.").classes("talk").props('role="status"')
             with ui.element("div").classes("scroll").props('tabindex="0" role="region" aria-label="Shares"'):
                 self.table = ui.table(columns=_COLUMNS, rows=[], row_key="name", pagination={"rowsPerPage": 0})
@@ -75,18 +80,18 @@ class GoalEffect:
     async def _measure(self) -> None:
         self.words.set_text("Measuring; a brain that is not loaded yet takes some seconds.")
         brain, text, flags = self.brain.value, self.text.value, self.flags()
-        outcome = await ask_brain(self.page.site, "explain", brain, text=text, flags=flags)
+        outcome = await ask_worker(self.page.site, "explain", brain, text=text, flags=flags)
         if brain != self.brain.value:
-            return  # choosing another has asked anew
-        command = self.page.site.command(*explain_command(brain, text, flags))
+            return  # choosing another has begun another measurement
+        command = explain_line(self.page.site, brain, text, flags)
         self.table.set_visibility(not outcome.error)
-        self.page.told.say(outcome.error or "Measured.", command, wrong=bool(outcome.error))
+        self.page.status.say(outcome.error or "Measured.", command, wrong=bool(outcome.error))
         if outcome.value is None:
             self.words.set_text("")
             return
         found = outcome.value
-        told = f"On this text ({found['tokens']} tokens): output KL {found['text_kl']:.5f} nats a token"
-        self.words.set_text("\n".join([told, *found["lines"]]))
+        first = f"On this text ({found['tokens']} tokens): output KL {found['text_kl']:.5f} nats a token"
+        self.words.set_text("\n".join([first, *found["lines"]]))
         self.table.rows[:] = _rows(found)
         self.table.update()
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from nicegui import ui
 
+from aios.actions import goals
 from aios.goal_text import LONGEST
 from aios.manager.experts_page import watch
-from aios.manager.frame import Page, Site, attempt, empty, framed, heading
+from aios.manager.frame import Page, Site, empty, framed, heading, try_call
 from aios.manager.goal_effect import GoalEffect
 from aios.store.experts import Registry
 from aios.store.goals import Goal, Goals
@@ -17,7 +18,7 @@ def add_to(site: Site) -> None:
     """Add the page."""
 
     @ui.page("/goals")
-    def goals() -> None:
+    def goals_page() -> None:
         with framed(site, "Goals", "Goals") as page:
             _Goals(page)
 
@@ -38,7 +39,7 @@ class _Goals:
     """All goals, active or not."""
 
     def __init__(self, page: Page) -> None:
-        self.page, self.goals = page, Goals(page.site.root)
+        self.page, self.stored = page, Goals(page.site.root)
         heading("Goals")
         with ui.element("div").classes("panel"), ui.element("div").classes("line"):
             self.text = ui.input("New goal").props(f"maxlength={LONGEST} dense outlined").classes("grow")
@@ -49,25 +50,25 @@ class _Goals:
         self.content = ui.element("div").style("display: contents")
         self.effect = GoalEffect(page)
         self.cards: dict[int, _Card] = {}
-        self.said: str | None = None
+        self.reason: str | None = None
         page.refresh = self.show
         self.show()
-        watch(lambda: [self.goals.registry.file, self.goals.registry.database], self.show)
+        watch(lambda: [self.stored.registry.file, self.stored.registry.database], self.show)
 
     def show(self) -> None:
         """Read the goals and show them; a card stays, with what is typed there, if nothing but the weight changed."""
-        outcome = attempt(self.goals.all, active_only=False)
-        experts = attempt(Registry(self.page.site.root).entries).value or []
+        outcome = try_call(self.stored.all, active_only=False)
+        experts = try_call(Registry(self.page.site.root).entries).value or []
         ids = {one.expert_uid: one.expert_id for one in experts}
         free = [one.expert_id for one in experts if one.is_active]
-        goals = outcome.value or []
-        told = outcome.error or ("" if goals else "none")
-        if told != self.said:
-            self.said = told
+        found = outcome.value or []
+        reason = outcome.error or ("" if found else "none")
+        if reason != self.reason:
+            self.reason = reason
             self._say_why_none(outcome.error)
-        for number in set(self.cards) - {goal.id for goal in goals}:
+        for number in set(self.cards) - {goal.id for goal in found}:
             self.cards.pop(number).element.delete()
-        for place, goal in enumerate(goals):
+        for place, goal in enumerate(found):
             linked = [ids.get(expert, expert) for expert in goal.experts]
             shown = goal.text, goal.active, linked, [one for one in free if one not in linked]
             card = self.cards.get(goal.id)
@@ -86,7 +87,7 @@ class _Goals:
         with self.nothing:
             if error:
                 ui.label(error).classes("panel wrong")
-            elif self.said:
+            elif self.reason:
                 empty(
                     "No goal yet. Say what is wanted above, then link it to an expert that serves it.",
                     self.page.site.command("goals", "add", "Quote licences word for word", "--expert-id", "laws"),
@@ -117,16 +118,15 @@ class _Goals:
                 chosen.props(f'aria-label="Expert for goal {number}"')
                 _small("Link", lambda: self._link(number, chosen.value))
                 if goal.active:
-                    _small("Deactivate", lambda: self._turn(number, "deactivate"))
+                    _small("Deactivate", lambda: self.page.do(goals.deactivate, goal_id=number))
                 else:
-                    _small("Activate", lambda: self._turn(number, "activate"))
+                    _small("Activate", lambda: self.page.do(goals.activate, goal_id=number))
                 _small("Remove", lambda: self._remove(goal)).props("color=negative")
         return card, weight
 
     def _link_of(self, number: int, expert: str) -> None:
         async def unlink() -> None:
-            command = ("goals", "unlink-expert", str(number), expert)
-            await self.page.do(f"Goal {number} is not linked to {expert}.", command, self.goals.unlink, number, expert)
+            await self.page.do(goals.unlink, goal_id=number, expert=expert)
 
         with ui.element("div").classes("line mark"):
             ui.label(expert)
@@ -134,38 +134,24 @@ class _Goals:
             button.props["aria-label"] = f"Unlink {expert}"
 
     async def _add(self) -> None:
-        text, weight = self.text.value or "", self.weight.value
-        command = adding(text, weight or 0)
-        outcome = await self.page.do("Added the goal.", command, self.goals.add, text, weight=weight or 0)
+        outcome = await self.page.do(goals.add, text=self.text.value or "", weight=self.weight.value or 0)
         if not outcome.error:
             self.text.set_value("")
 
     async def _weigh(self, number: int, weight: float) -> None:
-        command = ("goals", "weigh", str(number), f"{weight:.12g}")
-        await self.page.do(f"Goal {number} has weight {weight:g}.", command, self.goals.weigh, number, weight)
-
-    async def _turn(self, number: int, verb: str) -> None:
-        act = self.goals.activate if verb == "activate" else self.goals.deactivate
-        await self.page.do(f"Goal {number} is {verb}d.", ("goals", verb, str(number)), act, number)
+        await self.page.do(goals.weigh, goal_id=number, weight=weight)
 
     async def _link(self, number: int, expert: str | None) -> None:
         if not expert:
-            self.page.told.say("Choose an expert first.", wrong=True)
+            self.page.status.say("Choose an expert first.", wrong=True)
             return
-        command = ("goals", "link-expert", str(number), expert)
-        await self.page.do(f"Goal {number} is linked to {expert}.", command, self.goals.link, number, expert)
+        await self.page.do(goals.link, goal_id=number, expert=expert)
 
     async def _remove(self, goal: Goal) -> None:
-        command = ("goals", "remove", str(goal.id))
-        if await self.page.sure(f"Delete goal {goal.id} and its links for good? {goal.text}", command, "Remove"):
-            await self.page.do(f"Removed goal {goal.id}.", command, self.goals.remove, goal.id)
+        command = self.page.site.command_line(goals.remove, goal_id=goal.id)
+        if await self.page.confirm(f"Remove goal {goal.id} and its links for good? {goal.text}", "Remove", command):
+            await self.page.do(goals.remove, goal_id=goal.id)
 
 
 def _small(label: str, act: Any) -> ui.button:
     return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")
-
-
-def adding(text: str, weight: float) -> tuple[str, ...]:
-    """The command that adds a goal; a text that reads like an option comes last, after ``--``."""
-    weighed = ("--weight", f"{weight:.12g}")
-    return ("goals", "add", *weighed, "--", text) if text.startswith("-") else ("goals", "add", text, *weighed)

@@ -1,7 +1,7 @@
 """Jobs: `aios` commands run beside the page, each in a process and session of its own.
 
 artifacts/jobs/<id>/
-    job.json      what was asked for: words of the command, its working folder, when
+    job.json      words of the command, its working folder, when it was started
     process.json  pid of the process and what tells it from a later one of the same pid; it writes this itself
     log           all it printed
     exit.json     its exit code and when; missing if it was killed
@@ -24,13 +24,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from aios.sentence import sentence
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.storage import write_json
 
 State = Literal["starting", "running", "done", "stopped", "failed", "killed"]
 _ID = re.compile(r"\d{8}-\d{6}-[a-z]{1,12}-\d{1,3}")
-_ASKED = "stop-asked"
+_STOPPING = "stop-asked"
 _STARTING = 60.0
 """Seconds a process may take to say who it is."""
 
@@ -73,8 +74,8 @@ class Jobs:
     def start(self, title: str, words: Sequence[str], *, kind: str = "job", metrics: str = "") -> Job:
         """Run ``aios <words>`` apart from this process; :class:`CheckpointError` when it cannot be started."""
         folder = self._new_folder(kind)
-        asked = {"title": title, "words": list(words), "cwd": os.getcwd(), "created": time.time(), "metrics": metrics}
-        write_json(folder / "job.json", asked)
+        job = {"title": title, "words": list(words), "cwd": os.getcwd(), "created": time.time(), "metrics": metrics}
+        write_json(folder / "job.json", job)
         try:
             with (folder / "log").open("ab") as log:
                 child = subprocess.Popen(
@@ -100,7 +101,7 @@ class Jobs:
         return [job for name in names if (job := self._read(name)) is not None]
 
     def get(self, job_id: str) -> Job:
-        """One job; :class:`ConfigError` when there is none of that id."""
+        """One job; :class:`ConfigError` for an unknown id."""
         self._reap()
         job = self._read(job_id) if _ID.fullmatch(job_id) else None
         if job is None:
@@ -116,9 +117,9 @@ class Jobs:
             job = self.get(job_id)
         if job.state != "running" or job.pid is None:
             raise ConfigError(f"job {job_id} is not running ({job.state}).")
-        if (job.folder / _ASKED).exists():
+        if (job.folder / _STOPPING).exists():
             return job  # a second Ctrl-C would end it without saving
-        (job.folder / _ASKED).touch()
+        (job.folder / _STOPPING).touch()
         with suppress(ProcessLookupError):  # it ended just now
             os.kill(job.pid, signal.SIGINT)
         return self.get(job_id)
@@ -151,25 +152,25 @@ class Jobs:
 
     def _read(self, job_id: str) -> Job | None:
         folder = self.home / job_id
-        asked, process, end = (_json(folder / name) for name in ("job.json", "process.json", "exit.json"))
+        record, process, end = (_json(folder / name) for name in ("job.json", "process.json", "exit.json"))
         try:
             job = Job(
                 id=job_id,
                 folder=folder,
-                title=str(asked["title"]),
-                words=tuple(map(str, asked["words"])),
-                created=float(asked["created"]),
+                title=str(record["title"]),
+                words=tuple(map(str, record["words"])),
+                created=float(record["created"]),
                 state="starting",
                 pid=int(process["pid"]) if process else None,
                 code=int(end["code"]) if end else None,
                 ended=float(end["ended"]) if end else None,
-                metrics=str(asked.get("metrics", "")),
+                metrics=str(record.get("metrics", "")),
             )
             datetime.fromtimestamp(job.created, UTC)
         except (KeyError, TypeError, ValueError, OverflowError, OSError):
             return None
         state = _state(job, process)
-        if state == "killed" and (end := _json(folder / "exit.json")):  # it ended between two looks
+        if state == "killed" and (end := _json(folder / "exit.json")):  # it ended between two readings
             job = replace(job, code=int(end["code"]), ended=float(end["ended"]))
             state = _state(job, process)
         return replace(job, state=state)
@@ -184,6 +185,16 @@ def _state(job: Job, process: dict[str, Any]) -> State:
     if job.pid is None:
         return "starting" if time.time() - job.created < _STARTING else "killed"
     return "running" if birth_of(job.pid) == process.get("birth") else "killed"
+
+
+def dry_run(words: list[str]) -> str:
+    """What a command that trains prints with --dry-run; :class:`ConfigError` with its sentence when it refuses."""
+    done = subprocess.run(
+        [sys.executable, "-m", "aios", *words, "--dry-run"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:  # killed, it says nothing
+        raise ConfigError(done.stderr.rpartition("aios: ")[2].strip() or sentence(MemoryError()))
+    return done.stdout.strip()
 
 
 def birth_of(pid: int) -> str | None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from nicegui import ui
 
+from aios.actions import experts
+from aios.actions.table import words_of
 from aios.brains.bundle import METRICS, brain_names, read_run
-from aios.manager.frame import Page, Site, aside, attempt, begin_here, empty, facts, framed, heading
+from aios.manager.frame import Page, Site, begin_here, empty, facts, framed, heading, in_thread, try_call
 from aios.manager.jobs import Job
 from aios.settings.expert import ExpertTraining
 from aios.workspace import plain_name
@@ -36,16 +38,16 @@ def add_to(site: Site) -> None:
 
 
 class _List:
-    """All jobs, looked at every second."""
+    """All jobs, read every second."""
 
     def __init__(self, page: Page) -> None:
         self.page, self.seen = page, None
         self.content = ui.element("div").style("display: contents")
         self._show(page.site.jobs.all())
-        ui.timer(EVERY, self._look)
+        ui.timer(EVERY, self._refresh)
 
-    async def _look(self) -> None:
-        outcome = await aside(self.page.site.jobs.all)
+    async def _refresh(self) -> None:
+        outcome = await in_thread(self.page.site.jobs.all)
         if outcome.value is not None:
             self._show(outcome.value)
 
@@ -76,11 +78,11 @@ class _List:
 
 
 class _One:
-    """One job: what was asked for, its progress and log."""
+    """One job: its command, progress and log."""
 
     def __init__(self, page: Page, job_id: str) -> None:
         self.page, self.id = page, job_id
-        outcome = attempt(page.site.jobs.get, job_id)
+        outcome = try_call(page.site.jobs.get, job_id)
         if outcome.value is None:
             heading("No such job")
             ui.label(outcome.error)
@@ -103,13 +105,13 @@ class _One:
             heading("Log", 2)
             self.log = ui.label().classes("log").props('tabindex="0"')
         self._show(job, page.site.jobs.log(job_id), _steps(page.site, job))
-        self.timer = ui.timer(EVERY, self._look)
+        self.timer = ui.timer(EVERY, self._refresh)
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         jobs = self.page.site.jobs
-        outcome = await aside(lambda: (job := jobs.get(self.id), jobs.log(self.id), _steps(self.page.site, job)))
+        outcome = await in_thread(lambda: (job := jobs.get(self.id), jobs.log(self.id), _steps(self.page.site, job)))
         if outcome.value is None:
-            self.page.told.say(outcome.error, wrong=True)
+            self.page.status.say(outcome.error, wrong=True)
             self.timer.deactivate()
             return
         self._show(*outcome.value)
@@ -126,9 +128,9 @@ class _One:
             self.timer.deactivate()
 
     async def _stop(self) -> None:
-        if await self.page.sure("Stop this job? Training saves first, where it can.", (), "Stop"):
-            outcome = await aside(self.page.site.jobs.cancel, self.id)
-            self.page.told.say(outcome.error or "Asked it to stop.", wrong=bool(outcome.error))
+        if await self.page.confirm("Stop this job? Training saves first, where it can.", "Stop"):
+            outcome = await in_thread(self.page.site.jobs.cancel, self.id)
+            self.page.status.say(outcome.error or "Asked it to stop.", wrong=bool(outcome.error))
 
 
 def _steps(site: Site, job: Job) -> tuple[int, int]:
@@ -137,7 +139,7 @@ def _steps(site: Site, job: Job) -> tuple[int, int]:
     total = next((int(value) for name, _, value in words if name in ("--steps", "--max-steps") and value.isdigit()), 0)
     file = site.root / job.metrics
     if not total:  # a resumed run has its own settings
-        saved = attempt(read_run, file.parent).value or {"training": {}}
+        saved = try_call(read_run, file.parent).value or {"training": {}}
         total = saved["training"].get("max_steps") or 0
     if not job.metrics or not file.is_file() or file.stat().st_mtime < job.created:
         return 0, total
@@ -158,29 +160,27 @@ def inside(site: Site, path: str) -> Path:
     return place
 
 
-def as_number(name: str, value: Any, whole: bool) -> float:
-    """What was typed as a number; :class:`ConfigError` if it is to be ``whole`` and is not, or is beyond all use."""
+def as_number(name: str, value: Any, integral: bool) -> float:
+    """What was typed as a number; :class:`ConfigError` if it should be a whole number and is not, or is above 1e15."""
     number, name = float(value), name.replace("_", " ").replace("-", " ")
     if abs(number) > 1e15:
         raise ConfigError(f"{name} is {number:g}; use a smaller number.")
     if not number.is_integer():
-        if whole:
+        if integral:
             raise ConfigError(f"{name} is {number}; it must be a whole number.")
         return number
     return int(number)
 
 
-def expert_words(site: Site, expert_id: str, brain: str, text: str, goal: str, numbers: dict[str, Any]) -> list[str]:
+def expert_words(site: Site, expert: str, brain: str, text: str, goal: str, numbers: dict[str, Any]) -> list[str]:
     """Words of the command that trains an expert, all of them checked; raises :class:`ConfigError`."""
-    plain_name(expert_id)
+    plain_name(expert)
     if brain not in brain_names(site.root):
         raise ConfigError(f"there is no brain {brain!r} in this workspace.")
-    place = inside(site, text)
     given = {name: as_number(name, value, name != "lr") for name, value in numbers.items() if value is not None}
-    ExpertTraining(brain=brain, dataset_file=place, default_goal=goal or None, **given)  # type: ignore[arg-type]
-    words = ["experts", "train", expert_id, f"--brain={brain}", f"--dataset-file={place}"]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    return words + ([f"--default-goal={goal}"] if goal else []) + site.here
+    settings: dict[str, Any] = {"dataset_file": inside(site, text), "default_goal": goal or None, **given}
+    call = {"expert": expert, "settings": ExpertTraining(brain=brain, **settings)}
+    return [*words_of(experts.train, call), *site.here]
 
 
 async def begin(page: Page, title: str, words: list[str], *, kind: str, metrics: str) -> str:
@@ -189,13 +189,13 @@ async def begin(page: Page, title: str, words: list[str], *, kind: str, metrics:
         return ""
     page.beginning, started = True, False
     try:
-        busy = await aside(page.site.jobs.of_run, metrics)
+        busy = await in_thread(page.site.jobs.of_run, metrics)
         if busy.value is not None:
             return f"job {busy.value.id} is at work on it already."
-        begun = await aside(page.site.jobs.start, title, words, kind=kind, metrics=metrics)
+        begun = await in_thread(page.site.jobs.start, title, words, kind=kind, metrics=metrics)
         if begun.value is None:
             return begun.error
-        started = True  # the page goes on to the job, and whoever comes back has a new page
+        started = True  # the page goes on to the job, and coming back makes a new page
         page.go(f"/jobs/{begun.value.id}")
         return ""
     finally:
@@ -221,17 +221,17 @@ def _train_form(page: Page, expert: str) -> None:
         wrong = ui.label().classes("wrong")
         command = ui.label().classes("command")
 
-        def asked() -> tuple[Any, ...]:
+        def filled() -> tuple[Any, ...]:
             values = {name: field.value for name, field in numbers.items()}
             return site, expert_id.value.strip(), brain.value, text.value, goal.value.strip(), values
 
         def preview() -> None:
-            outcome = attempt(expert_words, *asked())
+            outcome = try_call(expert_words, *filled())
             command.set_text(shlex.join(["aios", *outcome.value]) if outcome.value else "")
             command.set_visibility(bool(outcome.value))
 
         async def start() -> None:
-            outcome = await aside(expert_words, *asked())
+            outcome = await in_thread(expert_words, *filled())
             wrong.set_text(outcome.error)
             if outcome.value is None:
                 return

@@ -4,8 +4,8 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.manager.brain_forms import GoalForm, TextForm, choose_brain, explain_command
-from aios.manager.frame import Page, Site, ask_brain, attempt, framed, heading
+from aios.manager.brain_forms import GoalForm, TextForm, choose_brain, explain_line
+from aios.manager.frame import Page, Site, ask_worker, framed, heading, try_call
 from aios.manager.tokens import MOVE, changed, shares_html, tokens_html
 
 
@@ -57,31 +57,31 @@ class _Routing:
 
     async def _inspect(self) -> None:
         if not self.text.value.strip():
-            self.page.told.say("Type a text first, or take held-out text.", wrong=True)
+            self.page.status.say("Type a text first, or take held-out text.", wrong=True)
             return
-        flags = attempt(self.goals.flags)
+        flags = try_call(self.goals.flags)
         if flags.value is None:
-            self.page.told.say(flags.error, wrong=True)
+            self.page.status.say(flags.error, wrong=True)
             return
         brain, segment = self.brain.value, None if self.segment.value == -1 else self.segment.value
         text = self.text.value
         self.button.disable()
         self.words.set_text("Working; a brain that is not loaded yet takes some seconds.")
-        asked = {"text": text, "flags": flags.value, "segment": segment}
-        outcome = await ask_brain(self.page.site, "inspect", brain, **asked)
+        question = {"text": text, "flags": flags.value, "segment": segment}
+        outcome = await ask_worker(self.page.site, "inspect", brain, **question)
         self.button.enable()
         if brain != self.brain.value:
             self.words.set_text("")
             return  # it is of a brain that is shown no more
-        command = self.page.site.command(*explain_command(brain, text, flags.value))
+        command = explain_line(self.page.site, brain, text, flags.value)
         if outcome.value is None:
             self.words.set_text("")
-            self.page.told.say(outcome.error, command, wrong=True)
+            self.page.status.say(outcome.error, command, wrong=True)
             return
         self.found, self.with_goals = outcome.value, flags.value.any
         cut = " The brain reads no more of it." if self.found["tokens"] >= self.found["room"] else ""
         self.words.set_text(f"{self.found['tokens']:,} tokens.{cut}")
-        self.page.told.say(
+        self.page.status.say(
             "; ".join(map(str.strip, self.found["lines"])) if self.with_goals else "No goal is on.", command
         )
         layers = dict(enumerate(self.found["layers"]))

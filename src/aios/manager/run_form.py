@@ -8,8 +8,8 @@ from typing import Any
 from nicegui import ui
 
 from aios.brains.bundle import METRICS, read_run
-from aios.manager import work
-from aios.manager.frame import Page, Site, aside, attempt, framed, heading
+from aios.manager.frame import Page, Site, framed, heading, in_thread, try_call
+from aios.manager.jobs import dry_run
 from aios.manager.jobs_page import as_number, begin, inside
 from aios.store.goals import Goals
 from aios.workspace import Workspace, plain_name
@@ -18,7 +18,7 @@ from chronomoe.errors import CheckpointError, ChronoMoEError
 
 @dataclass(frozen=True)
 class Form:
-    """How the command of one family is told what it must know."""
+    """What the command of one family must be given, and by which flags."""
 
     title: str
     words: tuple[str, ...]
@@ -146,7 +146,7 @@ class _Form:
 
     def __init__(self, page: Page, family: str) -> None:
         self.page, self.family, form = page, family, FORMS[family]
-        known = attempt(Goals(page.site.root).all).value or []
+        known = try_call(Goals(page.site.root).all).value or []
         with ui.element("div").classes("two"):
             self.name = ui.input("Name of the brain").props("maxlength=64")
             self.text = ui.input(form.hint).props("maxlength=1000")
@@ -178,7 +178,7 @@ class _Form:
         return run_words(self.page.site, self.family, self.name.value, self.text.value, numbers, self.goals.value)
 
     def _changed(self) -> None:
-        outcome = attempt(self._words)
+        outcome = try_call(self._words)
         self.command.set_text(shlex.join(["aios", *(outcome.value or ())]))
         self.command.set_visibility(bool(outcome.value))
         self.planned: list[str] | None = None
@@ -186,17 +186,17 @@ class _Form:
             one.set_visibility(False)
 
     async def _plan(self) -> None:
-        outcome = attempt(self._words)
+        outcome = try_call(self._words)
         self.wrong.set_text(outcome.error)
         if outcome.value is None:
             return
         self.ask.props("loading")
-        told = await aside(work.plan, outcome.value)
+        plan = await in_thread(dry_run, outcome.value)
         self.ask.props(remove="loading")
-        self.wrong.set_text(told.error)
-        if told.value is not None and outcome.value == attempt(self._words).value:
+        self.wrong.set_text(plan.error)
+        if plan.value is not None and outcome.value == try_call(self._words).value:
             self.planned = outcome.value
-            self.plan.set_text(told.value)
+            self.plan.set_text(plan.value)
             for one in (self.plan, self.start):
                 one.set_visibility(True)
 

@@ -1,12 +1,12 @@
 """The process of one job: `python -m aios.manager.run_job FOLDER WORDS...` runs `aios WORDS...` and notes its end."""
 
 import os
+import runpy
 import signal
 import sys
 import time
 from pathlib import Path
 
-from aios.cli import run
 from aios.manager.jobs import birth_of
 from chronomoe.storage import write_json
 
@@ -19,7 +19,10 @@ def main(folder: Path, words: list[str]) -> int:
     code = 1
     try:
         write_json(folder / "process.json", {"pid": os.getpid(), "birth": birth_of(os.getpid())})
-        code = run(words)
+        sys.argv = ["aios", *words]
+        runpy.run_module("aios", run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:
         code = 130
     finally:

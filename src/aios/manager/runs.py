@@ -1,6 +1,6 @@
 """Runs of a workspace as their metrics.jsonl tells them, followed while they grow. No web in here.
 
-A file is read from where the last look ended, and of what is read a bounded, evenly thinned part is kept: an hour of
+A file is read from where the last reading ended, and a bounded, evenly thinned selection of it is kept: an hour of
 watching costs no more memory than a minute.
 """
 
@@ -162,7 +162,7 @@ class Runs:
             raise ConfigError(f"there is no run {path!r} in this workspace.")
         with self._lock:
             log = self._logs.pop(path, None) or RunLog(self.root / path)
-            self._logs[path] = log  # the last one is the one asked for last
+            self._logs[path] = log  # the last one is the one that was used last
             while len(self._logs) > _KEPT:
                 del self._logs[next(iter(self._logs))]
             log.poll()
@@ -171,7 +171,7 @@ class Runs:
     def _files(self) -> Iterator[Path]:
         for pattern in ("brains/*/*/*.jsonl", "brains/*/*.jsonl", "experts/*/*.jsonl", "*.jsonl"):
             for file in sorted((self.root / "artifacts").glob(pattern)):
-                hidden = any(part.startswith(".") for part in file.relative_to(self.root).parts)
+                hidden = any(folder.startswith(".") for folder in file.relative_to(self.root).parts)
                 if not hidden and self._is_ours(file):
                     yield file
 

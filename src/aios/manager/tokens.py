@@ -27,24 +27,24 @@ def changed(before: dict[str, Any], after: dict[str, Any], layer: int) -> list[b
     ]
 
 
-def tokens_html(pieces: list[str], look: dict[str, Any], layer: int, before: dict[str, Any] | None = None) -> str:
+def tokens_html(pieces: list[str], routed: dict[str, Any], layer: int, before: dict[str, Any] | None = None) -> str:
     """The text, each token in the colour of its foremost expert; those that chose otherwise ``before`` are marked."""
-    marks = [False] * len(pieces) if before is None else changed(before, look, layer)
+    marks = [False] * len(pieces) if before is None else changed(before, routed, layer)
     parts = []
     for at, piece in enumerate(pieces):
-        chosen = _weighed(look, layer, at)
-        told = f"{at}: {'beginning' if not at else repr(piece)}, " + _words(chosen)
-        attached = [name for name, opened in look["open_at"].items() if opened[at]]
-        told += f"; open: {', '.join(attached)}" if attached else ""
-        told += f"; segments {look['segments'][at]}" if look["segments"] else ""
+        chosen = _weighed(routed, layer, at)
+        label = f"{at}: {'beginning' if not at else repr(piece)}, " + _words(chosen)
+        attached = [name for name, opened in routed["open_at"].items() if opened[at]]
+        label += f"; open: {', '.join(attached)}" if attached else ""
+        label += f"; segments {routed['segments'][at]}" if routed["segments"] else ""
         if before is not None and marks[at]:
-            told += f"; goals off: {_words(_weighed(before, layer, at))}"
+            label += f"; goals off: {_words(_weighed(before, layer, at))}"
         kinds = ["token"] + ["changed"] * marks[at] + ["attached"] * bool(attached)
         style = colour(chosen[0][0]) if chosen else ""
         shown = "▸" if not at else piece.replace("\n", "↵\n")
         parts.append(
             f'<span role="option" tabindex="{-1 if at else 0}" class="{" ".join(kinds)}" style="{style}" '
-            f'aria-label="{escape(told)}">{escape(shown)}</span>'
+            f'aria-label="{escape(label)}">{escape(shown)}</span>'
         )
     return "".join(parts)
 
@@ -55,8 +55,8 @@ def colour(expert: int) -> str:
     return f"--expert: {_COLOURS[expert % len(_COLOURS)]}; border-bottom-style: {stroke}"
 
 
-def _weighed(look: dict[str, Any], layer: int, at: int) -> list[tuple[int, float]]:
-    pairs = zip(look["chosen"][layer][at], look["weights"][layer][at], strict=True)
+def _weighed(routed: dict[str, Any], layer: int, at: int) -> list[tuple[int, float]]:
+    pairs = zip(routed["chosen"][layer][at], routed["weights"][layer][at], strict=True)
     return sorted((pair for pair in pairs if pair[0] >= 0), key=lambda pair: -pair[1])
 
 
@@ -67,14 +67,14 @@ def _words(chosen: list[tuple[int, float]]) -> str:
 def shares_html(found: dict[str, Any], layer: int, with_goals: bool) -> str:
     """Each expert's colour, and its share of the assignments: of this text, goals off and on, and of each domain."""
     columns = {"this text": found["off"]} | ({"goals on": found["on"]} if with_goals else {})
-    columns |= {f"held-out {name}": look for name, look in found["domains"].items()}
+    columns |= {f"held-out {name}": routed for name, routed in found["domains"].items()}
     rows = [
         (f'<span class="token" style="{colour(expert)}">expert {expert}</span>',
-         [look["share"][layer][expert] for look in columns.values()])
+         [routed["share"][layer][expert] for routed in columns.values()])
         for expert in range(len(found["off"]["share"][layer]))
     ]  # fmt: skip
     rows += [
-        (f"{escape(name)}, gate open", [look["open"][name] for look in columns.values()])
+        (f"{escape(name)}, gate open", [routed["open"][name] for routed in columns.values()])
         for name in found["off"]["open"]
     ]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)

@@ -9,18 +9,18 @@ from nicegui import ui
 
 from aios.brains.bundle import METRICS
 from aios.manager import charts, expert_forms, run_form
-from aios.manager.frame import Page, Site, aside, attempt, begin_here, framed, heading
+from aios.manager.frame import Page, Site, begin_here, framed, heading, in_thread, try_call
 from aios.manager.runs import RunLog, RunSummary
 
 EVERY = 5.0
-"""Seconds between two looks at the run."""
+"""Seconds between two readings of the run."""
 _LIST, _POINTS = 2, 50
-"""Looks from one list of runs to the next; and points for which charts wait one look more, up to a line's most.
+"""Readings from one list of runs to the next; and points for which charts wait one more, up to a line's most.
 
 A browser takes a quarter of a second for charts of all points, and what is added to them hardly shows.
 """
 _ENDED = 10.0
-"""Seconds after its last record for which a run may be somebody else's, though the job that made it has ended."""
+"""Seconds after its last record for which another process may write a run whose job has ended."""
 
 
 def add_to(site: Site) -> None:
@@ -40,7 +40,7 @@ class _Training:
         with ui.element("div").classes("spread"):
             heading("Training")
             ui.button("New run", on_click=lambda: ui.navigate.to("/training/new"))
-        found = attempt(self._names)
+        found = try_call(self._names)
         if found.error:
             ui.label(found.error).classes("wrong")
         names = found.value or {}
@@ -50,9 +50,9 @@ class _Training:
             self.run = ""
             ui.timer(EVERY, self._await_first)
             return
-        for asked in (run, other):
-            if asked and asked not in names:
-                ui.label(f"There is no run {asked!r} in this workspace, or it has written nothing yet.")
+        for path in (run, other):
+            if path and path not in names:
+                ui.label(f"There is no run {path!r} in this workspace, or it has written nothing yet.")
         if run and run not in names:  # never another one in its place: its buttons act
             chosen = ui.select(names, label="Run", on_change=lambda event: _go(event.value, ""))
             chosen.props("dense outlined")
@@ -91,15 +91,15 @@ class _Training:
             page.refresh = slots.refresh
         self.drawn: Any = None
         self.drawn_step = 0
-        self.looks, self.waited, self.names = 0, 0, names
-        ui.timer(0.05, self._look, once=True)
-        ui.timer(EVERY, self._look)
+        self.readings, self.waited, self.names = 0, 0, names
+        ui.timer(0.05, self._refresh, once=True)
+        ui.timer(EVERY, self._refresh)
 
     def _names(self) -> dict[str, str]:
         return {one.path: self._name(one) for one in self.site.runs.all()}
 
     async def _await_first(self) -> None:
-        found = (await aside(self._names)).value or {}
+        found = (await in_thread(self._names)).value or {}
         if self.run in found or (found and not self.run):
             ui.navigate.reload()
 
@@ -114,9 +114,9 @@ class _Training:
             chart.props["aria-label"] = label  # it may hold the name of a folder
             return panel, chart
 
-    async def _look(self) -> None:
-        self.looks += 1
-        outcome = await aside(self._read)
+    async def _refresh(self) -> None:
+        self.readings += 1
+        outcome = await in_thread(self._read)
         if outcome.value is None:
             self.words.set_text(outcome.error)
             return
@@ -127,12 +127,12 @@ class _Training:
             others = {path: name for path, name in self.names.items() if path != self.run}
             self.second.set_options({"": "nothing"} | others)
         step = logs[0].last.get("step")
-        told = [f"step {step:,}" if step is not None else "no training step recorded yet"]
-        told += [f"loss {logs[0].last['loss']:.4f}"] if "loss" in logs[0].last else []
-        told += [f"dead experts {logs[0].last['dead_experts']}"] if "dead_experts" in logs[0].last else []
-        told += [f"health masks expert {expert} of layer {layer}" for layer, expert in logs[0].masked]
+        facts = [f"step {step:,}" if step is not None else "no training step recorded yet"]
+        facts += [f"loss {logs[0].last['loss']:.4f}"] if "loss" in logs[0].last else []
+        facts += [f"dead experts {logs[0].last['dead_experts']}"] if "dead_experts" in logs[0].last else []
+        facts += [f"health masks expert {expert} of layer {layer}" for layer, expert in logs[0].masked]
         ended = bool((logs[0].final or {}).get("trained"))
-        told += ["running"] if running else ["finished"] if ended else ["stopped"] if resumable else []
+        facts += ["running"] if running else ["finished"] if ended else ["stopped"] if resumable else []
         self.stop.set_visibility(stoppable)
         self.resume.set_visibility(resumable)
         mark = [(log.offset, log.identity) for log in logs], self.layer
@@ -142,8 +142,8 @@ class _Training:
         wait = max(len(log.train.records) for log in logs) // _POINTS if growing and not turned else 0
         behind = mark != self.drawn
         if late := behind and self.waited <= wait:
-            told.append(f"charts up to step {self.drawn_step:,}")
-        self.words.set_text(", ".join(told))
+            facts.append(f"charts up to step {self.drawn_step:,}")
+        self.words.set_text(", ".join(facts))
         if late or not behind:
             return
         self.waited = 0
@@ -152,7 +152,7 @@ class _Training:
 
     def _read(self) -> tuple[list[RunLog], bool, bool, bool]:
         logs = [self.site.runs.follow(path) for path in (self.run, self.other) if path]
-        if self.looks % _LIST == 0:
+        if self.readings % _LIST == 0:
             self.names = self._names()
         jobs = [job for job in self.site.jobs.all() if job.metrics == self.run]
         one, working = logs[0], any(job.alive for job in jobs)
@@ -182,15 +182,15 @@ class _Training:
         self.layer = int(event.value or 0)
 
     async def _stop(self) -> None:
-        if not await self.page.sure("Stop this run? It saves first; --resume goes on.", (), "Stop"):
+        if not await self.page.confirm("Stop this run? It saves first; --resume goes on.", "Stop"):
             return
 
-        outcome = await aside(run_form.stop, self.site, self.run)
-        self.page.told.say(outcome.error or str(outcome.value), wrong=bool(outcome.error))
+        outcome = await in_thread(run_form.stop, self.site, self.run)
+        self.page.status.say(outcome.error or str(outcome.value), wrong=bool(outcome.error))
 
     async def _resume(self) -> None:
         if error := await run_form.resume(self.page, self.run):
-            self.page.told.say(error, wrong=True)
+            self.page.status.say(error, wrong=True)
 
 
 def _put(chart: ui.echart, options: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ class Ledger:
     def _change(self, *, first: bool = False, source: str = "registry") -> Iterator[Book]:
         """Change the registry; ``source`` of goals that come with the change."""
         if not first and not self.file.exists():
-            raise ConfigError(f"there is no expert in {self.root.resolve()} yet; `aios experts create` enters one.")
+            raise ConfigError(f"there is no expert in {self.root.resolve()} yet; `aios experts create` makes one.")
         self.home.mkdir(parents=True, exist_ok=True)
         with self._alone() as book:
             before = book.named_goals()

@@ -111,10 +111,10 @@ def test_the_words_of_a_call_are_that_call(call):
 
 def test_defaults_are_left_out_and_the_workspace_is_named(tmp_path):
     call = {"expert": "laws", "brain": "small", "force": False}
-    assert words_of(experts.attach, call) == ("experts", "attach", "laws", "--brain=small")
+    assert words_of(experts.attach, call) == ("experts", "attach", "laws", "--brain", "small")
     words = words_of(goals.add, {"text": "--weight", "weight": 0.5})
-    assert words == ("goals", "add", "--weight=0.5", "--", "--weight")
-    line = f"aios goals add --weight=0.5 --root {tmp_path} -- --weight"
+    assert words == ("goals", "add", "--weight", "0.5", "--", "--weight")
+    line = f"aios goals add --weight 0.5 --root {tmp_path} -- --weight"
     assert command_line(tmp_path, goals.add, {"text": "--weight", "weight": 0.5}) == line
 
 

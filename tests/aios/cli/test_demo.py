@@ -12,7 +12,7 @@ from aios.workspace import Workspace
 def small(monkeypatch):
     make = base.make_workspace
 
-    def make_small(root, *, max_bytes, report):
+    def make_small(root, *, vocab_size, max_bytes, report):
         make(root, max_bytes=20_000, vocab_size=300)
         file = Workspace(root).base_model / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1, "hidden_size": 32}))

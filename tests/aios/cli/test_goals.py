@@ -133,7 +133,7 @@ def test_people_read_sentences(goals, people, tmp_path):
         )
     ]
     assert said == [
-        "No goal yet; `aios goals add` enters one.",
+        "No goal yet; `aios goals add` makes one.",
         "Added goal 1, linked to a.",
         "There is already goal 1, linked to a.",
         *["Goal 1 is linked to a."] * 2,

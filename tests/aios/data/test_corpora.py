@@ -102,7 +102,7 @@ def test_workspace(packages, tmp_path):
             vocab_size=400,
             report=lines.append,
             write_base_config=lambda *call: configured.append(call),
-            **settings,
+            **({"max_bytes": 4_000_000} | settings),
         )
 
     store = init()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aios.actions import goals
 from chronomoe.errors import CheckpointError, ConfigError
 
 
@@ -49,17 +50,16 @@ def test_the_words_that_train_an_expert(site):
 
     root = site.root
     assert expert_words(site, "laws", "mixtral/small", "texts", "-x", {"steps": 10.0, "lr": 0.01, "seed": None}) == [
-        *("experts", "train", "laws", "--brain=mixtral/small", f"--dataset-file={root / 'texts'}"),
-        *("--steps=10", "--lr=0.01", "--default-goal=-x", f"--root={root}"),
+        *("experts", "train", "laws", "--dataset-file", str(root / "texts"), "--brain", "mixtral/small"),
+        *("--steps", "10", "--lr", "0.01", "--default-goal=-x", f"--root={root}"),
     ]
 
 
 @pytest.mark.parametrize("text", ["Write verse", "--weight", "-x", "--", "-- --", "it's"])
 def test_the_command_that_adds_a_goal_adds_that_text(aios, site, text):
-    from aios.manager.goals_page import adding
     from aios.store.goals import Goals
 
-    command = site.command(*adding(text, 0.5))
+    command = site.command_line(goals.add, text=text, weight=0.5)
     assert aios(*shlex.split(command)[1:]).code == 0
     assert [(goal.text, goal.weight) for goal in Goals(site.root).all()] == [(text, 0.5)]
 

@@ -2,21 +2,18 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 import weakref
-from functools import partial
 from threading import Event, Timer
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from aios.manager import brain_work
-from aios.manager.brain import Brain
-from aios.manager.work import attach
+from aios.manager import worker_process
+from aios.manager.worker import Worker
 from aios.settings.goals import GoalFlags
 from aios.settings.sampling import Sampling
 from aios.store.goals import Goals
@@ -30,7 +27,7 @@ SAMPLING = Sampling(max_new_tokens=16, temperature=0.0, top_p=1.0, top_k=0)
 def asked(brain, monkeypatch):
     """The process for a copy of the workspace; it adds in the order in which the tests add."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    one = Brain(brain.parents[3])
+    one = Worker(brain.parents[3])
     yield one
     one.end()
 
@@ -111,25 +108,27 @@ def test_what_fails_in_it_is_the_commands_sentence(asked):
 
 def test_what_else_needs_torch_is_done_there(asked):
     before = chat(asked)["text"]
-    assert asked.ask("call", os.getpid) == asked.process.pid != os.getpid()
     with pytest.raises(ChronoMoEError, match="there is no expert 'nobody'"):
-        asked.ask("call", partial(attach, asked.root, "nobody", NAME, False))
+        asked.ask("run", "experts attach", {"expert": "nobody", "brain": NAME})
+    done = asked.ask("run", "brains export-hf", {"brain": NAME, "out": asked.root / "plain"})
+    assert (done.code, done.value["model_type"]) == (0, "mixtral")
+    assert (asked.root / "plain/config.json").is_file()
     assert chat(asked)["text"] == before
 
 
 def test_there_are_never_two_brains(brain, monkeypatch):
     """Not even after an answer that was stopped, whose frames might hold on to one."""
-    worker = brain_work.Worker(brain.parents[3], lambda piece: False)
+    worker = worker_process.Tasks(brain.parents[3], lambda piece: False)
     sampling = dataclasses.replace(SAMPLING, max_new_tokens=60)
     assert worker.chat(NAME, text="The people\n", flags=GoalFlags(), sampling=sampling)["stopped"]
-    held, read = weakref.ref(worker.model), brain_work.load_brain
+    held, read = weakref.ref(worker.model), worker_process.load_brain
     left = []
 
     def reading(bundle):
         left.append(held())
         return read(bundle)
 
-    monkeypatch.setattr(brain_work, "load_brain", reading)
+    monkeypatch.setattr(worker_process, "load_brain", reading)
     (brain / "config.json").touch()  # its files are others: it is read anew
     worker.text(NAME, domain="licences", longest=5)
     assert left == [None]
@@ -174,16 +173,16 @@ def test_it_ends_when_idle_and_reads_weights_that_changed(asked, brain):
 
 
 def test_the_asking_side_imports_no_torch():
-    words = "import sys, aios.manager.brain, aios.manager.tokens; sys.exit('torch' in sys.modules)"
+    words = "import sys, aios.manager.worker, aios.manager.tokens; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words]).returncode == 0
 
 
 def test_it_ends_with_whoever_asked(brain):
     """Killed without a word."""
     script = (
-        "import os, sys, time; from pathlib import Path; from aios.manager.brain import Brain\n"
+        "import os, sys, time; from pathlib import Path; from aios.manager.worker import Worker\n"
         "if __name__ == '__main__':\n"
-        "    one = Brain(Path(sys.argv[1]))\n"
+        "    one = Worker(Path(sys.argv[1]))\n"
         "    one._connected(); print(one.process.pid, flush=True); time.sleep(1); os.kill(os.getpid(), 9)\n"
     )
     place = brain.parents[3] / "ask.py"
@@ -218,7 +217,7 @@ def test_a_brain_that_halts_tells_its_segments(aios, workspace):
              "--batch-size", 2, "--steps", 1, "--model", base, "--halt-max-steps", 3)  # fmt: skip
     words = ("hrm-hf", "train-actv1", "--root", workspace, "--brain-name", "thinker", "--dataset-file", text)
     assert aios(*words, *sizes).code == 0
-    one = Brain(workspace)
+    one = Worker(workspace)
     try:
         for most in (1, 3):
             sampling = dataclasses.replace(SAMPLING, max_new_tokens=4, halt="max", segments=most)

@@ -1,22 +1,23 @@
-"""What the process that runs brains does: the functions of `aios goals explain` and `aios chat`, on a loaded brain.
+"""What the process that runs brains does: answers, and what `aios goals explain` measures, on a loaded brain.
 
-And whatever else needs torch, as attaching an expert: the manager has no other process for that.
+And every action that needs torch, as attaching an expert: the manager has no other process for that.
 """
 
 import dataclasses
 import gc
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aios.actions import Action, Done
 from aios.actions.quiet import quiet_libraries
+from aios.actions.table import find
+from aios.actions.talk import answer
 from aios.brains.bundle import data_of, load_brain, model_folder, own_data
-from aios.brains.generate import answer_length, end_within, expert_lines, set_halting, stream_text, thought
+from aios.brains.generate import set_halting
 from aios.brains.shelf import existing_brain
-from aios.experts.attach import note_use
 from aios.goals.use import asked_goals, explain, shares, turn_on_goals, words
 from aios.settings.goals import GoalFlags
 from aios.settings.sampling import Sampling
@@ -30,8 +31,8 @@ from chronomoe.hosts.capture import count_routing
 _WINDOWS, _LENGTH = 8, 128
 
 
-class Worker:
-    """Holds one brain, and reads it anew when its files are others."""
+class Tasks:
+    """Holds one brain, and reads it again when its files have changed."""
 
     def __init__(self, root: Path, piece: Callable[[str], bool]) -> None:
         self.root, self.piece = root, piece
@@ -51,7 +52,7 @@ class Worker:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))[:longest]
 
     def explain(self, brain: str, *, text: str, flags: GoalFlags) -> dict[str, Any]:
-        """What `aios goals explain` tells, with its sentences as ``lines``."""
+        """What `aios goals explain` prints, with its sentences as ``lines``."""
         bundle = self._load(brain, flags)
         # A slider asks for one strength after the other: what is the same for all of them is measured once.
         goals = asked_goals(self.root, bundle, self.tokenizer, flags)
@@ -89,32 +90,26 @@ class Worker:
         return shares(counts)
 
     def chat(self, brain: str, *, text: str, flags: GoalFlags, sampling: Sampling) -> dict[str, Any]:
-        """Continue ``text`` as `aios chat` does; returns all that was said and what it took."""
+        """Continue ``text`` as `aios chat` does: the :class:`~aios.actions.talk.Answer` as a dictionary.
+
+        With ``lines``, what there is to say about it.
+        """
         bundle = self._load(brain, flags)
         set_halting(self.model, sampling.halt, sampling.segments)
-        told = words(turn_on_goals(self.root, bundle, self.model, self.tokenizer, flags)) if flags.any else []
-        length, cut = answer_length(self.model, sampling.max_new_tokens)
-        sampling = dataclasses.replace(sampling, max_new_tokens=length)
-        text = end_within(self.tokenizer, text, self.model.config.max_position_embeddings - length - 1)
-        if hasattr(self.model.model, "reset_segments"):
-            self.model.model.reset_segments()
-        pieces = stream_text(self.model, self.tokenizer, text, **sampling.settings)
-        began, tokens, stopped = time.monotonic(), -1, False  # there is one piece a token, and what is left at the end
-        with count_routing(self.model) as counts:
-            for piece in pieces:
-                text, tokens = text + piece, tokens + 1
-                if not self.piece(piece):
-                    tokens, stopped = tokens + 1, True
-                    break
-            pieces.close()
-        seconds = time.monotonic() - began
-        used = [*expert_lines(counts), *note_use(self.root, self.model, counts)]
-        lines = [*told, *cut, *used, *thought(self.model)]
-        return {"text": f"{text}\n", "tokens": tokens, "seconds": seconds, "stopped": stopped, "lines": lines}
+        lines = words(turn_on_goals(self.root, bundle, self.model, self.tokenizer, flags)) if flags.any else []
+        wanted = True
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        """What ``function`` returns."""
-        return function()
+        def write(piece: str) -> None:
+            nonlocal wanted
+            wanted = self.piece(piece)
+
+        done = answer(self.root, self.model, self.tokenizer, text, sampling, write, lambda: not wanted)
+        return vars(done) | {"lines": [*lines, *done.cut, *done.experts, *done.segments]}
+
+    def run(self, command: str, arguments: dict[str, Any]) -> Done:
+        """Call the action of a command."""
+        action: Action[...] = find(command)
+        return action.run(self.root, arguments)
 
     def _load(self, brain: str, flags: GoalFlags | None = None) -> Path:
         """Have this brain, as it is on disk now, with no goal on yet."""
@@ -125,7 +120,7 @@ class Worker:
                 f"{data_of(self.root, bundle)}; use `aios goals explain` instead."
             )
         folder = model_folder(bundle)
-        files = [file for part in ("*.json", "*.safetensors", "experts/*") for file in sorted(folder.glob(part))]
+        files = [file for kind in ("*.json", "*.safetensors", "experts/*") for file in sorted(folder.glob(kind))]
         mark = [(file, (state := file.stat()).st_ino, state.st_mtime_ns, state.st_size) for file in files]
         if mark != self._mark:
             self.model = self.tokenizer = self._mark = self._measured = None  # never two at once

@@ -1,4 +1,4 @@
-"""The process that runs brains: one, with at most one brain loaded, begun when asked and ended when nobody does."""
+"""The process that runs brains: one, with at most one brain loaded, begun when needed and ended when idle."""
 
 import multiprocessing
 import signal
@@ -17,8 +17,8 @@ IDLE = 300.0
 """Seconds without a question after which the process ends, and with it the memory its brain takes."""
 
 
-class Brain:
-    """Asks that process; whoever asks while it is busy waits."""
+class Worker:
+    """Asks that process; a question that finds it busy waits."""
 
     def __init__(self, root: Path, idle: float = IDLE) -> None:
         self.root, self.idle = root, idle
@@ -26,18 +26,18 @@ class Brain:
         self._link: Connection | None = None
         self._lock = Lock()
         self._ended = False
-        self.threads = ThreadPoolExecutor(32, "brain")
+        self.threads = ThreadPoolExecutor(32, "worker")
         """Where questions wait, so that pages need not."""
 
     def ask(
         self,
-        verb: str,
+        task: str,
         *given: Any,
         piece: Callable[[str], Any] = lambda _: None,
         stop: Event | None = None,
         **arguments: Any,
     ) -> Any:
-        """What the method ``verb`` of :class:`aios.manager.brain_work.Worker` returns.
+        """What the method ``task`` of :class:`aios.manager.worker_process.Tasks` returns.
 
         ``piece`` gets text as it is made, ``stop`` ends that early. Raises :class:`ChronoMoEError` with the sentence
         of what failed there, or when the process died; the next question begins another.
@@ -45,7 +45,7 @@ class Brain:
         with self._turn(stop):
             try:
                 link = self._connected()
-                link.send((verb, given, arguments))
+                link.send((task, given, arguments))
                 while True:
                     kind, value = link.recv()
                     if kind == "done":
@@ -73,7 +73,7 @@ class Brain:
             self._lock.release()
 
     def end(self) -> None:
-        """End the process for good; whoever waits for it is told."""
+        """End the process for good; questions that wait for it fail."""
         self._ended = True
         self.threads.shutdown(wait=False)
         if self.process is not None:
@@ -112,18 +112,18 @@ def _serve(link: Connection, root: Path, idle: float) -> None:
         return wanted or link.recv() is not None
 
     with suppress(EOFError, OSError):
-        worker = None
+        tasks = None
         while link.poll(idle):
-            asked = link.recv()
-            if asked is None:  # it was asked to stop when it had just ended
+            question = link.recv()
+            if question is None:  # to stop what had just ended
                 continue
             try:
-                if worker is None:
-                    from aios.manager.brain_work import Worker
+                if tasks is None:
+                    from aios.manager.worker_process import Tasks
 
-                    worker = Worker(root, piece)
-                verb, given, arguments = asked
-                answer = "done", getattr(worker, verb)(*given, **arguments)
+                    tasks = Tasks(root, piece)
+                task, given, arguments = question
+                answer = "done", getattr(tasks, task)(*given, **arguments)
             except Exception as error:
                 answer = "failed", sentence(error)
             link.send(answer)
