@@ -1,6 +1,11 @@
 """The action that serves the Subbrains Manager: `aios manager`, also `aios gui`. Imports nothing of the web."""
 
+import gc
+import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -35,12 +40,31 @@ def manager(
     open
         Open the browser.
     """
-    try:
-        import nicegui  # noqa: F401
-    except ImportError:
-        raise ConfigError("the manager needs nicegui: pip install 'chronomoe-aios[manager]'.") from None
-    from aios.manager.application import serve
+    if importlib.util.find_spec("nicegui") is None:
+        raise ConfigError("the manager needs nicegui: pip install 'chronomoe-aios[manager]'.")
+    with _fast_imports():
+        from aios.manager.application import serve
 
     token = token or os.environ.get("AIOS_TOKEN") or None
     serve(workspace, host=host, port=port, token=token, browser=open, show=show)
     return Done()
+
+
+@contextmanager
+def _fast_imports() -> Iterator[None]:
+    """Import the web libraries a quarter faster, and so show the first page that much sooner.
+
+    No garbage is collected meanwhile: importing makes hardly any, and each collection walks all that was imported. And
+    python-socketio does without aiohttp, of which its client alone has use.
+    """
+    gc.disable()
+    without = "aiohttp" not in sys.modules
+    if without:
+        sys.modules["aiohttp"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if without:
+            del sys.modules["aiohttp"]
+        gc.freeze()
+        gc.enable()
