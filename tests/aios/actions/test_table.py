@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aios.actions import Action, data, experts, goals, talk
@@ -97,7 +97,7 @@ CALLS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CALLS)
 def test_the_words_of_a_call_are_that_call(call):
     action, arguments = call
