@@ -89,7 +89,7 @@ def measure(name: str, store: TokenStore, minutes: float, lr: float, steps: int 
     model = trainer.model
     if not name.startswith("Mixtral"):
         for halting in ("exact", "max"):
-            model.config.halting = halting
+            model.model.halting = halting
             model.model.reset_segments()
             found[halting] = trainer.evaluate()["mean"]
             found[f"segments, {halting}"] = model.model.mean_segments

@@ -110,7 +110,7 @@ def run(name: str, steps: int, seed: int, solved: Tensor, classes: Tensor) -> di
     test = puzzles(solved[held_out], solved, 500, torch.Generator().manual_seed(1))
     exact, cells = solve(model, test)
     segments = model.model.mean_segments
-    model.config.halting = "max"
+    model.model.halting = "max"
     return {
         "arm": name, "seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "steps": steps,
         "exact": exact, "cells": cells, "segments": segments, "exact at full depth": solve(model, test)[0],

@@ -114,7 +114,7 @@ def _read_text(kind: Any, tokens: Any) -> str:
 
 
 Expert = Annotated[str, Parameter(help="Id of the expert.")]
-Brain = Annotated[str, Parameter(help="The brain: its name, family/name or path.")]
+BrainName = Annotated[str, Parameter(help="The brain: its name, family/name or path.")]
 Text = Annotated[str, Parameter(converter=_read_text, help="The text; - reads it from standard input.")]
 Flat = Parameter(name="*")
 """The fields of a settings class as flags of their own."""

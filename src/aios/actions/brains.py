@@ -2,29 +2,29 @@
 
 from pathlib import Path
 
-from aios.actions import Brain, Confirm, Done, action, refuse
-from aios.brains import shelf
+from aios.actions import BrainName, Confirm, Done, action, refuse
+from aios.brains.brain import Brain, describe_all
 from aios.brains.settings import HRMShape
 
 
 @action()
 def list_brains(workspace: Path) -> Done:
     """List brains."""
-    found = shelf.list_brains(workspace)
+    found = describe_all(workspace)
     return Done("" if found else "No brain yet; `aios train` and `aios hrm-hf train-actv1` make them.", found)
 
 
 @action()
-def show(workspace: Path, brain: Brain, /) -> Done:
+def show(workspace: Path, brain: BrainName, /) -> Done:
     """Show a brain.
 
     Family, size, training, evaluation.
     """
-    return Done(value=shelf.show(workspace, brain))
+    return Done(value=Brain.find(workspace, brain).describe())
 
 
 @action()
-def rename(workspace: Path, brain: Brain, new: str, /) -> Done:
+def rename(workspace: Path, brain: BrainName, new: str, /) -> Done:
     """Rename a brain.
 
     Parameters
@@ -32,12 +32,12 @@ def rename(workspace: Path, brain: Brain, new: str, /) -> Done:
     new
         Its new name.
     """
-    place = shelf.rename(workspace, brain, new)
-    return Done(f"Renamed to {place}", {"name": shelf.brain_name(place), "path": str(place)})
+    found = Brain.of_workspace(workspace, brain).rename(new)
+    return Done(f"Renamed to {found.path}", {"name": found.name, "path": str(found.path)})
 
 
 @action()
-def delete(workspace: Path, brain: Brain, /, *, yes: bool = False, confirm: Confirm = refuse) -> Done:
+def delete(workspace: Path, brain: BrainName, /, *, yes: bool = False, confirm: Confirm = refuse) -> Done:
     """Delete a brain with all its checkpoints.
 
     Parameters
@@ -47,12 +47,13 @@ def delete(workspace: Path, brain: Brain, /, *, yes: bool = False, confirm: Conf
     """
     if not yes and not confirm(f"Delete {brain} and all its checkpoints?"):
         return Done("Kept.")
-    place = shelf.delete(workspace, brain)
-    return Done(f"Deleted {place}", {"name": shelf.brain_name(place), "path": str(place)})
+    found = Brain.of_workspace(workspace, brain)
+    found.delete()
+    return Done(f"Deleted {found.path}", {"name": found.name, "path": str(found.path)})
 
 
 @action(heavy=True)
-def export(workspace: Path, brain: Brain, out: Path, /) -> Done:
+def export(workspace: Path, brain: BrainName, out: Path, /) -> Done:
     """Export a brain as a plain transformers checkpoint.
 
     Parameters
@@ -60,14 +61,16 @@ def export(workspace: Path, brain: Brain, out: Path, /) -> Done:
     out
         New folder.
     """
-    model_type = shelf.export(workspace, brain, out)
+    from aios.brains.loaded import load_brain
+
+    model_type = load_brain(Brain.of_workspace(workspace, brain)).export(out)
     return Done(f"Wrote {out}, a {model_type} model of transformers.", {"path": str(out), "model_type": model_type})
 
 
 @action(heavy=True)
 def upcycle(
     workspace: Path,
-    brain: Brain,
+    brain: BrainName,
     new: str,
     /,
     *,
@@ -95,6 +98,8 @@ def upcycle(
     """
     from aios.brains.upcycle import upcycle_brain
 
-    made = upcycle_brain(workspace, brain, new, num_experts, num_experts_per_tok, redraw=redraw, seed=seed)
+    made = upcycle_brain(
+        Brain.of_workspace(workspace, brain), new, num_experts, num_experts_per_tok, redraw=redraw, seed=seed
+    )
     sizes = f"{made['parameters']:,} parameters, {made['active_parameters']:,} active per token"
     return Done(f"Wrote {made['path']}: {sizes}.\n{made['origin']}", made)

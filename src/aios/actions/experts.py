@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from aios.actions import Brain, Confirm, Done, Expert, Flat, Show, Text, action, refuse
-from aios.experts import attach as attaching
+from aios.actions import BrainName, Confirm, Done, Expert, Flat, Show, Text, action, refuse
+from aios.brains.brain import Brain
+from aios.experts.change import change
 from aios.settings.expert import ExpertTraining
 from aios.store.experts import ExpertEntry, Registry
 from aios.workspace import Workspace
@@ -88,7 +89,7 @@ def train(
 
 
 @action(heavy=True)
-def attach(workspace: Path, expert: Expert, /, *, brain: Brain, force: bool = False) -> Done:
+def attach(workspace: Path, expert: Expert, /, *, brain: BrainName, force: bool = False) -> Done:
     """Attach an expert to a brain, behind its domain gate.
 
     The brain's own files stay as they are.
@@ -98,26 +99,35 @@ def attach(workspace: Path, expert: Expert, /, *, brain: Brain, force: bool = Fa
     force
         Even if it was trained in another base, when its shapes fit; this is recorded.
     """
-    return _done(attaching.attach(workspace, expert, brain, force=force), f"Attached {expert} to {brain}.")
+    from aios.experts.attach import attach as attach_expert
+
+    return _done(
+        attach_expert(expert, Brain.of_workspace(workspace, brain), force=force), f"Attached {expert} to {brain}."
+    )
 
 
 @action(heavy=True)
-def detach(workspace: Path, expert: Expert, /, *, brain: Brain) -> Done:
+def detach(workspace: Path, expert: Expert, /, *, brain: BrainName) -> Done:
     """Detach an expert from a brain.
 
     The brain is then what it was before, byte for byte.
     """
-    uid = attaching.detach(workspace, expert, brain)
+    from aios.experts.attach import detach as detach_expert
+
+    uid = detach_expert(expert, Brain.of_workspace(workspace, brain))
     return Done(f"Detached {expert} from {brain}.", {"expert_uid": uid, "brain": brain})
 
 
 @action(heavy=True)
-def gate(workspace: Path, expert: Expert, /, *, brain: Brain, text: Text) -> Done:
+def gate(workspace: Path, expert: Expert, /, *, brain: BrainName, text: Text) -> Done:
     """Show what the gate of an attached expert makes of a text.
 
     Its running log-odds at each token, and where it opens.
     """
-    return Done(value=attaching.gate_along(workspace, expert, brain, text))
+    from aios.brains.loaded import load_brain
+    from aios.experts.use import gate_along
+
+    return Done(value=gate_along(load_brain(Brain.of_workspace(workspace, brain)), expert, text))
 
 
 @action(heavy=True)
@@ -129,7 +139,9 @@ def export(workspace: Path, expert: Expert, out: Path, /) -> Done:
     out
         New file, or a folder.
     """
-    place = attaching.export(workspace, expert, out)
+    from aios.experts.exchange import export_expert
+
+    place = export_expert(workspace, expert, out)
     return Done(f"Wrote {place}", {"path": str(place)})
 
 
@@ -146,7 +158,9 @@ def import_expert(
     expert_id
         Another id than its own.
     """
-    entry = attaching.bring_in(workspace, file, expert_id)
+    from aios.experts.exchange import import_expert as import_file
+
+    entry = import_file(workspace, file, expert_id)
     return _done(entry, f"Imported {entry.expert_id}.")
 
 
@@ -158,25 +172,25 @@ def _in_a_brain(workspace: Path, expert: str, **arguments: Any) -> bool:
 @action(heavy=_in_a_brain)
 def freeze(workspace: Path, expert: Expert, /) -> Done:
     """Freeze an expert: its weights are not trained."""
-    return _done(attaching.change(workspace, Registry(workspace).freeze, expert), f"Froze {expert}.")
+    return _done(change(workspace, expert, lambda: Registry(workspace).freeze(expert)), f"Froze {expert}.")
 
 
 @action(heavy=_in_a_brain)
 def unfreeze(workspace: Path, expert: Expert, /) -> Done:
     """Unfreeze an expert: its weights may be trained."""
-    return _done(attaching.change(workspace, Registry(workspace).unfreeze, expert), f"{expert} may be trained.")
+    return _done(change(workspace, expert, lambda: Registry(workspace).unfreeze(expert)), f"{expert} may be trained.")
 
 
 @action(heavy=_in_a_brain)
 def activate(workspace: Path, expert: Expert, /) -> Done:
     """Activate an expert: tokens may be routed to it."""
-    return _done(attaching.change(workspace, Registry(workspace).activate, expert), f"{expert} is active.")
+    return _done(change(workspace, expert, lambda: Registry(workspace).activate(expert)), f"{expert} is active.")
 
 
 @action(heavy=_in_a_brain)
 def deactivate(workspace: Path, expert: Expert, /) -> Done:
     """Deactivate an expert: no token is routed to it."""
-    return _done(attaching.change(workspace, Registry(workspace).deactivate, expert), f"{expert} is inactive.")
+    return _done(change(workspace, expert, lambda: Registry(workspace).deactivate(expert)), f"{expert} is inactive.")
 
 
 @action()
@@ -206,7 +220,7 @@ def rename(workspace: Path, expert: Expert, new: str, /) -> Done:
     new
         Its new id.
     """
-    return _done(attaching.change(workspace, Registry(workspace).rename, expert, new), f"Renamed to {new}.")
+    return _done(change(workspace, expert, lambda: Registry(workspace).rename(expert, new)), f"Renamed to {new}.")
 
 
 @action()

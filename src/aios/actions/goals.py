@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from aios.actions import Brain, Done, Flat, Show, Text, action
+from aios.actions import BrainName, Done, Flat, Show, Text, action
+from aios.brains.brain import Brain
 from aios.goals import slots
 from aios.settings.goals import GoalFlags, Lesson
 from aios.store.goals import Goal, Goals
@@ -147,7 +148,7 @@ def remove_like(workspace: Path, text: GoalText, /) -> Done:
 def explain(
     workspace: Path,
     *,
-    brain: Brain,
+    brain: BrainName,
     text: Text,
     goals: Annotated[GoalFlags, Flat] = GoalFlags(),  # noqa: B008 (frozen)
 ) -> Done:
@@ -156,23 +157,21 @@ def explain(
     Where its tokens go with goals off and on: to which of each layer's experts, and through which gates. Without --goal
     all active goals of the workspace are on.
     """
-    from aios.brains.bundle import find_brain, load_brain
-    from aios.goals.use import explain as explain_goals
-    from aios.goals.use import words
+    from aios.brains.loaded import load_brain
+    from aios.goals.explain import explain as explain_goals
+    from aios.goals.use import describe_effect
 
     if not goals.any:
         goals = dataclasses.replace(goals, goals_active=True)
-    bundle = find_brain(workspace, brain)
-    model, tokenizer = load_brain(bundle)
-    effect, found = explain_goals(workspace, bundle, model, tokenizer, goals, text)
-    return Done("\n".join(words(effect)), found)
+    effect, found = explain_goals(load_brain(Brain.at(workspace, brain)), goals, text)
+    return Done("\n".join(describe_effect(effect)), found)
 
 
 @action(heavy=True)
 def teach(
     workspace: Path,
     *,
-    brain: Brain,
+    brain: BrainName,
     goal: tuple[str, ...],
     dataset_file: tuple[Path, ...],
     lesson: Annotated[Lesson, Flat] = Lesson(),  # noqa: B008 (frozen)
@@ -191,7 +190,7 @@ def teach(
     """
     from aios.goals.teach import teach as teach_goals
 
-    found = teach_goals(workspace, brain, goal, dataset_file, lesson, show)
+    found = teach_goals(Brain.of_workspace(workspace, brain), goal, dataset_file, lesson, show)
     return Done(value=found, code=0 if found["finished"] else 130)
 
 

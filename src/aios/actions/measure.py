@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from aios.actions import Done, Flat, Note, action, to_stderr
+from aios.brains.brain import Brain
 from aios.settings.goals import GoalFlags
 from chronomoe.training.config import TrainingConfig
 
@@ -44,11 +45,20 @@ def evaluate(
         Windows at a time.
     """
     from aios.brains.evaluate import evaluate as measure
+    from aios.brains.loaded import LoadedBrain
     from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
+
+    def turn_on(loaded: LoadedBrain) -> None:
+        from aios.goals.use import describe_effect, turn_on_goals
+
+        for line in describe_effect(turn_on_goals(loaded, goals)):
+            note(line)
+
     sizes = {"seq_len": seq_len, "tokens": tokens, "batch_size": batch_size}
-    return Done(value=measure(workspace, name or brain, goals, text=text, data=data, show=note, **sizes))
+    found = Brain.at(workspace, name or brain)
+    return Done(value=measure(found, turn_on if goals.wanted else None, text=text, data=data, **sizes))
 
 
 @action(heavy=True)
@@ -64,8 +74,7 @@ def plot(workspace: Path, run: str, *, out: Path | None = None) -> Done:
     out
         Folder for the pictures; plots/ beside the metrics when not given.
     """
-    from aios.brains.bundle import find_brain
     from aios.brains.plot import plot_run
 
-    made = [str(path) for path in plot_run(Path(run) if Path(run).is_file() else find_brain(workspace, run), out)]
+    made = [str(path) for path in plot_run(Path(run) if Path(run).is_file() else Brain.at(workspace, run).path, out)]
     return Done("\n".join(f"Wrote {path}" for path in made), {"paths": made})

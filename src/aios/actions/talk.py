@@ -4,12 +4,16 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from aios.actions import Ask, Done, Flat, Note, Show, Write, action, ignore, refuse_to_ask, to_stderr
+from aios.brains.brain import Brain
 from aios.settings.goals import GoalFlags
 from aios.settings.sampling import Sampling
 from chronomoe.errors import ChronoMoEError
+
+if TYPE_CHECKING:
+    from aios.brains.loaded import LoadedBrain
 
 
 @action(heavy=True)
@@ -38,24 +42,23 @@ def generate(
     stream
         Print while sampling.
     """
-    from aios.brains.generate import stream_text
-    from aios.experts.attach import note_use
+    from aios.experts.use import record_use
     from chronomoe.hosts.capture import RoutingCounts, capture_routing
 
     prompt = prompt.encode("utf-8", "replace").decode()  # a shell may hand over bytes that are no text
-    bundle, model, tokenizer = _load(workspace, name or brain, sampling)
+    loaded = _load(workspace, name or brain, sampling)
     if goals.wanted:
-        for line in _turn_on(workspace, bundle, model, tokenizer, goals):
+        for line in _turn_on(loaded, goals):
             note(line)
-    pieces = stream_text(model, tokenizer, prompt, **sampling.settings)
+    pieces = loaded.stream(prompt, **sampling.settings)
     text = prompt
     write(prompt)
-    counts = RoutingCounts(model)
-    with capture_routing(model, gate_callback=counts.add_gate):
+    counts = RoutingCounts(loaded.model)
+    with capture_routing(loaded.model, gate_callback=counts.add_gate):
         for piece in pieces if stream else ["".join(pieces)]:
             text += piece
             write(piece)
-    note_use(workspace, model, counts)
+    record_use(loaded, counts)
     write("\n")
     return Done(value={"text": text})
 
@@ -87,13 +90,11 @@ def chat(
     experts
         Show after each answer which experts its tokens used.
     """
-    from aios.brains.generate import answer_length
-
-    bundle, model, tokenizer = _load(workspace, name or brain, sampling)
+    loaded = _load(workspace, name or brain, sampling)
     if goals.any:
-        for line in _turn_on(workspace, bundle, model, tokenizer, goals):
+        for line in _turn_on(loaded, goals):
             show(line)
-    for line in answer_length(model, sampling.max_new_tokens)[1]:
+    for line in loaded.answer_length(sampling.max_new_tokens)[1]:
         show(line)
     text, turn = "", 0
     while True:
@@ -106,11 +107,11 @@ def chat(
         if said.strip() == "/new":
             text = ""
         elif said.split()[0] == "/goal":
-            for line in _change_goal(workspace, bundle, model, tokenizer, goals, said):
+            for line in _change_goal(loaded, goals, said):
                 show(line)
         else:
             seeded = dataclasses.replace(sampling, seed=sampling.seed + turn)
-            done = answer(workspace, model, tokenizer, f"{text}{said}\n", seeded, write)
+            done = answer(loaded, f"{text}{said}\n", seeded, write)
             write("\n")
             text, turn = done.text, turn + 1
             for line in [*(done.experts if experts else []), *done.segments]:
@@ -137,9 +138,7 @@ class Answer:
 
 
 def answer(
-    root: Path,
-    model: Any,
-    tokenizer: Any,
+    loaded: "LoadedBrain",
     text: str,
     sampling: Sampling,
     write: Callable[[str], Any],
@@ -149,18 +148,17 @@ def answer(
 
     ``write`` gets each piece as it is made; after each, ``stopped`` says whether no more is wanted.
     """
-    from aios.brains.generate import answer_length, end_within, expert_lines, stream_text, thought
-    from aios.experts.attach import note_use
+    from aios.brains.loaded import expert_lines
+    from aios.experts.use import record_use
     from chronomoe.hosts.capture import count_routing
 
-    length, cut = answer_length(model, sampling.max_new_tokens)
+    length, cut = loaded.answer_length(sampling.max_new_tokens)
     sampling = dataclasses.replace(sampling, max_new_tokens=length)
-    text = end_within(tokenizer, text, model.config.max_position_embeddings - length - 1)
-    if hasattr(model.model, "reset_segments"):
-        model.model.reset_segments()
-    pieces = stream_text(model, tokenizer, text, **sampling.settings)
+    text = loaded.end_within(text, loaded.context_length - length - 1)
+    loaded.segments_per_token()  # count from here on
+    pieces = loaded.stream(text, **sampling.settings)
     began, tokens, cut_short = time.monotonic(), -1, False  # one piece a token, and what is left at the end
-    with count_routing(model) as counts:
+    with count_routing(loaded.model) as counts:
         for one in pieces:
             text, tokens = text + one, tokens + 1
             write(one)
@@ -169,34 +167,32 @@ def answer(
                 break
         pieces.close()
     seconds = time.monotonic() - began
-    experts = [*expert_lines(counts), *note_use(root, model, counts)]
-    return Answer(f"{text}\n", tokens, seconds, cut_short, cut, experts, thought(model))
+    experts = [*expert_lines(counts), *record_use(loaded, counts)]
+    return Answer(f"{text}\n", tokens, seconds, cut_short, cut, experts, loaded.segments_per_token())
 
 
-def _load(root: Path, brain: str, sampling: Sampling) -> tuple[Path, Any, Any]:
-    from aios.brains.bundle import find_brain, load_brain
-    from aios.brains.generate import set_halting
+def _load(root: Path, brain: str, sampling: Sampling) -> "LoadedBrain":
+    from aios.brains.loaded import load_brain
     from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
-    bundle = find_brain(root, brain)
-    model, tokenizer = load_brain(bundle)
-    set_halting(model, sampling.halt, sampling.segments)
-    return bundle, model, tokenizer
+    loaded = load_brain(Brain.at(root, brain))
+    loaded.set_halting(sampling.halt, sampling.segments)
+    return loaded
 
 
-def _turn_on(root: Path, bundle: Path, model: Any, tokenizer: Any, goals: GoalFlags) -> list[str]:
-    from aios.goals.use import turn_on_goals, words
+def _turn_on(loaded: "LoadedBrain", goals: GoalFlags) -> list[str]:
+    from aios.goals.use import describe_effect, turn_on_goals
 
-    return words(turn_on_goals(root, bundle, model, tokenizer, goals))
+    return describe_effect(turn_on_goals(loaded, goals))
 
 
-def _change_goal(root: Path, bundle: Path, model: Any, tokenizer: Any, goals: GoalFlags, said: str) -> list[str]:
+def _change_goal(loaded: "LoadedBrain", goals: GoalFlags, said: str) -> list[str]:
     wanted = said.strip().removeprefix("/goal").strip()
     now = (wanted,) if wanted not in ("", "off") else ()
     goals = dataclasses.replace(goals, goal=now, goals_active=False, goals_remembered=False)
     try:
-        lines = _turn_on(root, bundle, model, tokenizer, goals)
+        lines = _turn_on(loaded, goals)
     except ChronoMoEError as error:
         return [str(error)]
     return lines if now else ["Goals: off"]

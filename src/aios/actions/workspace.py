@@ -55,8 +55,8 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
         Training steps.
     """
     from aios.brains.base import make_workspace
-    from aios.brains.bundle import load_brain
-    from aios.brains.generate import sample_text
+    from aios.brains.brain import Brain
+    from aios.brains.loaded import load_brain
 
     began = time.perf_counter()
     run = _half_a_run(workspace, steps)  # before anything is written: it refuses steps that cannot be
@@ -70,8 +70,8 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
     for domain, unigram in results["unigram"].items():
         show(f"  {domain:<26}  {results['evaluation'][domain]:10.3f}   {unigram:13.3f}")
     bundle = results["bundle"]
-    model, tokenizer = load_brain(bundle)
-    show("\nA sample:\n" + sample_text(model, tokenizer, "The people of the United States", max_new_tokens=80))
+    sample = load_brain(Brain(workspace, bundle)).sample("The people of the United States", max_new_tokens=80)
+    show(f"\nA sample:\n{sample}")
     show(
         f"\nDone in {time.perf_counter() - began:.0f} s. Written below {workspace}:\n"
         f"  {bundle}  the brain: weights, tokenizer, checkpoints, metrics.jsonl, model card\n"

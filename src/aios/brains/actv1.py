@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from aios.brains.bundle import exclusive, read_run
-from aios.brains.models import hrm_config
+from aios.brains.brain import Brain
+from aios.brains.families import ACTV1
+from aios.brains.run_file import read_run
 from aios.brains.settings import BrainTraining, Given, HRMShape, Run, RunSettings
 from aios.settings.goals import TrainingGoals
 from aios.workspace import Workspace
@@ -152,7 +153,7 @@ class ACTv1Flags(Given):
         workspace = Workspace(self.root)
         if self.brain_name is None:
             return self.save_dir or self.root / "artifacts/training_datasets/actv1"
-        named = workspace.brain(self.brain_name, "actv1")
+        named = workspace.brain(self.brain_name, ACTV1.name)
         return named if self.bundle_dir is None else self.bundle_dir / named.name
 
 
@@ -188,7 +189,9 @@ def _train(flags: ACTv1Flags, shape: HRMShape, goals: TrainingGoals, bundle: Pat
         saved = read_run(bundle)
         flags, use_moe = _as_begun(flags, saved), saved["shape"].get("use_moe", True)
     else:
-        hrm_config(shape, 1, max(1, flags.max_seq_len))  # a shape that cannot be is refused before anything is touched
+        ACTV1.configure(
+            shape, 1, max(1, flags.max_seq_len)
+        )  # a shape that cannot be is refused before anything is touched
     run = dataclasses.replace(to_run(flags, shape, bundle, use_moe), goals=goals)
     if flags.dry_run and flags.brain_name is not None:
         check_place(flags.bundle, run)  # a plan has a place of its own
@@ -204,7 +207,7 @@ def _train(flags: ACTv1Flags, shape: HRMShape, goals: TrainingGoals, bundle: Pat
         _set_aside(bundle, show)
     fresh = not bundle.exists()
     try:
-        with exclusive(bundle):
+        with Brain(flags.root, bundle).lock():
             check_place(bundle, run)
             if not _is_prepared(flags):
                 _prepare(flags, bundle, show)
@@ -243,20 +246,22 @@ def _train_expert(flags: ACTv1Flags, shape: HRMShape, show: Show) -> dict[str, A
     return train_expert(flags.root, flags.expert_id, settings, base, show)
 
 
-def _base_for_expert(flags: ACTv1Flags, shape: HRMShape, show: Show) -> tuple[Any, Path]:
+def _base_for_expert(flags: ACTv1Flags, shape: HRMShape, show: Show) -> Any:
     """A model that is no brain of the workspace, and the folder of its tokenizer."""
     import torch
 
-    from aios.brains.bundle import load_brain, load_tokenizer, load_weights, model_folder
-    from chronomoe.hrm import HRMACTv1ForCausalLM
+    from aios.brains.families import load_weights
+    from aios.brains.loaded import load_brain, load_tokenizer
+    from aios.experts.train import Base
 
     folder = flags.model or Workspace(flags.root).base_model
     if flags.student_init is not None:
-        return load_brain(flags.student_init)[0], model_folder(flags.student_init)
+        student = Brain(flags.root, flags.student_init)
+        return Base(load_brain(student).model, student.weights)
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(f"there is no base model {folder}; `{Workspace(flags.root).command('init')}` makes one.")
     if any(folder.glob("model*.safetensors")):
-        return load_weights(folder).eval(), folder
+        return Base(load_weights(folder).eval(), folder)
     torch.manual_seed(flags.seed)
     tokenizer = load_tokenizer(folder)
     show(
@@ -264,7 +269,8 @@ def _base_for_expert(flags: ACTv1Flags, shape: HRMShape, show: Show) -> tuple[An
         "Name one with --brain-name."
     )
     ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
-    return HRMACTv1ForCausalLM(hrm_config(shape, len(tokenizer), flags.max_seq_len, **ids)).eval(), folder
+    config = ACTV1.configure(shape, len(tokenizer), flags.max_seq_len, **ids)
+    return Base(ACTV1.model_class(config).eval(), folder)
 
 
 def _is_prepared(flags: ACTv1Flags) -> bool:
@@ -374,7 +380,7 @@ def to_run(flags: ACTv1Flags, shape: HRMShape, bundle: Path, use_moe: bool) -> R
         training=BrainTraining(**{name: value for name, (value, *_) in training.items()}).naming(
             {name for name, (_, *names) in training.items() if flags.given_names & set(names)}
         ),
-        family="actv1",
+        family=ACTV1.name,
         bundle=bundle,
     )
 
@@ -427,7 +433,7 @@ def _set_aside(bundle: Path, show: Show) -> None:
     ):
         return
     number = next(n for n in range(1, 10**6) if not bundle.with_name(f"{bundle.name}.{n}").exists())
-    with exclusive(bundle):
+    with Brain(Path(), bundle).lock():
         pass  # nobody is training it
     bundle.rename(bundle.with_name(f"{bundle.name}.{number}"))
     show(f"The brain that was in {bundle} is in {bundle.name}.{number} now; --brain-name keeps a brain by its name.")

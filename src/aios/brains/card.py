@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from aios.brains.families import FAMILIES
 from aios.brains.plan import shape_of
 from aios.brains.settings import Run
 from chronomoe.data.token_store import TokenStore
 from chronomoe.storage import write_text
-
-_KINDS = {"mixtral": "A Mixtral-style decoder", "actv1": "A hierarchical reasoning model (HRM ACTv1)"}
 
 
 def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: dict[str, Any]) -> None:
@@ -41,9 +40,9 @@ def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: d
     write_text(bundle / "README.md", "\n".join(lines) + "\n")
 
 
-def write_upcycled_card(bundle: Path, name: str, model: Any, origin: str) -> None:
+def write_upcycled_card(bundle: Path, name: str, family: str, model: Any, origin: str) -> None:
     """Write ``README.md`` for a brain that was made from another and not trained since."""
-    write_text(bundle / "README.md", "\n".join([*_opening(name, "actv1", model), origin]) + "\n")
+    write_text(bundle / "README.md", "\n".join([*_opening(name, family, model), origin]) + "\n")
 
 
 def _opening(name: str, family: str, model: Any) -> list[str]:
@@ -51,6 +50,6 @@ def _opening(name: str, family: str, model: Any) -> list[str]:
     return [
         f"# {name}",
         "",
-        f"{_KINDS[family]}: {shape_of(model.config)}.",
+        f"{FAMILIES[family].description}: {shape_of(model.config)}.",
         f"{total:,} parameters, {model.num_active_params:,} active per token.",
     ]

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from aios.brains.families import Family, family_of
 from aios.brains.settings import Run
 from chronomoe.data.token_store import TokenStore
 
@@ -25,13 +26,7 @@ def describe_architecture(model: Any, tokens: int) -> list[str]:
 
 def shape_of(config: Any) -> str:
     """One line on the shape of a model."""
-    if config.model_type != "hrm_actv1":
-        blocks = f"{config.num_hidden_layers} layers"
-    else:
-        blocks = (
-            f"{config.h_layers} high and {config.l_layers} low blocks, {config.H_cycles} x {config.L_cycles} cycles, "
-            f"up to {config.halt_max_steps} segments"
-        )
+    blocks = _family(config).describe_blocks(config)
     if not getattr(config, "use_moe", True):
         return f"{blocks}, dense, width {config.hidden_size}, inner width {config.intermediate_size}"
     return (
@@ -40,22 +35,21 @@ def shape_of(config: Any) -> str:
     )
 
 
-def _calls(config: Any) -> dict[str, int]:
-    """How often a token passes the blocks whose names begin so, at most."""
-    if config.model_type != "hrm_actv1":
-        return {}
-    segments = config.halt_max_steps * config.H_cycles
-    return {"model.L_module.": segments * config.L_cycles, "model.H_module.": segments}
+def _family(config: Any) -> Family[Any]:
+    family = family_of(config.model_type)
+    assert family is not None, "only models of a family are planned"
+    return family
 
 
 def _operations(model: Any) -> int:
-    """Two for each weight a token meets, each time it meets it."""
+    """Two for each weight that a token is multiplied with, each time it is."""
     config, total = model.config, 0
+    counts = _family(config).call_counts(config)
     share = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
     for name, parameter in model.named_parameters():
         if "embed" in name or parameter.dim() < 2:
             continue
-        times = next((calls for prefix, calls in _calls(config).items() if name.startswith(prefix)), 1)
+        times = next((calls for prefix, calls in counts.items() if name.startswith(prefix)), 1)
         total += int(2 * parameter.numel() * times * (share if ".experts." in name else 1))
     if config.tie_word_embeddings:
         total += 2 * config.vocab_size * config.hidden_size
@@ -66,11 +60,7 @@ def _activations(config: Any, tokens: int) -> int:
     """Bytes kept for the backward pass, roughly."""
     top_k = config.num_experts_per_tok if getattr(config, "use_moe", True) else 1
     width = 14 * config.hidden_size + 5 * top_k * config.intermediate_size
-    blocks, heads = config.num_hidden_layers, 1
-    if config.model_type == "hrm_actv1":
-        heads = config.halt_max_steps
-        if config.grad_mode != "all":
-            blocks = blocks // config.H_cycles
+    blocks, heads = _family(config).kept_activations(config)
     return int(4 * tokens * (blocks * width + 3 * heads * config.vocab_size))
 
 

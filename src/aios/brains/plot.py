@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import METRICS, read_run
+from aios.brains.brain import Brain
 from aios.brains.metrics import read_metrics
 from chronomoe.errors import CheckpointError, ConfigError
 
@@ -24,9 +24,7 @@ def plot_run(run: Path, out: Path | None = None) -> list[Path]:
         from matplotlib import pyplot
     except ImportError:
         raise ConfigError("drawing needs matplotlib: pip install 'chronomoe-aios[plots]'.") from None
-    file = run if run.is_file() else run / METRICS
-    if not file.is_file() and (run / "run.json").is_file():
-        file = Path(read_run(run)["training"].get("log_file") or file)
+    file = run if run.is_file() else Brain(Path(), run).metrics
     steps = read_metrics(file)
     if not steps:
         raise CheckpointError(f"{file} has no record of a training step yet; train on, or log more often.")

@@ -6,20 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import (
-    METRICS,
-    checkpoint_folder,
-    exclusive,
-    load_tokenizer,
-    read_run,
-    write_run,
-)
+from aios.brains.brain import METRICS, Brain
+from aios.brains.build import build_model
 from aios.brains.card import write_card
-from aios.brains.models import build_model, changed_shape
+from aios.brains.families import FAMILIES
+from aios.brains.loaded import LoadedBrain, load_tokenizer
 from aios.brains.plan import describe_plan
-from aios.brains.settings import SHAPES, Run
+from aios.brains.run_file import read_run, write_run
+from aios.brains.settings import Run
 from aios.data.tokenizers import tokenizer_fingerprint
-from aios.goals.use import REMEMBERED, goals_for_training, goals_to_train_under, remembered_flags
+from aios.goals.memory import forget, read_memory
+from aios.goals.under import goals_for_training, goals_to_train_under
 from aios.store.goals import Goals
 from aios.workspace import Workspace
 from chronomoe import sidecars
@@ -40,20 +37,21 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
     """
     workspace = Workspace(run.settings.root)
     bundle = run.bundle or workspace.brain(run.settings.name, run.family)
+    brain = Brain(run.settings.root, bundle)
     if run.goals.goals_forget and not run.settings.resume:
         raise ConfigError("--goals-forget is for a brain that was trained under goals; give --resume too.")
     if run.settings.resume:
         run, changes = run.continuing(saved := read_run(bundle))
         if not run.goals.wanted and not run.goals.goals_forget:
-            run = dataclasses.replace(run, goals=remembered_flags(bundle))
+            run = dataclasses.replace(run, goals=read_memory(brain).flags)
         check_place(bundle, run)  # before its data is missed, which a brain that was not trained has none of
     if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
         raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
     base = run.settings.model or workspace.base_model
     if not (base / "config.json").is_file():
         raise ConfigError(f"there is no base model {base}; `{workspace.command('init')}` makes one.")
-    own = bundle / "data" if run.family == "actv1" else workspace.prepared
-    store = TokenStore.open(run.settings.data or own)
+    default_data = FAMILIES[run.family].default_data(run.settings.root, bundle)
+    store = TokenStore.open(run.settings.data or default_data)
     if run.goals.goal_domain:
         store = store.favouring(run.goals.goal_domain, run.goals.goal_domain_weight)
     fingerprints = {
@@ -65,7 +63,7 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         for name, (old, new) in changes.items():
             show(f"{name}: {new} (was {old})")
     if run.goals.wanted:
-        goals_to_train_under(run.settings.root, bundle, load_tokenizer(base), run.goals)
+        goals_to_train_under(brain, load_tokenizer(base), run.goals)
     sequences = _sequences(run, store)
     model = build_model(base, run, store)
     if run.settings.dry_run:
@@ -73,13 +71,13 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
         for line in describe_plan(model, run, store):
             show(line)
         return {}
-    with exclusive(bundle):
+    with brain.lock():
         check_place(bundle, run)
         if not run.settings.resume:
             (bundle / METRICS).unlink(missing_ok=True)  # of a run that ended before it saved anything
         if run.settings.default_goal and not run.settings.resume:
             Goals(run.settings.root).add(run.settings.default_goal, source="training")
-        trainer, tokenizer = _make_trainer(model, run, store, sequences, bundle, base, show)
+        trainer, tokenizer = _make_trainer(model, run, store, sequences, brain, base, show)
         if run.settings.resume:
             trainer.load_checkpoint("latest")
             if trainer.state.step > trainer.total_steps:
@@ -87,7 +85,7 @@ def train(run: Run, show: Show = print) -> dict[str, Any]:
                     f"the brain has done {trainer.state.step} steps, more than the {trainer.total_steps} asked for."
                 )
         if run.goals.goals_forget:
-            (bundle / REMEMBERED).unlink(missing_ok=True)
+            forget(brain)
         write_run(bundle, run.to_json(), fingerprints)  # only now: settings that fail must not become the brain's
         results = _results(trainer, store, run.settings.eval_tokens) | {"bundle": bundle}
         if results["finished"]:
@@ -116,7 +114,8 @@ def _refuse_changed(saved: dict[str, Any], fingerprints: dict[str, str], run: Ru
             raise CheckpointError(f"the {what} changed since this brain was begun; restore it or train a new brain.")
     if saved.get("family", "mixtral") != run.family:
         raise ConfigError(f"{run.settings.name} is a brain of the family {saved['family']}; continue it as one.")
-    if changed_shape(base, SHAPES[run.family](**saved["shape"]), run.shape):
+    family = FAMILIES[run.family]
+    if not family.same_model(base, family.shape(**saved["shape"]), run.shape):
         raise ConfigError("the model's shape cannot change on --resume; choose another name.")
 
 
@@ -144,7 +143,7 @@ def _total_steps(run: Run, store: TokenStore) -> int:
 
 def check_place(bundle: Path, run: Run) -> None:
     """Nothing trained may be in the way of a new run, and something must be there to resume."""
-    places = {checkpoint_folder(bundle), bundle / run.training.checkpoint_dir}
+    places = {Brain(run.settings.root, bundle).checkpoint_folder, bundle / run.training.checkpoint_dir}
     if run.settings.resume:
         if attached := sidecars.read_list(bundle):
             raise ConfigError(
@@ -160,19 +159,18 @@ def check_place(bundle: Path, run: Run) -> None:
 
 
 def _make_trainer(
-    model: Any, run: Run, store: TokenStore, sequences: PackedDataset, bundle: Path, base: Path, show: Show
+    model: Any, run: Run, store: TokenStore, sequences: PackedDataset, brain: Brain, base: Path, show: Show
 ) -> tuple[Any, Any]:
     """The trainer of a run, and its tokenizer."""
     from torch.utils.data import DataLoader
 
-    from aios.brains.generate import sample_text
     from chronomoe.training.trainer import ChronoMoETrainer
 
-    settings, training = run.settings, run.training
+    settings, training, bundle = run.settings, run.training, brain.path
     tokenizer = load_tokenizer(base)
     goals, goals_key = None, ""
     if run.goals.wanted:
-        goals, goals_key = goals_for_training(settings.root, bundle, model, tokenizer, run.goals)
+        goals, goals_key = goals_for_training(LoadedBrain(brain, model, tokenizer), run.goals)
     trainer = ChronoMoETrainer(
         model,
         dataclasses.replace(
@@ -189,7 +187,7 @@ def _make_trainer(
             for name in (_evaluated(store) if settings.eval_tokens else [])
         }
         or None,
-        sample=lambda trained: sample_text(trained, tokenizer, max_new_tokens=40),
+        sample=lambda trained: LoadedBrain(brain, trained, tokenizer).sample(max_new_tokens=40),
         save_extra=tokenizer.save_pretrained,
         show=show,
         stop_after=settings.stop_after,

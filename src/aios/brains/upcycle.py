@@ -1,59 +1,62 @@
 """Upcycling: a new brain with experts from a dense one."""
 
-from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import data_of, load_brain, model_folder, read_run, write_run
+from aios.brains.brain import Brain
 from aios.brains.card import write_upcycled_card
-from aios.brains.shelf import describe, existing_brain, free_place
+from aios.brains.families import FAMILIES
+from aios.brains.loaded import load_brain
+from aios.brains.run_file import write_run
 from aios.data.tokenizers import copy_tokenizer
 from chronomoe.errors import ConfigError
+from chronomoe.hrm.upcycle import redrawn_units, upcycle
 from chronomoe.storage import whole_directory
 
 
 def upcycle_brain(
-    root: Path, brain: str, new: str, num_experts: int, num_experts_per_tok: int, *, redraw: float = 0.0, seed: int = 0
+    brain: Brain, new: str, num_experts: int, num_experts_per_tok: int, *, redraw: float = 0.0, seed: int = 0
 ) -> dict[str, Any]:
     """Write the brain ``new``, whose experts are copies of the layers of ``brain``; see :mod:`chronomoe.hrm.upcycle`.
 
     Returns its description, with ``upcycled`` (what it was made from and how), ``origin`` (the same in words),
     ``parameters`` and ``active_parameters``. Raises :class:`ConfigError` when the name is taken or the brain not dense.
     """
-    from chronomoe.hrm.upcycle import redrawn_units, upcycle
-
-    bundle, target = existing_brain(root, brain), free_place(root, new, "actv1")
-    run, parent = read_run(bundle), describe(bundle)
-    if parent["family"] != "actv1":
-        raise ConfigError(f"{brain} is a Mixtral, which has experts already; only an HRM ACTv1 can be dense.")
-    dense, _ = load_brain(bundle)
-    model = upcycle(dense, num_experts, num_experts_per_tok, redraw=redraw, seed=seed)
+    family, run = brain.family, brain.run
+    made_brain = Brain.free(brain.root, new, family.name)
+    if not family.can_be_dense:
+        dense = " or ".join(row.title for row in FAMILIES.values() if row.can_be_dense)
+        raise ConfigError(
+            f"{brain.path.name} is a {family.title}, which has experts already; only an {dense} can be dense."
+        )
+    parent = load_brain(brain).model
+    model = upcycle(parent, num_experts, num_experts_per_tok, redraw=redraw, seed=seed)
     made = {
-        "from": f"{bundle.parent.name}/{bundle.name}",
+        "from": brain.name,
         "redraw": redraw,
-        "redrawn_units": redrawn_units(dense.config.intermediate_size, redraw),
+        "redrawn_units": redrawn_units(parent.config.intermediate_size, redraw),
         "seed": seed,
     }
     origin = _in_words(made, model.config)
     shape = {"use_moe": True, "num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
-    data = data_of(root, bundle)
+    data = brain.data
     run |= {
         "settings": run["settings"] | {"student_init": None, "data": None if data is None else str(data)},
         "shape": run["shape"] | shape,
         "published_step": 0,
         "upcycled": made,
         # Equal outputs, equal bits.
-        "bits_per_byte": run.get("bits_per_byte") if parent["finished"] and not redraw else None,
+        "bits_per_byte": run.get("bits_per_byte") if brain.state == "finished" and not redraw else None,
     }
-    with whole_directory(target) as work:
+    with whole_directory(made_brain.path) as work:
         model.save_pretrained(work)
-        copy_tokenizer(model_folder(bundle), work)
-        write_upcycled_card(work, new, model, origin)
+        copy_tokenizer(brain.weights, work)
+        write_upcycled_card(work, new, family.name, model, origin)
         write_run(work, run, {})
     counts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "active_parameters": model.num_active_params,
     }
-    return {"name": new, **describe(target), "upcycled": made, **counts, "origin": origin}
+    return {"name": new, **made_brain.describe(), "upcycled": made, **counts, "origin": origin}
 
 
 def _in_words(made: dict[str, Any], config: Any) -> str:
@@ -61,6 +64,6 @@ def _in_words(made: dict[str, Any], config: Any) -> str:
     if not made["redraw"]:
         return f"{words}, so its outputs are the same to rounding. Not trained since."
     return (
-        f"{words}, {made['redrawn_units']} of {config.intermediate_size} units of each but the first drawn anew "
+        f"{words}, {made['redrawn_units']} of {config.intermediate_size} units of each but the first redrawn "
         f"(seed {made['seed']}), so its outputs are not the same. Not trained since."
     )

@@ -110,10 +110,9 @@ def arch_summary(
         raise ConfigError("vocab_size, max_seq_len and batch_size must be at least 1.")
     import torch
 
-    from aios.brains.models import hrm_config
-    from chronomoe.hrm import HRMACTv1ForCausalLM
+    from aios.brains.families import ACTV1
 
     with torch.device("meta"):
-        model = HRMACTv1ForCausalLM(hrm_config(shape, vocab_size, max_seq_len))
+        model = ACTV1.model_class(ACTV1.configure(shape, vocab_size, max_seq_len))
     for line in describe_architecture(model, batch_size * max_seq_len):
         print(line)

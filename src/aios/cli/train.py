@@ -30,9 +30,10 @@ def train(
         TOML file whose keys are the names of these options; options given here win.
     """
     from aios.actions.quiet import quiet_libraries
-    from aios.brains.train import train as train_brain
 
     quiet_libraries()
+    from aios.brains.train import train as train_brain
+
     results = train_brain(Run(settings=settings, shape=shape, training=training, goals=goals))
     if settings.dry_run:
         return 0

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from aios.brains.bundle import data_of, exclusive, load_brain, model_folder
-from aios.brains.shelf import existing_brain
+from aios.brains.brain import Brain
+from aios.brains.loaded import load_brain
 from aios.data.prepare import prepared_with
-from aios.goals.use import asked_goals
+from aios.goals.use import find_goals
 from aios.settings.goals import GoalFlags, Lesson
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import PackedDataset, heldout_windows
@@ -42,26 +42,26 @@ class _InTurn(Dataset[dict[str, Any]]):
 
 
 def teach(
-    root: Path, brain: str, goals: Sequence[str], files: Sequence[Path], lesson: Lesson, show: Show = print
+    brain: Brain, goals: Sequence[str], files: Sequence[Path], lesson: Lesson, show: Show = print
 ) -> dict[str, Any]:
     """Teach each goal with its text; writes beside the brain's weights, which stay as they are.
 
-    Returns bits per byte of held-out text, by goal: ``off`` and ``on``. Raises :class:`ConfigError` for goals, texts or
-    brains there are none of.
+    Returns bits per byte of held-out text, by goal: ``off`` and ``on``. Raises :class:`ConfigError` for goals or texts
+    that do not exist.
     """
     if not goals or len(goals) != len(files):
         raise ConfigError("give each --goal its text: as many --dataset-file as --goal, in the same order.")
-    bundle = existing_brain(root, brain)
-    with exclusive(bundle), TemporaryDirectory() as place:
-        model, tokenizer = load_brain(bundle)
-        for uid in list(getattr(model, "subbrains", {})):
-            detach_expert(model, uid)  # the base alone is what is taught
-        folder = model_folder(bundle)
+    with brain.lock(), TemporaryDirectory() as place:
+        loaded = load_brain(brain)
+        model = loaded.model
+        for expert in loaded.attached:
+            detach_expert(model, expert.uid)  # the base alone is what is taught
+        folder = brain.weights
         # Without regard to links: what is taught needs none.
-        found = [asked_goals(root, bundle, tokenizer, GoalFlags(goal=(one,), goals_learned=True))[0] for one in goals]
-        length = min(lesson.max_seq_len, model.config.max_position_embeddings)
+        found = [find_goals(brain, loaded.tokenizer, GoalFlags(goal=(one,), goals_learned=True))[0] for one in goals]
+        length = min(lesson.max_seq_len, loaded.context_length)
         stores = [prepared_with(folder, file, Path(place) / f"text{number}", show) for number, file in enumerate(files)]
-        own = data_of(root, bundle)
+        own = brain.data
         try:
             load_conditioning(model, folder)
         except CheckpointError:

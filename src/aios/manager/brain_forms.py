@@ -1,16 +1,16 @@
 """What the pages that ask a brain have in common: which one, on what text, under which goals."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from nicegui import ui
 
 from aios.actions import goals
-from aios.brains.bundle import brain_names, find_brain, own_data
+from aios.brains.brain import Brain
 from aios.manager.frame import Page, Site, ask_worker, begin_here, try_call
 from aios.settings.goals import GoalFlags
 from aios.store.goals import Goals
+from chronomoe.data.token_store import read_info
 
 LONGEST = 4000
 """Characters of a text."""
@@ -18,7 +18,7 @@ LONGEST = 4000
 
 def choose_brain(page: Page, changed: Callable[[], Any] | None = None) -> ui.select | None:
     """A list of the brains; without any, what to do first."""
-    names = brain_names(page.site.root)
+    names = Brain.names(page.site.root)
     if not names:
         begin_here(page.site, "No brain yet.")
         return None
@@ -64,10 +64,8 @@ class TextForm:
 
 
 def _domains(site: Site, brain: str) -> list[str]:
-    place = own_data(site.root, find_brain(site.root, brain))
-    if place is None:
-        return []
-    return [one["name"] for one in json.loads((place / "data.json").read_text())["domains"] if one["heldout"]["tokens"]]
+    place = Brain.at(site.root, brain).own_data
+    return [] if place is None else [one.name for one in read_info(place).domains if one.heldout.tokens]
 
 
 class GoalForm:

@@ -7,6 +7,7 @@ from typing import Any
 from nicegui import ui
 
 from aios.actions import talk
+from aios.brains.families import FAMILIES
 from aios.manager.brain_forms import LONGEST, GoalForm, choose_brain
 from aios.manager.frame import Page, Site, ask_worker, framed, heading, try_call
 from aios.manager.jobs_page import as_number
@@ -91,7 +92,7 @@ class _Chat:
         return Sampling(**values)
 
     def _halts(self) -> bool:
-        return str(self.brain.value).startswith("actv1/")
+        return FAMILIES[str(self.brain.value).partition("/")[0]].halts
 
     async def _send(self) -> None:
         said = (self.said.value or "")[:LONGEST]

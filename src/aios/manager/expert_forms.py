@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 
 from aios.actions import Action, Done, experts, goals
-from aios.brains.bundle import brain_names
+from aios.brains.brain import Brain
 from aios.goal_text import LONGEST
 from aios.manager.frame import Outcome, Page, close, heading, try_call
 from aios.store.experts import ExpertEntry, Registry
@@ -199,7 +199,7 @@ def _link(page: Page, known: list[Goal], expert: Callable[[], str]) -> None:
 
 def brains_of(page: Page, one: ExpertEntry) -> None:
     """Where an expert is attached, and attaching it elsewhere."""
-    known = brain_names(page.site.root)
+    known = Brain.names(page.site.root)
     free = [brain for brain in known if brain not in one.attached_to]
     with ui.element("div").classes("panel"):
         heading("Brains", 2)

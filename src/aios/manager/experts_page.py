@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.brains.bundle import brain_names
+from aios.brains.brain import Brain
 from aios.manager import expert_forms
 from aios.manager.counts import Overview, needs, read_overview, tree
 from aios.manager.frame import Page, Site, begin_here, empty, facts, framed, heading, try_call
@@ -116,7 +116,7 @@ class _Experts:
 
     def _none(self) -> None:
         words = "No expert yet."
-        if not brain_names(self.site.root):
+        if not Brain.names(self.site.root):
             begin_here(self.site, words)
             return
         command = self.site.command("experts", "train", "laws", "--brain", "small", "--dataset-file", "my-texts/")

@@ -10,7 +10,8 @@ from nicegui import ui
 
 from aios.actions import experts
 from aios.actions.table import words_of
-from aios.brains.bundle import METRICS, brain_names, read_run
+from aios.brains.brain import METRICS, Brain
+from aios.brains.run_file import read_run
 from aios.manager.frame import Page, Site, begin_here, empty, facts, framed, heading, in_thread, try_call
 from aios.manager.jobs import Job
 from aios.settings.expert import ExpertTraining
@@ -175,7 +176,7 @@ def as_number(name: str, value: Any, integral: bool) -> float:
 def expert_words(site: Site, expert: str, brain: str, text: str, goal: str, numbers: dict[str, Any]) -> list[str]:
     """Words of the command that trains an expert, all of them checked; raises :class:`ConfigError`."""
     plain_name(expert)
-    if brain not in brain_names(site.root):
+    if brain not in Brain.names(site.root):
         raise ConfigError(f"there is no brain {brain!r} in this workspace.")
     given = {name: as_number(name, value, name != "lr") for name, value in numbers.items() if value is not None}
     settings: dict[str, Any] = {"dataset_file": inside(site, text), "default_goal": goal or None, **given}
@@ -203,7 +204,7 @@ async def begin(page: Page, title: str, words: list[str], *, kind: str, metrics:
 
 
 def _train_form(page: Page, expert: str) -> None:
-    site, brains = page.site, brain_names(page.site.root)
+    site, brains = page.site, Brain.names(page.site.root)
     default: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(ExpertTraining)}
     if not brains:
         begin_here(site, "There is no brain to train an expert in yet.")

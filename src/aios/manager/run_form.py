@@ -7,7 +7,8 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.brains.bundle import METRICS, read_run
+from aios.brains.brain import METRICS
+from aios.brains.run_file import read_run
 from aios.manager.frame import Page, Site, framed, heading, in_thread, try_call
 from aios.manager.jobs import dry_run
 from aios.manager.jobs_page import as_number, begin, inside

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aios.brains.bundle import METRICS
+from aios.brains.brain import METRICS
 from aios.brains.metrics import History, Record, read_record
 from chronomoe.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from aios.brains.bundle import METRICS
+from aios.brains.brain import METRICS
 from aios.manager import charts, expert_forms, run_form
 from aios.manager.frame import Page, Site, begin_here, framed, heading, in_thread, try_call
 from aios.manager.runs import RunLog, RunSummary

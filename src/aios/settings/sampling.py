@@ -27,5 +27,5 @@ class Sampling(Settings):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The part that :func:`aios.brains.generate.stream_text` takes."""
+        """The part that :meth:`aios.brains.loaded.LoadedBrain.stream` takes."""
         return {name: value for name, value in self.to_json().items() if name not in ("halt", "segments")}

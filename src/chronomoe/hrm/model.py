@@ -119,6 +119,8 @@ class HRMACTv1Model(HRMPreTrainedModel):
         self.halt_head = nn.Linear(config.hidden_size, 1) if config.halt_max_steps > 1 else None
         self.segments_run, self.tokens_run = 0.0, 0.0
         """Sums over all evaluation forwards, until :meth:`reset_segments`."""
+        self.halting, self.halt_cap = config.halting, config.halt_cap
+        """As in the configuration; to be changed at run time, which leaves what is saved as it was."""
         self.post_init()
 
     @property
@@ -177,9 +179,9 @@ class HRMACTv1Model(HRMPreTrainedModel):
             e_BSD = e_BSD + self.embed_positions(position_ids) * scale
             cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
         limit = config.halt_max_steps
-        if not self.training and config.halt_cap is not None:
-            limit = max(1, min(limit, config.halt_cap))
-        halts = config.halting == "exact" and limit > 1
+        if not self.training and self.halt_cap is not None:
+            limit = max(1, min(limit, self.halt_cap))
+        halts = self.halting == "exact" and limit > 1
         memory = SegmentMemory(past_key_values, config.slots_per_segment, halts=halts)
         call = {"attention_mask": mask, "position_embeddings": (cos, sin), "past_key_values": memory, **kwargs}
         output = self._segments(e_BSD, real_BS, limit, memory, call, routing_context)

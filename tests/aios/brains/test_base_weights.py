@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aios.brains.bundle import load_brain
+from aios.brains.brain import Brain
+from aios.brains.loaded import load_brain
 from aios.brains.settings import BrainTraining, Run, RunSettings
 from aios.brains.train import _sequences
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
@@ -47,7 +48,7 @@ def test_weights_that_do_not_fit_their_base_are_refused(brain, aios, workspace, 
 
 
 def test_a_bf16_base_is_trained_in_fp32(brain, aios, workspace):
-    load_brain(brain)[0].to(torch.bfloat16).save_pretrained(brain)
+    load_brain(Brain(workspace, brain)).model.to(torch.bfloat16).save_pretrained(brain)
     assert aios("train", "--root", workspace, "--name", "fresh", "--model", brain, *SHORT).code == 0
     weights = load_file(workspace / "artifacts/brains/mixtral/fresh/model.safetensors")
     assert {tensor.dtype for name, tensor in weights.items() if name.startswith("model.")} == {torch.float32}

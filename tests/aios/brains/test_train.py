@@ -6,12 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from aios.brains.bundle import exclusive
+from aios.brains.brain import Brain
 from chronomoe.training.run_files import RunFiles
 
 KILLED = """\
@@ -172,7 +173,7 @@ def test_nothing_to_resume(aios, made):
 
 
 def test_one_process_at_a_time(aios, brain):
-    with exclusive(brain):
+    with Brain(Path(), brain).lock():
         outcome = aios("train", "--root", brain.parents[3], "--name", brain.name, "--resume")
     assert (outcome.code, "another process is training" in outcome.err) == (1, True)
 

@@ -374,11 +374,11 @@ def test_a_dense_brain_keeps_its_rate_on_resume(hrm, here):
 
 
 def test_a_brain_that_is_continued_speaks_from_its_latest_checkpoint(hrm, here, aios):
-    from aios.brains.bundle import model_folder
+    from aios.brains.brain import Brain
 
     bundle = here / "artifacts/brains/actv1/a"
     assert hrm("--steps", 2, "--brain-name", "a").code == 0
-    assert model_folder(bundle) == bundle
+    assert Brain(here, bundle).weights == bundle
     stop, after = here / "stop", ChronoMoETrainer._after_step
 
     def watch(self):
@@ -390,7 +390,7 @@ def test_a_brain_that_is_continued_speaks_from_its_latest_checkpoint(hrm, here, 
         assert hrm("--brain-name", "a", "--resume", "--iterate", "--stop-file", stop, text=None, small=False).code == 0
     finally:
         ChronoMoETrainer._after_step = after
-    assert model_folder(bundle) == bundle / "checkpoints/step_3"
+    assert Brain(here, bundle).weights == bundle / "checkpoints/step_3"
     assert not json.loads(aios("brains", "show", "a", "--json").out)["finished"]
 
 

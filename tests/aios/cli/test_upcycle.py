@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from aios.brains.bundle import load_brain
+from aios.brains.brain import Brain
+from aios.brains.loaded import load_brain
 from chronomoe import storage
 
 SMALL = [
@@ -45,7 +47,7 @@ def test_from_dense_to_experts_and_on(aios, hrm, dense, brains):
     outcome = aios("brains", "upcycle", "dense", "wide", "--num-experts", 4, "--num-experts-per-tok", 1)
     assert outcome.code == 0, outcome.err
     assert "same to rounding" in outcome.out
-    models = [load_brain(brain)[0] for brain in (dense, brains / "wide")]
+    models = [load_brain(Brain(Path(), brain)).model for brain in (dense, brains / "wide")]
     x = torch.arange(24).view(2, 12)
     expected, found = (model(x).logits for model in models)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -70,7 +72,7 @@ def test_from_dense_to_experts_and_on(aios, hrm, dense, brains):
     further = ["--student-init", "artifacts/brains/actv1/wide", "--num-experts", 4, "--num-experts-per-tok", 1]
     outcome = hrm("further", *further)
     assert outcome.code == 0, outcome.err
-    experts = load_brain(brains / "further")[0].model.H_module.layers[0].mlp.experts.down_proj
+    experts = load_brain(Brain(Path(), brains / "further")).model.model.H_module.layers[0].mlp.experts.down_proj
     assert not torch.equal(experts[0], experts[1])
     outcome = aios("hrm-hf", "train-actv1", "--brain-name", "further", "--resume", "--steps", 3)
     assert outcome.code == 0, outcome.err

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from aios.brains.bundle import exclusive, load_brain
+from aios.brains.brain import Brain
+from aios.brains.loaded import load_brain
 from aios.store.experts import Registry
 from chronomoe.experts.file import read_expert, save_expert
 
@@ -36,7 +38,7 @@ def files(bundle):
 
 
 def logits(bundle):
-    model, _ = load_brain(bundle)
+    model = load_brain(Brain(Path(), bundle)).model
     with torch.no_grad():
         return model(torch.arange(20).unsqueeze(0)).logits
 
@@ -63,14 +65,14 @@ def test_attached_and_detached_a_brain_is_what_it_was_byte_for_byte(aios, root, 
     assert outcome.code == 0, outcome.err
     assert Registry(root).get("laws").attached_to == ("mixtral/straight",)
     assert {name: content for name, content in files(brain).items() if name in before} == before
-    model, _ = load_brain(brain)
+    model = load_brain(Brain(root, brain)).model
     model.subbrains.by_id("laws").forced = True
     with torch.no_grad():
         assert not torch.equal(model(torch.arange(20).unsqueeze(0)).logits, said)
     assert aios("experts", "deactivate", "laws", "--root", root).code == 0
     assert torch.equal(logits(brain), said)
     assert aios("experts", "freeze", "laws", "--root", root).code == 0
-    model, _ = load_brain(brain)
+    model = load_brain(Brain(root, brain)).model
     assert not any(p.requires_grad for p in model.subbrains.by_id("laws").parameters())
     outcome = aios("experts", "attach", "laws", "--brain", "straight", "--root", root)
     assert (outcome.code, "attached to straight already" in outcome.err) == (2, True)
@@ -181,7 +183,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_touched(aios, root, brain, 
     assert (outcome.code, "trained in another base" in outcome.err) == (1, True)
     assert aios(*attach, "nobody").code == 2
     assert aios("experts", "attach", "nothing", "--brain", "straight", "--root", root).code == 2
-    with exclusive(brain):
+    with Brain(root, brain).lock():
         outcome = aios(*attach, "straight")
     assert (outcome.code, "another process" in outcome.err) == (1, True)
     good = expert.read_bytes()
@@ -221,7 +223,7 @@ def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expe
 
     # While attaching: the registry knows, the brain does not yet.
     with monkeypatch.context() as patch:
-        patch.setattr("chronomoe.sidecars.write_list", killed)
+        patch.setattr("aios.experts.attach.write_list", killed)
         assert aios("experts", "attach", "laws", *where).code == 130
     assert Registry(root).get("laws").attached_to == ("mixtral/straight",)
     assert not (brain / "experts.json").exists()
@@ -229,7 +231,7 @@ def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expe
     assert Registry(root).get("laws").attached_to == ()
     # While an attached expert is changed: the same command once more.
     assert aios("experts", "attach", "laws", *where).code == 0
-    with exclusive(brain):
+    with Brain(root, brain).lock():
         assert aios("experts", "deactivate", "laws", "--root", root).code == 1
     assert Registry(root).get("laws").is_active, "a brain in use: nothing is changed"
     # At the end of training: the file is of the next version, the registry is not.

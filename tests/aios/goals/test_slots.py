@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from aios.brains.brain import Brain
 from aios.goals.slots import find_slot, link, link_target
 from aios.store.goals import Goals
 from aios.store.slots import Slot, read_slot
@@ -105,14 +106,12 @@ def test_two_brains_of_one_name_are_told_apart(goals):
 
 
 def test_links_follow_a_brain(brain, goals, tmp_path):
-    from aios.brains import shelf
-
     run = {"format": "aios-run", "version": 1, "settings": {}, "shape": {}, "training": {}}
     for name in ("small", "smaller"):
         (brain(f"mixtral/{name}", MIXTRAL) / "run.json").write_text(json.dumps(run))
     one, _ = goals.add("one", expert=link_target(goals.root, "small:2.5"))
     link(goals.root, one.id, "smaller:0.0")
-    shelf.rename(tmp_path, "small", "big")
+    Brain.of_workspace(tmp_path, "small").rename("big")
     assert set(goals.get(one.id).experts) == {"mixtral/big:2.5", "mixtral/smaller:0.0"}
-    shelf.delete(tmp_path, "big")
+    Brain.of_workspace(tmp_path, "big").delete()
     assert goals.get(one.id).experts == ("mixtral/smaller:0.0",)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aios.brains import generate
-from aios.brains.bundle import load_brain
-from aios.goals.use import REMEMBERED, remembered, remembered_flags
+from aios.brains.brain import Brain
+from aios.brains.loaded import LoadedBrain, load_brain
+from aios.goals.memory import GOALS_FILE, read_memory
 from aios.store.goals import Goals
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.errors import CheckpointError
@@ -101,15 +101,15 @@ def test_training_under_a_goal_is_logged_remembered_and_resumes_bit_for_bit(aios
     assert first["share_after"][0][2] > first["share_before"][0][2]
     assert 0 < first["beta"] <= 1
     assert {"kl", "protected_fraction", "experts"} <= first.keys()
-    assert [goal.slots for goal in remembered(brain)] == [((0, 2),)]
-    assert remembered_flags(brain).goal_kl == 0.002
+    assert [goal.slots for goal in read_memory(Brain(root, brain)).goals] == [((0, 2),)]
+    assert read_memory(Brain(root, brain)).flags.goal_kl == 0.002
     # Stopped on the way, and continued without a word about goals.
     other = twin / "artifacts/brains/mixtral/straight"
     assert aios("train", "--root", twin, "--name", "straight", *more, "--stop-after", 31).code == 0
     assert aios("train", "--root", twin, "--name", "straight", "--resume").code == 0
     assert (other / "model.safetensors").read_bytes() == (brain / "model.safetensors").read_bytes()
     # Who loads the brain, or its file, has no goal on until asked for; the goals remembered are on as they were.
-    for model in (load_brain(brain)[0], ChronovisorMixtralForCausalLM.from_pretrained(brain)):
+    for model in (load_brain(Brain(root, brain)).model, ChronovisorMixtralForCausalLM.from_pretrained(brain)):
         assert not model.steering.goal_bias.any()
     told = aios(
         "goals", "explain", "--brain", "straight", "--text", "x", "--root", root, "--goals-remembered", "--json"
@@ -132,7 +132,7 @@ def test_other_goals_act_from_the_first_step_of_a_resumed_run_and_none_do_withou
     assert aios(*more, 28, "--goal", other.id, "--goal-beta", 0.5).code == 0
     assert field()[1] > 0 > field()[2]
     assert [event["step"] for event in events(brain)] == [24, 26, 26, 28]
-    (brain / REMEMBERED).unlink()
+    (brain / GOALS_FILE).unlink()
     assert aios(*more, 30).code == 0
     assert not field().any()
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_turned_on_is_refused_before_training_and_not_remembered(
                   ("--goals-learned",)):  # fmt: skip
         outcome = aios(*words, *wrong)
         assert outcome.code == 2, wrong
-        assert not (brain / REMEMBERED).exists()
+        assert not (brain / GOALS_FILE).exists()
     records = [json.loads(line) for line in (brain / "metrics.jsonl").read_bytes()[len(before) :].splitlines()]
     assert {record["event"] for record in records} <= {"resumed"}
     # A brain that is begun has no experts to link a goal to.
@@ -174,7 +174,7 @@ def test_domains_of_a_goal_are_drawn_more_often(aios, root, linked):
     outcome = aios("train", "--root", root, "--name", "straight", *more)
     assert outcome.code == 0, outcome.err
     brain = root / "artifacts/brains/mixtral/straight"
-    assert remembered_flags(brain).goal_domain == ("python",)
+    assert read_memory(Brain(root, brain)).flags.goal_domain == ("python",)
     other = twin / "artifacts/brains/mixtral/straight"
     assert aios("train", "--root", twin, "--name", "straight", *more[:-4]).code == 0
     assert (other / "model.safetensors").read_bytes() != (brain / "model.safetensors").read_bytes()
@@ -187,15 +187,15 @@ def test_domains_of_a_goal_are_drawn_more_often(aios, root, linked):
 def test_a_talk_turns_goals_on_and_off(aios, root, brain, served, monkeypatch):
     said = iter(["/goal Read laws", "hello", "/goal nonsense", "hello", "/goal off", "hello", "/goal 1", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(said))
-    priors, speak = [], generate.stream_text
+    priors, stream = [], LoadedBrain.stream
 
-    def heard(model, *words, **settings):
-        priors.extend(float(expert.gate.prior) for expert in model.subbrains.attached)
+    def watched(loaded, *words, **settings):
+        priors.extend(float(expert.gate.prior) for expert in loaded.attached)
         if len(priors) == 4:
             (root / "artifacts/aios.db").write_bytes(b"no database" * 1000)
-        return speak(model, *words, **settings)
+        return stream(loaded, *words, **settings)
 
-    monkeypatch.setattr(generate, "stream_text", heard)
+    monkeypatch.setattr(LoadedBrain, "stream", watched)
     outcome = aios("chat", "straight", "--root", root, "--max-new-tokens", 3, "--goal", served.id, "--goal-strength", 2)
     assert outcome.code == 0, outcome.err
     assert "expert laws: +2.00 nats" in outcome.out
@@ -347,10 +347,10 @@ def test_what_is_taught_is_of_the_base_alone(aios, root, brain, served):
 def test_a_memory_that_cannot_be_is_damaged(aios, root, brain, linked, damage):
     train = ("train", "--root", root, "--name", "straight", "--resume", "--max-steps", 25)
     assert aios(*train, "--goal", linked.id).code == 0
-    kept = json.loads((brain / REMEMBERED).read_text())
+    kept = json.loads((brain / GOALS_FILE).read_text())
     kept["settings"] |= damage.pop("settings", {})
     kept["goals"][0] |= damage
-    (brain / REMEMBERED).write_text(json.dumps(kept))
+    (brain / GOALS_FILE).write_text(json.dumps(kept))
     outcome = aios("generate", "straight", "--root", root, "--goals-remembered")
     assert outcome.code == 1
     assert "goals.json is damaged" in outcome.err
@@ -380,20 +380,20 @@ def test_what_cannot_be_is_one_sentence(aios, root, linked, options, code, sente
 def test_a_brain_goes_on_without_the_goals_it_was_trained_under(aios, root, brain, linked):
     train = ("train", "--root", root, "--name", "straight", "--resume", "--max-steps")
     assert aios(*train, 32, "--goal", linked.id).code == 0
-    assert remembered(brain)
+    assert read_memory(Brain(root, brain)).goals
     assert aios(*train, 34, "--goals-forget", "--goal", linked.id).code == 2
     assert aios("train", "--root", root, "--name", "new", "--goals-forget").code == 2
     assert aios(*train, 34, "--goals-forget").code == 0
-    assert not remembered(brain)
+    assert not read_memory(Brain(root, brain)).goals
     assert max(event["step"] for event in events(brain)) == 32
 
 
 def test_a_damaged_memory_and_goals_without_effect_are_said(aios, root, brain):
-    (brain / REMEMBERED).write_text("{")
+    (brain / GOALS_FILE).write_text("{")
     with pytest.raises(CheckpointError, match=r"goals\.json is damaged"):
-        remembered(brain)
+        read_memory(Brain(root, brain))
     assert aios("train", "--root", root, "--name", "straight", "--resume", "--max-steps", 30).code == 1
-    (brain / REMEMBERED).unlink()
+    (brain / GOALS_FILE).unlink()
     Goals(root).add("Be kind")
     outcome = aios("train", "--root", root, "--name", "straight", "--resume", "--max-steps", 30, "--goal", "Be kind")
     assert outcome.code == 2
@@ -401,7 +401,7 @@ def test_a_damaged_memory_and_goals_without_effect_are_said(aios, root, brain):
 
 
 def test_a_plain_model_of_the_folder_loads_with_its_fields(brain):
-    model, _ = load_brain(brain)
+    model = load_brain(Brain(brain.parents[3], brain)).model
     assert model.steering.pressure.any()  # only goals are turned off by loading
     assert torch.isfinite(model.steering.pressure).all()
 

@@ -140,7 +140,7 @@ def test_every_flag_of_the_forms_is_one_of_the_command(aios):
 
 
 def test_the_stop_file_of_a_run(site, tmp_path):
-    from aios.brains.bundle import write_run
+    from aios.brains.run_file import write_run
     from aios.brains.settings import BrainTraining, Run
     from aios.manager.run_form import brain_of, stop, stop_file
 
@@ -162,5 +162,5 @@ def test_the_stop_file_of_a_run(site, tmp_path):
 def test_the_page_loads_no_torch():
     pytest.importorskip("nicegui")
     heavy = {"torch", "transformers", "numpy"}
-    code = f"import sys, aios.manager.application, aios.brains.shelf; print({heavy} & set(sys.modules))"
+    code = f"import sys, aios.manager.application, aios.brains.brain; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -124,12 +124,11 @@ def test_there_are_never_two_brains(brain, monkeypatch):
     held, read = weakref.ref(worker.model), worker_process.load_brain
     left = []
 
-    def reading(bundle):
+    def reading(found):
         left.append(held())
-        return read(bundle)
+        return read(found)
 
-    monkeypatch.setattr(worker_process, "load_brain", reading)
-    (brain / "config.json").touch()  # its files are others: it is read anew
+    held, read = weakref.ref(worker._loaded.model), worker_process.load_brain
     worker.text(NAME, domain="licences", longest=5)
     assert left == [None]
 

@@ -78,11 +78,11 @@ def test_exploration_forces_a_share_of_tokens_on():
 def test_cap_and_full_depth():
     model, x = build(), tokens()
     exact = model(x).segments
-    model.config.halt_cap = 2
+    model.model.halt_cap = 2
     assert torch.equal(model(x).segments, exact.clamp(max=2))
-    model.config.halting = "max"
+    model.model.halting = "max"
     assert torch.all(model(x).segments == 2)
-    model.config.halt_cap = None
+    model.model.halt_cap = None
     assert torch.all(model(x).segments == 3)
 
 

@@ -1,12 +1,18 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from aios.brains.bundle import load_brain
+from aios.brains.brain import Brain
+from aios.brains.loaded import load_brain
 from chronomoe.errors import CheckpointError
+
+
+def load(path):
+    return load_brain(Brain(Path(), path))
 
 
 def damage(folder, file, content):
@@ -39,7 +45,7 @@ def damage(folder, file, content):
 def test_a_damaged_brain_is_refused(brain, file, content, said):
     damage(brain, file, content)
     with pytest.raises(CheckpointError, match=said):
-        load_brain(brain)
+        load(brain)
 
 
 def test_a_foreign_tokenizer_is_refused(brain, tmp_path, aios):
@@ -49,7 +55,7 @@ def test_a_foreign_tokenizer_is_refused(brain, tmp_path, aios):
     for file in (tmp_path / "bytes/tokenizer").iterdir():
         shutil.copy(file, brain)
     with pytest.raises(CheckpointError, match="not the one the brain was trained with"):
-        load_brain(brain)
+        load(brain)
 
 
 @pytest.mark.parametrize("place", [".", "checkpoints/step_24"])
@@ -61,22 +67,22 @@ def test_a_tokenizer_of_the_right_size_but_other_words_is_refused(brain, place):
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     file.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="not the one the brain was trained with"):
-        load_brain(brain / place)
+        load(brain / place)
 
 
 def test_an_unfinished_brain_is_its_latest_checkpoint(brain):
-    wanted = load_brain(brain / "checkpoints/step_24")[0].state_dict()
+    wanted = load(brain / "checkpoints/step_24").model.state_dict()
     (brain / "model.safetensors").unlink()
-    assert all(tensor.equal(wanted[name]) for name, tensor in load_brain(brain)[0].state_dict().items())
+    assert all(tensor.equal(wanted[name]) for name, tensor in load(brain).model.state_dict().items())
     shutil.rmtree(brain / "checkpoints")
     with pytest.raises(CheckpointError, match="holds no weights yet"):
-        load_brain(brain)
+        load(brain)
 
 
 def test_a_brain_opens_in_plain_transformers(brain):
     from transformers import AutoModelForCausalLM
 
-    plain, ours = AutoModelForCausalLM.from_pretrained(brain), load_brain(brain)[0]
+    plain, ours = AutoModelForCausalLM.from_pretrained(brain), load(brain).model
     ours.steering.reset()  # fields are what plain transformers does not know
     ids = torch.arange(30)[None]
     with torch.no_grad():

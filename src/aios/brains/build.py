@@ -1,0 +1,53 @@
+"""The model a training run begins with."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from transformers import set_seed
+
+from aios.brains.brain import Brain
+from aios.brains.families import FAMILIES, load_weights
+from aios.brains.settings import Run
+from chronomoe.data.token_store import TokenStore
+from chronomoe.errors import CheckpointError
+from chronomoe.experts.attachment import base_state
+from chronomoe.sidecars import refuse_old
+
+
+def build_model(base: Path, run: Run, store: TokenStore) -> Any:
+    """The model a run begins with, freshly initialised or from the weights it names."""
+    set_seed(run.training.seed)
+    model = FAMILIES[run.family].build(
+        base,
+        run.shape,
+        vocab_size=store.info.vocab_size,
+        separator_id=store.info.separator_id,
+        seq_len=run.settings.seq_len,
+        capacity=run.settings.moe_capacity_factor,
+    )
+    if run.settings.student_init is not None and not run.settings.resume:
+        load_student(model, run.settings.student_init)
+    return model
+
+
+def load_student(model: Any, source: Path) -> None:
+    """Put weights into a model: those of a brain, a checkpoint or a .safetensors file; the fields start neutral.
+
+    Raises :class:`CheckpointError` when they are missing, damaged or of another shape.
+    """
+    if source.is_dir():
+        state = base_state(load_weights(Brain(Path(), source).weights))
+    else:
+        try:
+            state = load_file(source)
+        except Exception as error:
+            raise CheckpointError(f"{source} holds no weights that can be read ({error}).") from error
+        refuse_old(state, source)
+    mine = base_state(model)
+    tied = set(mine) - set(state) if model.config.tie_word_embeddings else set()
+    wrong = [name for name in mine if name not in tied and (name not in state or state[name].shape != mine[name].shape)]
+    wrong += [name for name in state if name not in mine]
+    if wrong:
+        raise CheckpointError(f"the weights in {source} do not fit this model: {wrong[0]} is missing or differs.")
+    model.load_state_dict(state, strict=False)
