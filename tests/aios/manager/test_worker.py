@@ -121,14 +121,15 @@ def test_there_are_never_two_brains(brain, monkeypatch):
     worker = worker_process.Tasks(brain.parents[3], lambda piece: False)
     sampling = dataclasses.replace(SAMPLING, max_new_tokens=60)
     assert worker.chat(NAME, text="The people\n", flags=GoalFlags(), sampling=sampling)["stopped"]
-    held, read = weakref.ref(worker.model), worker_process.load_brain
+    held, read = weakref.ref(worker._loaded.model), worker_process.load_brain
     left = []
 
     def reading(found):
         left.append(held())
         return read(found)
 
-    held, read = weakref.ref(worker._loaded.model), worker_process.load_brain
+    monkeypatch.setattr(worker_process, "load_brain", reading)
+    (brain / "config.json").touch()  # its files have changed: it is loaded again
     worker.text(NAME, domain="licences", longest=5)
     assert left == [None]
 
