@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-web test-web-short coverage check docs docs-serve bench clean
+.PHONY: demo test test-web test-web-short snapshots coverage check docs docs-serve wheel bench clean
 
 demo: $(VENV)/.installed  # prepare real text, train, resume, evaluate, sample
 	$(BIN)/aios demo --root demo
@@ -17,6 +17,9 @@ test-web: $(VENV)/.installed-web  # the manager in a browser; needs chromium (De
 
 test-web-short: $(VENV)/.installed-web  # those of them that fit into two minutes on two cores
 	$(BIN)/python -m pytest tests/web/test_safety.py tests/web/test_goals.py
+
+snapshots: $(VENV)/.installed  # compare help and JSON with the snapshots; SNAPSHOTS=update writes them again
+	$(BIN)/python -m pytest tests/aios/cli/test_snapshots.py
 
 coverage: $(VENV)/.installed  # every test with coverage; fails below the floor in pyproject.toml
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
@@ -31,6 +34,9 @@ docs: $(VENV)/.installed-docs  # the documentation site, into site/; a broken li
 
 docs-serve: $(VENV)/.installed-docs  # the same at http://127.0.0.1:8000, followed as you write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+wheel:  # build the wheel, install it alone into an empty venv, run the first commands
+	$(PYTHON) tests/wheel.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run

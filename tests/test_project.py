@@ -74,3 +74,13 @@ def test_readme_is_short_and_its_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)#:]+)\)", text)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_workflow_calls_only_make_targets():
+    makefile = (ROOT / "Makefile").read_text()
+    runs = re.findall(r"run: (.*)", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert runs
+    for line in runs:
+        words = line.split()
+        assert words[0] == "make"
+        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words[1:])
