@@ -13,7 +13,7 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed, for the rest of the process. Returns whether it was told."""
+    """Have glibc keep freed memory for the rest of the process; returns whether it does."""
     if os.environ.get("CHRONOMOE_KEEP_MEMORY", "1") == "0" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

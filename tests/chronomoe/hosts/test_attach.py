@@ -8,6 +8,8 @@ from torch import nn
 
 import chronomoe
 from chronomoe.errors import ConfigError, UnsupportedModelError
+from chronomoe.hosts.attach import moe_layers, register, unregister
+from chronomoe.hosts.protocol import Stage
 from chronomoe.routing.router import SteeredRouter
 from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES
@@ -345,3 +347,41 @@ def test_a_new_configuration_is_seen_at_once(host, tokens):
     steering.config = dataclasses.replace(steering.config, enabled=False)
     steering.config = dataclasses.replace(steering.config, rho=3.0)
     assert torch.equal(model(tokens).logits, plain)
+
+
+class Recorded(Stage):
+    """Notes when it is called, and adds 1 to the output of blocks."""
+
+    name = "experts"
+    mixes = True
+
+    def __init__(self, steering):
+        self.steering, self.calls = steering, []
+
+    def open(self, context, cache):
+        self.calls.append("open")
+
+    def close(self, context, cache):
+        self.calls.append(("close", len(context.calls), context.sums is not None))
+
+    def mix(self, layer, context, h, y):
+        self.calls.append((layer, context.calls[-1].layer, h.shape == y.shape))
+        return y + 1
+
+
+def test_a_stage_takes_part_in_the_written_order_and_leaves_no_trace(host, tokens):
+    model = host("mixtral").train()
+    steering = chronomoe.attach(model, dispatch="keep").steering
+    before = model(tokens).logits
+    register(model, stage := Recorded(steering))
+    assert not torch.equal(model(tokens).logits, before)
+    # In a block the router has decided before anything is mixed; what it left is observed before other stages close.
+    assert stage.calls == ["open", (0, 0, True), (1, 1, True), ("close", 0, True)]
+    steering.context = None  # it holds a graph, which cannot be copied
+    twin = copy.deepcopy(model)
+    unregister(model, "experts")
+    assert torch.equal(model(tokens).logits, before)
+    assert not any(layer.block._forward_hooks or layer.block._forward_pre_hooks for layer in moe_layers(model))
+    assert len(stage.calls) == 4
+    assert not torch.equal(twin(tokens).logits, before)
+    assert len(stage.calls) == 4
