@@ -107,14 +107,14 @@ class DomainSplit:
         self._texts, self._pieces = _Lowest(fraction, max_bytes), _Lowest(fraction, max_bytes)
         self._seen: set[int] = set()
         self._cut = False
-        self._enough = ceil(1 / fraction)
+        self._min_texts = ceil(1 / fraction)
         self._chosen: set[int] = set()
         self._only_document = False
 
     @property
     def whole_texts(self) -> bool:
         """Are long texts held out as a whole?"""
-        return len(self._seen) >= self._enough
+        return len(self._seen) >= self._min_texts
 
     @property
     def siblings_in_training(self) -> bool:
