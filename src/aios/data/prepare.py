@@ -283,5 +283,5 @@ def prepared_with(
             show(f"Note: {warning}")
         found = TokenStore.open(out)
     if found.info.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
-        raise ConfigError(f"{text} was prepared with another tokenizer than the brain's; prepare it again with the brain's.")
+        raise ConfigError(f"{text} was prepared with another tokenizer than the brain's; prepare it with that one.")
     return found

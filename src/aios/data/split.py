@@ -112,27 +112,27 @@ class DomainSplit:
         self._only_document = False
 
     @property
-    def whole_texts(self) -> bool:
-        """Are long texts held out as a whole?"""
+    def by_document(self) -> bool:
+        """Is a long text held out with all of its pieces?"""
         return len(self._seen) >= self._min_texts
 
     @property
     def siblings_in_training(self) -> bool:
         """Are there held-out pieces whose text is trained on elsewhere?"""
-        return self._cut and not self.whole_texts
+        return self._cut and not self.by_document
 
     def observe(self, text: str) -> None:
         """First pass: see a document."""
         self._cut = self._cut or hasattr(text, "beginning")
-        whole = _whole_key(text)
-        if not self.whole_texts:
-            self._seen.add(whole)
-        self._texts.observe(whole, text)
+        key = _document_key(text)
+        if not self.by_document:
+            self._seen.add(key)
+        self._texts.observe(key, text)
         self._pieces.observe(text_key(text), text)
 
     def finish(self) -> list[str]:
         """End of the first pass: the held-out texts, in the order of their hash."""
-        chosen = self._texts if self.whole_texts else self._pieces
+        chosen = self._texts if self.by_document else self._pieces
         self._only_document = chosen.lowest == chosen.highest
         if self._only_document:
             (text,) = chosen.texts({chosen.lowest})
@@ -145,11 +145,11 @@ class DomainSplit:
         """Second pass: what of a document is trained on."""
         if self._only_document:
             return _head(text)
-        key = _whole_key(text) if self.whole_texts else text_key(text)
+        key = _document_key(text) if self.by_document else text_key(text)
         return None if key in self._chosen else text
 
 
-def _whole_key(text: str) -> int:
+def _document_key(text: str) -> int:
     return text_key(getattr(text, "beginning", text))
 
 
