@@ -75,7 +75,7 @@ class Brain:
 
     @classmethod
     def of_workspace(cls, root: Path, name: str) -> Brain:
-        """A brain of this workspace, to be changed; :class:`ConfigError` for one that does not exist or is elsewhere."""
+        """A brain of this workspace; :class:`ConfigError` for one that does not exist or is elsewhere."""
         brain = cls.find(root, name)
         if not brain.path.resolve().is_relative_to((root / _BRAINS).resolve()):
             raise ConfigError(f"{brain.path} is not among the brains of this workspace; handle it with your own tools.")
