@@ -64,6 +64,7 @@ def try_demo(aios: Path, folder: Path) -> None:
 
 def call(*words: object, cwd: Path) -> str:
     """What a command printed; its failure is ours."""
+    print("$", *(Path(str(word)).name if str(word).startswith("/") else word for word in words), flush=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(list(map(str, words)), cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode:
