@@ -89,7 +89,7 @@ def folder_of(model_name: Any, **settings: Any) -> Path | None:
     if model_name is None:
         return None
     if Path(model_name).is_dir():
-        return Path(model_name) / settings.get("subfolder", "")
+        return Path(model_name) / (settings.get("subfolder") or "")
     hub = {name: settings[name] for name in _HUB if settings.get(name) is not None}
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     config = cached_file(model_name, "config.json", **hub, **missing)

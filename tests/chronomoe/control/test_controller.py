@@ -21,6 +21,7 @@ from chronomoe.control.judge import set_masked
 from chronomoe.errors import ConfigError
 from chronomoe.training import ChronoMoELoss
 from tests.chronomoe.conftest import FAMILIES, build_host
+from tests.chronomoe.everything import differing, everything
 
 VOCAB = 61
 
@@ -162,24 +163,23 @@ def test_a_step_that_is_not_finite_or_empty_moves_nothing():
     model = build()
     train(model, 5)
     controller = model.controller
-    before = {name: value.clone() for name, value in controller.state_dict().items()}
-    fields = {name: value.clone() for name, value in model.steering.state_dict().items()}
+    before, fields = everything(controller), everything(model.steering)
     model(input_ids=batches(1)[0], labels=batches(1)[0]).loss.backward()
     assert controller.tick(finite=False) is None
     assert controller.tick() is None, "zero tokens"
-    assert all(torch.equal(value, controller.state_dict()[name]) for name, value in before.items())
-    assert all(torch.equal(value, model.steering.state_dict()[name]) for name, value in fields.items())
+    assert not differing(before, everything(controller))
+    assert not differing(fields, everything(model.steering))
     assert len(controller.coherence_history) == 5
 
 
 def test_evaluation_and_generation_never_move_it():
     model = build()
     train(model, 5)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = everything(model)
     model.eval()
     model(input_ids=batches(1)[0], labels=batches(1)[0])
     model.generate(batches(1)[0][:, :4], max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert not differing(before, everything(model))
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (3, 3), (2, 1)])
@@ -307,13 +307,13 @@ def test_numbers_that_are_not_finite_do_not_get_in():
     model = build()
     train(model, 5)
     controller, x = model.controller, batches(1)[0]
-    before = {name: value.clone() for name, value in controller.state_dict().items()}
+    before = everything(controller)
     with torch.no_grad():
         model.model.layers[1].mlp.experts.down_proj[0] = math.nan
     model(input_ids=x, labels=x).loss.backward()
     controller.config = dataclasses.replace(controller.config, health=False)
-    assert controller.tick() is None, "without being told that the step was not finite"
-    assert all(torch.equal(value, controller.state_dict()[name]) for name, value in before.items())
+    assert controller.tick() is None, "without the caller saying that the step was not finite"
+    assert not differing(before, everything(controller))
 
 
 def test_a_broken_expert_is_masked_without_anybody_asking():
@@ -460,10 +460,8 @@ def test_reset_is_as_new():
     model.controller.set_knob(0.7)
     train(model, 5)
     model.controller.reset()
-    for name, value in new.controller.state_dict().items():
-        assert torch.equal(value, model.controller.state_dict()[name]), name
-    for name, value in new.steering.state_dict().items():
-        assert torch.equal(value, model.steering.state_dict()[name]), name
+    assert not differing(everything(new.controller), everything(model.controller))
+    assert not differing(everything(new.steering), everything(model.steering))
     assert model.controller.meta_knob.kappa == 0
     assert not model.controller.coherence_history
 

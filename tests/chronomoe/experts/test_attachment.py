@@ -11,6 +11,7 @@ from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.hosts.capture import count_routing, gate_inputs
 from tests.chronomoe.conftest import build_host
+from tests.chronomoe.everything import differing, everything
 from tests.chronomoe.experts.conftest import BASES, build_base, build_expert
 
 
@@ -22,7 +23,7 @@ def logits(model, tokens, **inputs):
 @pytest.mark.parametrize("family", BASES)
 def test_a_closed_gate_and_an_inactive_expert_change_no_bit_and_detaching_leaves_none(family, tokens):
     model = build_base(family)
-    before, weights = logits(model, tokens), copy.deepcopy(model.state_dict())
+    before, weights = logits(model, tokens), everything(model)
     names = dict(model.named_modules()).keys()
     attach_expert(model, build_expert(threshold=torch.inf))
     assert torch.equal(logits(model, tokens), before)
@@ -35,8 +36,7 @@ def test_a_closed_gate_and_an_inactive_expert_change_no_bit_and_detaching_leaves
     detach_expert(model, "licences")
     assert torch.equal(logits(model, tokens), before)
     assert dict(model.named_modules()).keys() == names
-    assert model.state_dict().keys() == weights.keys()
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert not differing(weights, everything(model))
     blocks = [layer.block for layer in moe_layers(model)]
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in blocks)
 

@@ -11,6 +11,7 @@ from chronomoe.experts.training import begin, calibrate, divergence, fit_gate, t
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.hosts.capture import gate_inputs, kl, measure_routing
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from tests.chronomoe.everything import differing, everything
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base, build_expert
 
 
@@ -45,14 +46,14 @@ def _batch(rows):
 def test_the_expert_learns_and_the_base_is_untouched(family, tmp_path):
     model, rows = build_base(family), windows(8, 0, 12, 2)
     fingerprint = base_fingerprint(model)
-    fields = {name: value.clone() for name, value in model.steering.state_dict().items()}
+    fields = everything(model)
     expert = fresh(model)
     begin(expert, model, rows, 0.5, 0)
     start = {name: value.clone() for name, value in expert.state_dict().items()}
     before, after = train(model, expert, tmp_path)
     assert after < before - 0.3
     assert base_fingerprint(model) == fingerprint
-    assert all(torch.equal(value, fields[name]) for name, value in model.steering.state_dict().items())
+    assert not differing(fields, everything(model))
     assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "z_L_init" not in name)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not hasattr(model, "subbrains")

@@ -1,6 +1,5 @@
 """Learned conditioning: nothing at first and nothing when off; what is taught is what moves."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -18,6 +17,7 @@ from chronomoe.goals.conditioning import (
     save_conditioning,
 )
 from chronomoe.goals.steer import Goal, turn_off
+from tests.chronomoe.everything import differing, everything
 from tests.chronomoe.experts.conftest import BASES, VOCAB, build_base
 
 LAWS, TALES = Goal(text="laws", tokens=(3, 4)), Goal(text="tales", tokens=(50, 51))
@@ -49,7 +49,7 @@ def teach(model, steps=40, anchored=True):
 @pytest.mark.parametrize("family", BASES)
 def test_untaught_or_off_changes_no_bit_and_only_what_is_taught_changes(family):
     model = build_base(family)
-    tokens, state = rows(0, VOCAB), copy.deepcopy(model.state_dict())
+    tokens, state = rows(0, VOCAB), everything(model)
     trained = [parameter.requires_grad for parameter in model.parameters()]
     before = logits(model, tokens)
     condition(model, [LAWS])
@@ -66,9 +66,7 @@ def test_untaught_or_off_changes_no_bit_and_only_what_is_taught_changes(family):
     model.steering.config = live
     turn_off(model)
     assert torch.equal(logits(model, tokens), before)
-    now = model.state_dict()
-    assert now.keys() == state.keys()
-    assert not [name for name, value in state.items() if not torch.equal(value, now[name])]
+    assert not differing(state, everything(model))
     assert [parameter.requires_grad for parameter in model.parameters()] == trained
 
 
