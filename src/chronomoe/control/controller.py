@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from chronomoe.control import diagnostics, judge, tick
 from chronomoe.control.config import ControlConfig
@@ -137,15 +137,15 @@ class ChronovisorMixtralController(ControlState):
         """(layer, expert) to probe now: unhealthy ones, masked ones that may come back; empty if it is not time yet."""
         return judge.suspects(self, self.steering, self.config)
 
-    def judge(self, loss: Callable[[], Tensor], group: "distributed.ProcessGroup | None" = None) -> list[str]:
+    def judge(self, loss: Callable[[], Tensor]) -> list[str]:
         """Probe the suspects with ``loss`` (one value a sequence) and act on the verdicts; returns sentences.
 
-        Masking takes proof that the loss falls, coming back does not; see :mod:`chronomoe.control.judge`. Every rank of
-        ``group`` (all by default) must call this with its own sequences.
+        Masking takes proof that the loss falls, coming back does not; see :mod:`chronomoe.control.judge`. Every rank
+        must call this with its own sequences.
         """
         if not (suspected := self.suspects()):
             return []
-        return judge.judge(self, self.steering, self.config, suspected, loss, group)
+        return judge.judge(self, self.steering, self.config, suspected, loss)
 
     def mask_broken(self) -> list[str]:
         """Mask experts whose weights or outputs are not finite, after a step that was not; returns sentences."""

@@ -66,16 +66,15 @@ def judge(
     config: ControlConfig,
     suspected: Sequence[Expert],
     loss: Callable[[], Tensor],
-    group: "distributed.ProcessGroup | None" = None,
 ) -> list[str]:
     """Probe ``suspected`` with ``loss`` (one value a sequence) and act on the verdicts; returns sentences.
 
-    Every rank of ``group`` (all by default) must call this with its own sequences.
+    Every rank of ``steering.group`` must call this with its own sequences.
     """
     # Each is compared with the model as it is; only then does anything change.
     gains = {}
     for layer, expert, change in probe(loss, steering.available, suspected):
-        if (gain := weigh(state, config, layer, expert, sums_of(change, group))) is not None:
+        if (gain := weigh(state, config, layer, expert, sums_of(change, steering.group))) is not None:
             gains[layer, expert] = gain
     verdicts = []
     for layer, expert in sorted(gains, key=gains.__getitem__):
@@ -106,8 +105,8 @@ def probe(
         yield layer, expert, after - before
 
 
-def sums_of(change: Tensor, group: "distributed.ProcessGroup | None" = None) -> Tensor:
-    """Count, sum and sum of squares over the sequences of all ranks of ``group``, (3,)."""
+def sums_of(change: Tensor, group: distributed.ProcessGroup | None = None) -> Tensor:
+    """Count, sum and sum of squares over the sequences of the ranks of ``group`` (all by default), (3,)."""
     sums = torch.stack([torch.ones_like(change).sum(), change.sum(), change.square().sum()])
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sums, group=group)

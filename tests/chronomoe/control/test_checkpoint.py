@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from chronomoe.errors import CheckpointError
 from chronomoe.training import ChronovisorCheckpoint
-from tests.chronomoe.control.test_controller import build, same_weights, train
+from tests.chronomoe.control.building import build, same_weights, train
 from tests.chronomoe.everything import differing, everything
 
 
