@@ -13,5 +13,5 @@ def on_config(config: Any) -> Any:
 
 
 def math(source: str, *_: Any, **__: Any) -> str:
-    """One or more lines of LaTeX, each a displayed equation; a blank line separates them."""
-    return "\n".join(convert(line, display="block") for line in source.split("\n\n") if line.strip())
+    """One equation in LaTeX, displayed."""
+    return f'<div class="math">{convert(source.strip(), display="block")}</div>'
