@@ -10,8 +10,8 @@ from typing import Any
 from aios.brains.brain import Brain
 from aios.brains.loaded import load_brain
 from aios.data.tokenizers import tokenizer_fingerprint
-from aios.store.entry import now
-from aios.store.experts import ExpertEntry, Registry, checkpoint_file
+from aios.store.entry import ExpertEntry, checkpoint_file, now
+from aios.store.experts import Registry
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.file import base_fingerprint, read_expert, refuse_misfit

@@ -4,7 +4,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from aios.goal_text import fitted_text
-from aios.store.experts import WEIGHTS, ExpertEntry, Registry, checkpoint_file, expert_folder, making
+from aios.store.entry import WEIGHTS, ExpertEntry, checkpoint_file, expert_folder, making
+from aios.store.experts import Registry
 from chronomoe.errors import ConfigError
 from chronomoe.experts.file import read_expert
 from chronomoe.storage import whole_file

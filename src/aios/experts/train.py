@@ -18,8 +18,8 @@ from aios.data.prepare import prepared_with
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.goal_text import goal_text
 from aios.settings.expert import ExpertTraining
-from aios.store.entry import now
-from aios.store.experts import WEIGHTS, ExpertEntry, Registry, expert_folder, making
+from aios.store.entry import WEIGHTS, ExpertEntry, expert_folder, making, now
+from aios.store.experts import Registry
 from aios.store.goals import Goals
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import HeldoutWindows, PackedDataset, heldout_windows, training_windows

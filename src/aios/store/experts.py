@@ -1,70 +1,44 @@
-"""The experts of a workspace: artifacts/experts/registry.json and what may be done to it."""
+"""The experts of a workspace, and what may be done to them; registry.json says the same for people and programs."""
 
 import math
-import re
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from aios.goal_text import goal_text
 from aios.store.entry import ExpertEntry as ExpertEntry
-from aios.store.entry import now
-from aios.store.ledger import Ledger
-from aios.workspace import Workspace, plain_name
-from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.storage import held
-
-WEIGHTS = "expert.safetensors"
-"""An expert's file in its folder."""
+from aios.store.entry import checkpoint_file, expert_folder, now
+from aios.store.folders import set_aside
+from aios.store.tables import ancestors, find_expert, refuse_taken
+from aios.store.transaction import Imported, Store, Tables, import_registry, registry_of
+from aios.workspace import plain_name
+from chronomoe.errors import ConfigError
 
 
-def expert_folder(root: Path, expert_id: str) -> Path:
-    """Where an expert's files are; :class:`ConfigError` for an id that is not a plain word."""
-    return Workspace(root).experts / plain_name(expert_id)
+class Registry(Store):
+    """The experts of a workspace. Reading creates nothing; each change is one transaction.
 
-
-def checkpoint_file(root: Path, entry: ExpertEntry) -> Path:
-    """The weights of an expert, backslashes read as /.
-
-    Raises :class:`CheckpointError` when it has none yet, or its path is absolute or leaves artifacts/experts.
-    """
-    path = entry.checkpoint_path.replace("\\", "/")
-    if not path:
-        raise CheckpointError(f"expert {entry.expert_id} has no weights yet; train it first.")
-    file = root / path
-    home = Workspace(root).experts.resolve()
-    absolute = path.startswith("/") or re.match("[A-Za-z]:", path)
-    if absolute or "\0" in path or home not in file.resolve().parents:
-        raise CheckpointError(f"the registry says that expert {entry.expert_id} is at {path!r}, outside {home}.")
-    return file
-
-
-def making(root: Path, expert_id: str) -> AbstractContextManager[None]:
-    """Hold an expert's file for writing; :class:`CheckpointError` if another process trains or imports it."""
-    lock = Workspace(root).experts / ".locks" / f"{plain_name(expert_id)}.lock"
-    return held(lock, f"another process is making expert {expert_id}; wait for it.")
-
-
-class Registry(Ledger):
-    """The registry of a workspace. Nothing is created by reading it.
-
-    Whatever is asked of an unknown expert raises :class:`ConfigError`; a file that is damaged, of a newer version, or
-    held by another process for a minute, :class:`CheckpointError`. Goals are linked by :class:`aios.store.goals.Goals`.
+    Raises :class:`ConfigError` for an unknown expert, and :class:`CheckpointError` for a database or registry.json that
+    is damaged, of another version, or held by another process for a minute. Goals are linked by
+    :class:`aios.store.goals.Goals`.
     """
 
     def entries(self) -> list[ExpertEntry]:
         """All experts, in the order in which they came."""
-        return list(self.read().experts.values())
+        with self.read() as tables:
+            return list(tables.experts.all().values())
 
     def get(self, expert_id: str) -> ExpertEntry:
         """One expert."""
-        return self.read().find(expert_id)
+        with self.read() as tables:
+            return tables.experts.find(expert_id)
 
     def stats(self) -> dict[str, Any]:
         """Counts, and each expert's share of the use."""
-        return self.read().stats()
+        with self.read() as tables:
+            return _stats(tables)
 
     def create(
         self,
@@ -88,9 +62,10 @@ class Registry(Ledger):
             goals=_once([goal_text(goal) for goal in goals]),
             parent_expert_id=parent,
         )
-        with self._change(first=True, source="cli") as book:
-            book.add(entry)
-        return book.experts[expert_id]
+        with self.change() as tables:
+            tables.experts.add(entry)
+            tables.goals.add_all(entry.goals, entry.expert_uid, "cli")
+            return tables.experts.find(expert_id)
 
     def upsert(self, entry: ExpertEntry, source: str = "training") -> ExpertEntry:
         """Enter a trained expert, or the next version of one; returns it as it was written.
@@ -101,75 +76,63 @@ class Registry(Ledger):
         upper and lower case, and :class:`CheckpointError` for a ``checkpoint_path`` outside artifacts/experts.
         """
         entry = replace(entry, checkpoint_path=self._relative(entry), last_trained=entry.last_trained or now())
-        with self._change(first=True, source=source) as book:
-            old = book.experts.get(entry.expert_id)
-            if old is None:
-                book.add(replace(entry, version=max(entry.version, 1)))
+        with self.change() as tables:
+            if entry.expert_id not in tables.experts.ids().values():
+                tables.experts.add(replace(entry, version=max(entry.version, 1)))
             else:
-                book.experts[old.expert_id] = replace(
-                    entry,
-                    expert_uid=old.expert_uid,
-                    created_at=old.created_at,
-                    name=entry.name or old.name,
-                    description=entry.description or old.description,
-                    category=entry.category or old.category,
-                    goals=_once([*old.goals, *entry.goals]),
-                    training_datasets=_once([*old.training_datasets, *entry.training_datasets]),
-                    total_activations=old.total_activations,
-                    avg_routing_weight=old.avg_routing_weight,
-                    is_active=old.is_active,
-                    is_frozen=old.is_frozen,
-                    parent_expert_id=old.parent_expert_id,
-                    attached_to=old.attached_to,
-                    version=old.version + 1,
-                    extra=old.extra | entry.extra,
-                )
-        return book.experts[entry.expert_id]
+                entry = _next_version(tables.experts.find(entry.expert_id), entry)
+                tables.experts.save(entry)
+            tables.goals.add_all(entry.goals, entry.expert_uid, source)
+            return tables.experts.find(entry.expert_id)
 
     def freeze(self, expert_id: str) -> ExpertEntry:
-        """Keep its weights from training."""
+        """Exclude an expert from training."""
         return self._set(expert_id, is_frozen=True)
 
     def unfreeze(self, expert_id: str) -> ExpertEntry:
-        """Let it be trained."""
+        """Allow training of an expert."""
         return self._set(expert_id, is_frozen=False)
 
     def activate(self, expert_id: str) -> ExpertEntry:
-        """Let tokens be routed to it."""
+        """Allow routing to an expert."""
         return self._set(expert_id, is_active=True)
 
     def deactivate(self, expert_id: str) -> ExpertEntry:
-        """Keep tokens from it."""
+        """Exclude an expert from routing."""
         return self._set(expert_id, is_active=False)
 
     def set_parent(self, expert_id: str, parent: str) -> ExpertEntry:
-        """Put an expert below another; :class:`ConfigError` when that one is the expert itself or below it."""
-        with self._change() as book:
-            entry = book.find(expert_id)
-            book.find(parent)
+        """Set an expert's parent; :class:`ConfigError` when that one is the expert itself or below it."""
+        with self._change() as tables:
+            experts = tables.experts.all()
+            entry = find_expert(experts, expert_id)
+            find_expert(experts, parent)
             if parent == expert_id:
                 raise ConfigError(f"expert {expert_id} cannot be its own parent.")
-            if expert_id in book.above(parent):
+            if expert_id in ancestors(experts, parent):
                 raise ConfigError(f"{parent} is below {expert_id} already; clear that first.")
-            book.experts[expert_id] = replace(entry, parent_expert_id=parent)
-        return book.experts[expert_id]
+            tables.experts.save(replace(entry, parent_expert_id=parent))
+            return tables.experts.find(expert_id)
 
     def clear_parent(self, expert_id: str) -> ExpertEntry:
-        """Take an expert from below its parent, if it has one."""
+        """Leave an expert without a parent."""
         return self._set(expert_id, parent_expert_id=None)
 
     def note_attached(self, expert_id: str, brain: str) -> ExpertEntry:
-        """Remember that a brain holds the expert."""
+        """Note that an expert is attached to a brain."""
         return self._edit(expert_id, lambda one: {"attached_to": _once([*one.attached_to, brain])})
 
     def note_detached(self, expert_id: str, brain: str) -> ExpertEntry:
-        """Forget that a brain holds the expert."""
+        """Note that an expert is attached to a brain no more."""
         return self._edit(
             expert_id, lambda one: {"attached_to": tuple(other for other in one.attached_to if other != brain)}
         )
 
     def record_use(self, expert_id: str, activations: int, mean_weight: float) -> ExpertEntry:
-        """Add tokens routed to it and their mean weight to its totals; :class:`ConfigError` for a negative number."""
+        """Add tokens routed to an expert and their mean weight to its totals.
+
+        :class:`ConfigError` for a negative number, or a weight that is not finite.
+        """
         if activations < 0 or not (math.isfinite(mean_weight) and mean_weight >= 0):
             raise ConfigError(f"{activations} activations of mean weight {mean_weight} cannot be.")
 
@@ -183,25 +146,18 @@ class Registry(Ledger):
     def rename(self, expert_id: str, new_id: str) -> ExpertEntry:
         """Give an expert, and its folder, another id; :class:`ConfigError` when that is taken or no plain word."""
         target = expert_folder(self.root, new_id)
-        with self._change() as book:
-            entry = book.find(expert_id)
-            book.refuse_taken(new_id, but=entry if new_id != expert_id else None)
+        with self._change() as tables:
+            experts = tables.experts.all()
+            entry = find_expert(experts, expert_id)
+            refuse_taken([one for one in experts if one != expert_id or new_id == expert_id], new_id)
             if target.exists() and new_id.casefold() != expert_id.casefold():
                 raise ConfigError(f"{target} exists but is no expert's; move it away or choose another id.")
             path, old_place = entry.checkpoint_path, f"artifacts/experts/{expert_id}/"
             if path.startswith(old_place):
                 path = f"artifacts/experts/{new_id}/{path.removeprefix(old_place)}"
-            self._set_aside(entry)
-            # Built anew: the order of the experts stays.
-            renamed = {}
-            for name, one in book.experts.items():
-                if name == expert_id:
-                    renamed[new_id] = replace(one, expert_id=new_id, checkpoint_path=path)
-                else:
-                    below = one.parent_expert_id == expert_id
-                    renamed[name] = replace(one, parent_expert_id=new_id) if below else one
-            book.experts = renamed
-        return book.experts[new_id]
+            set_aside(self.home, entry)
+            tables.experts.save(replace(entry, expert_id=new_id, checkpoint_path=path))
+            return tables.experts.find(new_id)
 
     def delete(
         self, expert_id: str, children: Literal["refuse", "orphan", "cascade"] = "refuse", *, force: bool = False
@@ -213,8 +169,9 @@ class Registry(Ledger):
         """
         if children not in ("refuse", "orphan", "cascade"):
             raise ConfigError(f"children is {children!r}; give refuse, orphan or cascade.")
-        with self._change() as book:
-            entry = book.find(expert_id)
+        with self._change() as tables:
+            experts = tables.experts.all()
+            entry = find_expert(experts, expert_id)
             if entry.child_expert_ids and children == "refuse":
                 raise ConfigError(
                     f"expert {expert_id} has children: {', '.join(entry.child_expert_ids)}; orphan leaves them without "
@@ -222,26 +179,44 @@ class Registry(Ledger):
                 )
             gone = [entry]
             if children == "cascade":
-                gone += [one for one in book.experts.values() if expert_id in book.above(one.expert_id)]
+                gone += [one for one in experts.values() if expert_id in ancestors(experts, one.expert_id)]
             for one in gone:
                 if one.attached_to and not force:
                     raise ConfigError(
                         f"expert {one.expert_id} is attached to {', '.join(one.attached_to)}; detach it first."
                     )
             for one in gone:
-                self._set_aside(one)
-                del book.experts[one.expert_id]
-                book.tombstones.append({"expert_id": one.expert_id, "expert_uid": one.expert_uid, "deleted_at": now()})
+                set_aside(self.home, one)
+                tables.experts.remove(one)
         return gone
+
+    def import_file(self, file: Path | None = None, *, replace_all: bool = False) -> Imported:
+        """Enter what a registry file says, of this workspace or another; experts that it lacks stay.
+
+        With ``replace_all`` they are deleted, and leave tombstones and their folders. Raises :class:`CheckpointError`
+        for a file that is missing, damaged or of another version.
+        """
+        own = file is None or file.resolve() == self.file.resolve()
+        data = registry_of(self.file if file is None else file)
+        with self.change(import_edits=not own) as tables:
+            return import_registry(tables.sql, data, replace_all=replace_all)
+
+    @contextmanager
+    def _change(self) -> Iterator[Tables]:
+        """A change of experts that are there; none are, as long as nothing was ever written."""
+        if not (self.file.exists() or self.database.exists()):
+            raise ConfigError(f"there is no expert in {self.root.resolve()} yet; `aios experts create` makes one.")
+        with self.change() as tables:
+            yield tables
 
     def _set(self, expert_id: str, **changes: Any) -> ExpertEntry:
         return self._edit(expert_id, lambda one: changes)
 
     def _edit(self, expert_id: str, changes: Callable[[ExpertEntry], dict[str, Any]]) -> ExpertEntry:
-        with self._change() as book:
-            entry = book.find(expert_id)
-            book.experts[expert_id] = replace(entry, **changes(entry))
-        return book.experts[expert_id]
+        with self._change() as tables:
+            entry = tables.experts.find(expert_id)
+            tables.experts.save(replace(entry, **changes(entry)))
+            return tables.experts.find(expert_id)
 
     def _relative(self, entry: ExpertEntry) -> str:
         path = Path(entry.checkpoint_path.replace("\\", "/"))
@@ -253,3 +228,48 @@ class Registry(Ledger):
 
 def _once(values: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
+
+
+def _next_version(old: ExpertEntry, trained: ExpertEntry) -> ExpertEntry:
+    """The trained expert with what training does not change."""
+    return replace(
+        trained,
+        expert_uid=old.expert_uid,
+        created_at=old.created_at,
+        name=trained.name or old.name,
+        description=trained.description or old.description,
+        category=trained.category or old.category,
+        training_datasets=_once([*old.training_datasets, *trained.training_datasets]),
+        total_activations=old.total_activations,
+        avg_routing_weight=old.avg_routing_weight,
+        is_active=old.is_active,
+        is_frozen=old.is_frozen,
+        parent_expert_id=old.parent_expert_id,
+        attached_to=old.attached_to,
+        version=old.version + 1,
+        extra=old.extra | trained.extra,
+    )
+
+
+def _stats(tables: Tables) -> dict[str, Any]:
+    experts = sorted(tables.experts.all().values(), key=lambda one: -one.total_activations)
+    total = sum(one.total_activations for one in experts)
+    return {
+        "experts": len(experts),
+        "trained": sum(one.version > 0 for one in experts),
+        "active": sum(one.is_active for one in experts),
+        "frozen": sum(one.is_frozen for one in experts),
+        "attached": sum(bool(one.attached_to) for one in experts),
+        "with_goals": sum(bool(one.goals) for one in experts),
+        "deleted": len(tables.experts.tombstones()),
+        "total_activations": total,
+        "usage": [
+            {
+                "expert_id": one.expert_id,
+                "total_activations": one.total_activations,
+                "share": one.total_activations / total if total else 0.0,
+                "avg_routing_weight": one.avg_routing_weight,
+            }
+            for one in experts
+        ],
+    }

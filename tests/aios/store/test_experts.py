@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aios.store import ledger as module
-from aios.store.experts import ExpertEntry, Registry, checkpoint_file, expert_folder
+from aios.store import database, transaction
+from aios.store.entry import ExpertEntry, checkpoint_file, expert_folder
+from aios.store.experts import Registry
 from chronomoe.errors import CheckpointError, ConfigError
+from tests.aios.store.conftest import CUTS
 
 BAD_IDS = ["", ".", "..", "../x", "a/b", "a\\b", "/abs", "C:x", "a.b", ".a", "-a", "a b", "a\n", "a\0", "é", "x" * 300]
 
@@ -89,8 +91,8 @@ def test_create(registry):
 def test_the_file_has_every_field(registry):
     registry.create("a")
     top = raw(registry)
-    assert [*top] == ["schema_version", "version", "created_at", "base_model", "experts", "tombstones"]
-    assert (top["schema_version"], top["version"]) == (2, "2.0")
+    assert [*top] == ["schema_version", "version", "revision", "created_at", "base_model", "experts", "tombstones"]
+    assert (top["schema_version"], top["version"], top["revision"]) == (3, "3.0", 1)
     assert {*top["experts"][0]} == {
         *("expert_id", "name", "description", "category", "goals", "created_at", "last_trained", "training_datasets"),
         *("performance_metrics", "total_activations", "avg_routing_weight", "is_active", "is_frozen", "version"),
@@ -360,25 +362,16 @@ def test_an_attached_expert_goes_only_by_force(registry, family):
         registry.delete("x", "burn")
 
 
-@pytest.mark.parametrize("cut", ["before", "after"])
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("what", ["rename", "delete"])
-def test_a_kill_at_any_point_leaves_the_old_or_the_new(registry, trained, monkeypatch, what, cut):
+def test_a_kill_at_any_point_leaves_the_old_or_the_new(registry, trained, killed_at, what, cut):
     trained("a")
-    write_json = module.write_json
-
-    def killed(*words):
-        if cut == "after":
-            write_json(*words)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_json", killed)
-        patch.setattr(Registry, "_settle", lambda self: None)  # a killed process does not tidy up
-        with pytest.raises(KeyboardInterrupt):
-            registry.rename("a", "b") if what == "rename" else registry.delete("a")
+    with killed_at(cut):
+        registry.rename("a", "b") if what == "rename" else registry.delete("a")
     assert any(registry.home.glob(".aside-*"))
     left = [one.expert_id for one in registry.entries()]
-    assert left == {("rename", "after"): ["b"], ("delete", "after"): []}.get((what, cut), ["a"])
+    done = cut in ("after COMMIT", "after the file")
+    assert left == ({"rename": ["b"], "delete": []}[what] if done else ["a"])
     assert [weights(registry, expert_id) for expert_id in left] == ["a"] * len(left)
     assert sorted(file.name for file in registry.home.iterdir() if file.is_dir()) == left
 
@@ -386,11 +379,11 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new(registry, trained, monkey
 def test_a_failed_write_puts_the_folder_back(registry, trained, monkeypatch):
     trained("a")
 
-    def full(*words):
+    def full(path):
         raise CheckpointError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_json", full)
+        patch.setattr(transaction, "whole_file", full)
         for change in (lambda: registry.rename("a", "b"), lambda: registry.delete("a")):
             with pytest.raises(CheckpointError, match="full"):
                 change()
@@ -510,8 +503,8 @@ def test_version_1_is_read_and_converted_when_first_written(registry):
     registry.freeze("a")
     top = raw(registry)
     assert (top["schema_version"], top["version"], top["base_model"], top["note"]) == (
-        2,
-        "2.0",
+        3,
+        "3.0",
         "HRM-ACT-v1-87M",
         "kept",
     )
@@ -565,7 +558,7 @@ def test_unknown_keys_survive(registry):
     assert after["experts"][0]["name"] == "Expert a"
 
 
-@pytest.mark.parametrize("top", [{"schema_version": 3, "version": "3.0"}, {"schema_version": 99}, {"version": "2.0"}])
+@pytest.mark.parametrize("top", [{"schema_version": 4, "version": "4.0"}, {"schema_version": 99}, {"version": "2.0"}])
 def test_a_newer_registry_is_not_touched(registry, top):
     write(registry, top | {"experts": [{"expert_id": 3}]})
     before = registry.file.read_bytes()
@@ -589,7 +582,7 @@ def test_a_newer_registry_is_not_touched(registry, top):
         '{"experts": [{"expert_id": "a"}, {"expert_id": "a"}]}',
         '{"schema_version": "2", "experts": []}',
         '{"schema_version": true, "experts": []}',
-        '{"schema_version": 2, "experts": [], "tombstones": {}}',
+        '{"schema_version": 3, "experts": [], "tombstones": {}}',
         *(
             json.dumps({"experts": [{"expert_id": "a", key: value}]})
             for key, value in {
@@ -636,7 +629,7 @@ def test_text_that_is_no_unicode_is_refused(registry):
 
 def test_a_lock_that_is_held_is_waited_for_and_then_named(registry, monkeypatch):
     registry.create("a")
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(database, "PATIENCE", 0.05)
     with Registry(registry.root)._lock(), pytest.raises(CheckpointError, match="another process"):
         registry.freeze("a")
     assert not registry.get("a").is_frozen

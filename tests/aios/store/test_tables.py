@@ -1,12 +1,15 @@
-"""The database of goals: what it keeps, what it refuses, and what it says when it cannot be used."""
+"""Goals and links in the database: what it keeps, what it refuses, and what it says when it cannot be used."""
 
 import sqlite3
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 
 from aios.goal_text import fitted_text, goal_text
-from aios.store import goal_store as module
-from aios.store.goal_store import GoalStore
+from aios.store import database as module
+from aios.store.entry import ExpertEntry
+from aios.store.tables import ExpertTable, GoalTable
 from chronomoe.errors import CheckpointError, ConfigError
 
 
@@ -20,17 +23,23 @@ def change(file):
     """Do one thing to the database, and commit it."""
 
     def call(name, *words, **options):
-        with GoalStore.changing(file) as store:
+        with changing(file) as store:
             done = getattr(store, name)(*words, **options)
-            store.commit()
+            store._sql.execute("COMMIT")
             return done
 
     return call
 
 
+@contextmanager
+def changing(file):
+    with module.change(file) as sql:
+        yield GoalTable(sql)
+
+
 def goals(file):
-    with GoalStore.reading(file) as store:
-        return [] if store is None else store.all()
+    with module.read(file) as sql:
+        return GoalTable(sql).all()
 
 
 def test_reading_creates_nothing(file):
@@ -68,23 +77,58 @@ def test_newest_first_and_ids_are_not_used_again(file, change):
 
 def test_links(file, change):
     first, second = change("add", "a", source="cli")[0], change("add", "b", source="cli")[0]
-    for goal_id, expert in [(second, "x"), (first, "x"), (first, "y"), (first, "y")]:
+    for goal_id, expert in [(second, "x:0.0"), (first, "x:0.0"), (first, "y:0.0"), (first, "y:0.0")]:
         change("link", goal_id, expert)
-    assert [goal.experts for goal in goals(file)] == [("x",), ("x", "y")]
-    with GoalStore.reading(file) as store:
-        assert store.texts() == {"x": ("b", "a"), "y": ("a",)}
-    change("move_links", "x", "y")
-    assert [goal.experts for goal in goals(file)] == [("y",), ("y",)]
-    change("remove", first)
-    change("forget", "y")
-    assert [goal.experts for goal in goals(file)] == [()]
+    assert [goal.experts for goal in goals(file)] == [("x:0.0",), ("x:0.0", "y:0.0")]
+    change("move_slot", "x:0.0", "y:0.0")
+    assert [goal.experts for goal in goals(file)] == [("y:0.0",), ("y:0.0",)]
+    change("unlink", first, "y:0.0")
+    change("unlink", first, "y:0.0")
+    assert [goal.experts for goal in goals(file)] == [("y:0.0",), ()]
+    change("move_slot", "y:0.0", None)
+    assert [goal.experts for goal in goals(file)] == [(), ()]
+
+
+def test_an_expert_takes_its_links_along(file, change):
+    goal_id, _ = change("add", "a", source="cli")
+    entries = [ExpertEntry(expert_id=name) for name in "ab"]
+    with module.change(file) as sql:
+        for entry in entries:
+            ExpertTable(sql).save(entry)
+            GoalTable(sql).link(goal_id, entry.expert_uid)
+        assert ExpertTable(sql).find("b").goals == ("a",)
+        sql.execute("COMMIT")
+    with module.change(file) as sql:
+        ExpertTable(sql).remove(entries[0])
+        sql.execute("COMMIT")
+    assert goals(file)[0].experts == (entries[1].expert_uid,)
+    with pytest.raises(CheckpointError, match="FOREIGN KEY"):
+        change("link", goal_id, "0" * 32)
+    change("remove", goal_id)
+    with module.read(file) as sql:
+        assert ExpertTable(sql).find("b").goals == ()
+
+
+def test_an_expert_comes_back_as_it_was_saved(file):
+    entry = ExpertEntry(
+        expert_id="a", name="A", description="d", category="c", created_at="2025", last_trained="2026", version=3,
+        training_datasets=("x", "y"), performance_metrics={"bits": {"after": 1.5, "none": None}}, total_activations=7,
+        avg_routing_weight=0.25, is_active=False, is_frozen=True, model_architecture="gated", checkpoint_path="p",
+        base_fingerprint="b", tokenizer_fingerprint="t", attached_to=("mixtral/small",), training_config={"rank": 4},
+        extra={"taste": [1, None, "\u2603"]},
+    )  # fmt: skip
+    with module.change(file) as sql:
+        ExpertTable(sql).save(entry)
+        assert ExpertTable(sql).all() == {"a": entry}
+        ExpertTable(sql).save(replace(entry, expert_id="b", extra={}))
+        assert ExpertTable(sql).all() == {"b": replace(entry, expert_id="b", extra={})}
 
 
 def test_what_is_not_committed_is_undone(file, change):
     change("add", "a", source="cli")
-    with GoalStore.changing(file) as store:
+    with changing(file) as store:
         store.add("b", source="cli")
-    with pytest.raises(ConfigError), GoalStore.changing(file) as store:
+    with pytest.raises(ConfigError), changing(file) as store:
         store.add("c", source="cli"), store.add("", source="cli")
     assert [goal.text for goal in goals(file)] == ["a"]
 
@@ -94,9 +138,9 @@ def test_what_is_not_committed_is_undone(file, change):
 )
 def test_text_is_just_text(file, change, text):
     change("add", text, source="cli")
-    change("link", 1, text)
+    change("link", 1, f"{text}:0.0")
     (goal,) = goals(file)
-    assert (goal.text, goal.experts) == (text, (text,))
+    assert (goal.text, goal.experts) == (text, (f"{text}:0.0",))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +175,7 @@ def test_how_the_file_is_kept(file, change):
     change("add", "a", source="cli")
     connection = sqlite3.connect(file)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(module.MIGRATIONS),)
+    assert connection.execute("PRAGMA user_version").fetchone() == (module.latest(),)
     with pytest.raises(sqlite3.IntegrityError):
         connection.execute("UPDATE goals SET weight = 2")
     with pytest.raises(sqlite3.IntegrityError):
@@ -139,7 +183,7 @@ def test_how_the_file_is_kept(file, change):
     with pytest.raises(sqlite3.IntegrityError):  # the tables are strict
         connection.execute("UPDATE goals SET text = x'00'")
     connection.close()
-    with GoalStore.changing(file) as store:
+    with changing(file) as store:
         assert store._sql.execute("PRAGMA foreign_keys").fetchone() == (1,)
         assert store._sql.execute("PRAGMA synchronous").fetchone() == (2,)
 
@@ -160,13 +204,28 @@ def test_a_newer_schema_is_refused_and_not_touched(file, change):
     assert file.read_bytes() == before
 
 
+def test_the_database_of_version_0_1_0_is_refused_and_not_touched(file, change):
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE goals (id INTEGER PRIMARY KEY)")
+        connection.execute("PRAGMA user_version = 1")
+    before = file.read_bytes()
+    for refused in (lambda: goals(file), lambda: change("add", "b", source="cli")):
+        with pytest.raises(CheckpointError, match=r"made by version 0\.1\.0.*move it") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    assert file.read_bytes() == before
+
+
 def test_an_older_schema_is_brought_up_to_date_by_a_change(file, change, monkeypatch):
     change("add", "a", source="cli")
     more = (*module.MIGRATIONS, ("ALTER TABLE goals ADD COLUMN note TEXT", "UPDATE goals SET note = 'new'"))
     monkeypatch.setattr(module, "MIGRATIONS", more)
-    with GoalStore.reading(file) as store:
-        assert store is None
-    with GoalStore.changing(file) as store:
+    with module.read(file) as sql:  # a copy in memory
+        assert sql.execute("SELECT text, note FROM goals").fetchall() == [("a", "new")]
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (module.FIRST,)
+    with changing(file) as store:
         assert store._sql.execute("SELECT text, note FROM goals").fetchall() == [("a", "new")]
 
 
@@ -196,7 +255,7 @@ def refused(file, change, said):
 def test_a_file_that_is_no_database(file, change, junk):
     file.parent.mkdir()
     file.write_bytes(junk)
-    refused(file, change, "damaged or no database of goals .*move it away")
+    refused(file, change, "damaged or not a database of aios .*move it away")
     assert file.read_bytes() == junk
 
 
@@ -204,7 +263,7 @@ def test_a_malformed_database(file, change):
     change("add", "a", source="cli")
     whole = file.read_bytes()
     file.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
-    refused(file, change, "damaged or no database of goals")
+    refused(file, change, "damaged or not a database of aios")
 
 
 def test_a_database_of_something_else(file, change):
@@ -212,7 +271,7 @@ def test_a_database_of_something_else(file, change):
     with sqlite3.connect(file) as connection:
         connection.execute("CREATE TABLE goals (x)")
     connection.close()
-    with pytest.raises(CheckpointError, match=r"no database of goals .*already exists"):
+    with pytest.raises(CheckpointError, match=r"not a database of aios .*already exists"):
         change("add", "a", source="cli")
 
 
@@ -262,10 +321,10 @@ def test_a_full_disk(file, change, connected):
     connected("max_page_count = 1")
 
     def fill():
-        with GoalStore.changing(file) as store:
+        with changing(file) as store:
             for number in range(100):
                 store.add(f"{number}" + "x" * 900, source="cli")
-            store.commit()
+            store._sql.execute("COMMIT")
 
     with pytest.raises(CheckpointError, match="disk is full"):
         fill()
