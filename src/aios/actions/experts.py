@@ -1,5 +1,6 @@
 """Actions on experts: list, create, train, attach, detach, measure, change, delete."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,6 +163,28 @@ def import_expert(
 
     entry = import_file(workspace, file, expert_id)
     return _done(entry, f"Imported {entry.expert_id}.")
+
+
+@action()
+def import_registry(workspace: Path, file: Path | None = None, /, *, replace: bool = False) -> Done:
+    """Import experts from a registry.json that was edited, restored or made elsewhere.
+
+    New experts are entered, known ones become what the file says; experts that it lacks stay.
+
+    Parameters
+    ----------
+    file
+        The file; without one, the workspace's own.
+    replace
+        Delete the experts that the file lacks; their folders stay.
+    """
+    found = Registry(workspace).import_file(file, replace_all=replace)
+    sentences = [f"Entered {', '.join(found.entered)}." if found.entered else "It brings no new expert."]
+    if found.absent:
+        sentences.append(f"{', '.join(found.absent)}: {'deleted' if replace else 'not in it, kept'}.")
+    if found.refused:
+        sentences.append(f"{', '.join(found.refused)}: left out, another expert has this id.")
+    return Done(" ".join(sentences), dataclasses.asdict(found))
 
 
 def _in_a_brain(workspace: Path, expert: str, **arguments: Any) -> bool:

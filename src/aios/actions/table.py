@@ -32,6 +32,7 @@ COMMANDS = {
     "experts gate": "aios.actions.experts:gate",
     "experts export": "aios.actions.experts:export",
     "experts import": "aios.actions.experts:import_expert",
+    "experts import-registry": "aios.actions.experts:import_registry",
     "experts freeze": "aios.actions.experts:freeze",
     "experts unfreeze": "aios.actions.experts:unfreeze",
     "experts activate": "aios.actions.experts:activate",

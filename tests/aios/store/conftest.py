@@ -36,7 +36,7 @@ def _killed_writer(cut: str) -> Any:
         """The file beside registry.json."""
 
         def __init__(self) -> None:
-            self.beside = tempfile.TemporaryFile()
+            self.beside = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
 
         def write(self, data: bytes) -> None:
             if cut == "before the file":

@@ -2,11 +2,13 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from aios.store import database, transaction
 from aios.store.entry import ExpertEntry, checkpoint_file, expert_folder
 from aios.store.experts import Registry
+from aios.store.goals import Goals
 from chronomoe.errors import CheckpointError, ConfigError
-from tests.aios.store.conftest import CUTS
+from tests.aios.store.conftest import CUTS, assert_projected
 
 BAD_IDS = ["", ".", "..", "../x", "a/b", "a\\b", "/abs", "C:x", "a.b", ".a", "-a", "a b", "a\n", "a\0", "é", "x" * 300]
 
@@ -622,6 +625,209 @@ def test_text_that_is_no_unicode_is_refused(registry):
     assert registry.file.read_bytes() == before
     registry.create("b", goals=["Gerichtsbarkeit für Anfänger ☃"])
     assert "☃" in registry.file.read_text()
+
+
+# -- a registry.json that somebody changed -------------------------------------------------------------------
+
+
+@pytest.fixture
+def said(caplog):
+    """What was said to the user since the last call."""
+
+    def call():
+        found = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return found
+
+    return call
+
+
+def test_a_file_that_was_lost_or_is_older_is_written_again(registry, killed_at):
+    registry.create("a")
+    content = registry.file.read_bytes()
+    registry.file.unlink()
+    assert [one.expert_id for one in registry.entries()] == ["a"]
+    assert registry.file.read_bytes() == content
+    with killed_at("after COMMIT"):
+        registry.create("b")
+    assert registry.file.read_bytes() == content
+    assert [one.expert_id for one in registry.entries()] == ["a", "b"]
+    assert_projected(registry)
+
+
+def test_a_copy_that_was_put_back_is_no_older_file(registry, said):
+    registry.create("a")
+    registry.create("b")
+    copy = registry.file.read_bytes()
+    registry.delete("a")
+    registry.file.write_bytes(copy)  # what the last change replaced
+    assert [one.expert_id for one in registry.entries()] == ["b", "a"]
+    registry.freeze("b")
+    assert {one["expert_id"] for one in raw(registry)["experts"]} == {"a", "b"}
+    assert said() == []
+
+
+def test_what_an_edited_file_lacks_stays_unless_it_is_to_replace(registry, trained, said):
+    for expert_id in "abc":
+        trained(expert_id, goals=(expert_id,))
+    registry.set_parent("b", "a")
+    top = raw(registry)
+    uid = top["experts"][0]["expert_uid"]
+    top["experts"] = [top["experts"][1] | {"description": "edited", "goals": ["not a link"]}, {"expert_id": "new"}]
+    write(registry, top)
+    shown = registry.entries()
+    assert [one.expert_id for one in shown] == ["a", "b", "c", "new"]
+    assert said() == []  # reading says nothing
+    registry.freeze("new")
+    (sentence,) = said()
+    assert "lacks a, c, which stay; `aios experts import-registry --replace` deletes them." in sentence
+    assert registry.get("b").description == "edited"
+    assert registry.get("b").goals == ("b",)
+    assert_projected(registry)
+    registry.freeze("b")
+    assert said() == []
+    write(registry, top)
+    found = registry.import_file(replace_all=True)
+    assert (found.entered, found.absent, found.refused) == ((), ("a", "c"), ())
+    assert [one.expert_id for one in registry.entries()] == ["b", "new"]
+    assert raw(registry)["tombstones"][0]["expert_uid"] == uid
+    assert (registry.home / "a/expert.safetensors").exists()
+    assert_projected(registry)
+
+
+def test_goals_never_pass_to_another_expert_of_the_same_name(registry, said):
+    old = registry.create("a", goals=["old"])
+    copy = registry.file.read_bytes()
+    registry.delete("a")
+    new = registry.create("a", goals=["new"])
+    registry.file.write_bytes(copy)
+    assert registry.get("a") == new
+    registry.freeze("a")
+    (_, sentence) = said()
+    assert "another expert has the id here: a;" in sentence
+    assert registry.get("a").goals == ("new",)
+    registry.file.write_bytes(copy)
+    assert registry.import_file(replace_all=True).absent == ("a",)
+    assert registry.get("a").expert_uid == old.expert_uid
+    assert registry.get("a").goals == ("old",)
+    assert_projected(registry)
+
+
+def test_a_registry_from_elsewhere(registry, tmp_path):
+    other = Registry(tmp_path / "other")
+    other.create("theirs", parent=other.create("top").expert_id, goals=["g"])
+    registry.create("mine")
+    found = registry.import_file(other.file)
+    assert (found.entered, found.absent) == (("top", "theirs"), ("mine",))
+    assert registry.get("theirs") == other.get("theirs")
+    assert_projected(registry)
+    with pytest.raises(CheckpointError, match="there is no file"):
+        registry.import_file(tmp_path / "nowhere.json")
+
+
+FIXTURES = Path(__file__).parents[2] / "fixtures/0.1.0"
+
+
+def test_the_registry_of_the_founding_text_enters_without_loss(registry):
+    text = (FIXTURES / "registry-1.0.json").read_text()
+    write(registry, text)
+    old = json.loads(text)
+    registry.create("last")
+    new = raw(registry)
+    assert {key: new[key] for key in old if key not in ("experts", "version")} == {
+        key: value for key, value in old.items() if key not in ("experts", "version")
+    }
+    for before, after in zip(old["experts"], new["experts"], strict=False):
+        changed = {key for key in before if before[key] != after[key]} - {"checkpoint_path"}
+        assert changed <= {"child_expert_ids", "parent_expert_id"}
+        assert after["checkpoint_path"] == before["checkpoint_path"].replace("\\", "/")
+    assert len(new["experts"]) == len(old["experts"]) + 1
+    assert_projected(registry)
+
+
+@pytest.mark.parametrize("files", [["experts/registry.json"], ["aios.db"], ["experts/registry.json", "aios.db"]])
+def test_files_of_version_0_1_0_are_refused_and_not_touched(registry, files):
+    for file in files:
+        place = registry.root / "artifacts" / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(FIXTURES / "workspace/artifacts" / file, place)
+    before = {file: (registry.root / "artifacts" / file).read_bytes() for file in files}
+    for refused in (registry.entries, lambda: registry.create("a"), lambda: Registry(registry.root).import_file()):
+        with pytest.raises(CheckpointError, match=r"made by version 0\.1\.0|there is no file") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    assert {file: (registry.root / "artifacts" / file).read_bytes() for file in files} == before
+
+
+# -- registry.json equals the database -----------------------------------------------------------------------
+
+COMMANDS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "create",
+                "train",
+                "freeze",
+                "parent",
+                "rename",
+                "delete",
+                "use",
+                "attach",
+                "goal",
+                "link",
+                "unlink",
+                "remove",
+                "brain",
+                "kill",
+                "lose-file",
+                "lose-database",
+            ]
+        ),
+        st.sampled_from("abC"),
+        st.sampled_from("abc"),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(commands=COMMANDS)
+def test_after_any_commands_the_file_says_what_the_database_says(tmp_path_factory, killed_at, commands):
+    root = tmp_path_factory.mktemp("any")
+    registry, goals = Registry(root), Goals(root)
+    done = {
+        "create": lambda one, other: registry.create(one, goals=[other]),
+        "train": lambda one, other: registry.upsert(
+            ExpertEntry(expert_id=one, checkpoint_path=f"artifacts/experts/{one}/e", goals=(other,))
+        ),
+        "freeze": lambda one, other: registry.freeze(one),
+        "parent": registry.set_parent,
+        "rename": registry.rename,
+        "delete": lambda one, other: registry.delete(one, "cascade", force=True),
+        "use": lambda one, other: registry.record_use(one, 3, 0.5),
+        "attach": registry.note_attached,
+        "goal": lambda one, other: goals.add(one, expert=other),
+        "link": lambda one, other: goals.link(1, f"mixtral/{one}:0.1" if one == other else one),
+        "unlink": lambda one, other: goals.unlink(1),
+        "remove": lambda one, other: goals.remove(1),
+        "brain": lambda one, other: goals.brain_moved(f"mixtral/{one}", f"mixtral/{other}"),
+        "lose-file": lambda one, other: registry.file.unlink(missing_ok=True),
+        "lose-database": lambda one, other: registry.database.unlink(missing_ok=True),
+    }
+    for what, one, other in commands:
+        known = [entry.expert_id for entry in registry.entries()]
+        try:
+            if what == "kill" and known:
+                with killed_at("after COMMIT"):
+                    registry.record_use(known[0], 1, 0.25)
+            elif what != "kill":
+                done[what](one, other)
+        except (ConfigError, CheckpointError):
+            pass
+        entries = registry.entries()
+        if registry.database.exists() and not what.startswith("lose"):
+            assert_projected(registry)
+            assert [entry.to_json() for entry in entries] == raw(registry)["experts"]
 
 
 # -- many processes ------------------------------------------------------------------------------------------
