@@ -147,7 +147,7 @@ def test_stats(experts, told, tmp_path):
     assert ["a", "40", "100.0%", "0.250"] in map(str.split, shown.splitlines())
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "is damaged"), ('{"schema_version": 3, "experts": []}', "newer")])
+@pytest.mark.parametrize(("text", "said"), [("{", "is damaged"), ('{"schema_version": 4, "experts": []}', "newer")])
 def test_a_registry_that_cannot_be_read_is_a_failure(experts, tmp_path, text, said):
     file = tmp_path / "artifacts/experts/registry.json"
     file.parent.mkdir(parents=True)
