@@ -196,6 +196,7 @@ class Registry(Store):
         With ``replace_all`` they are deleted, and leave tombstones and their folders. Raises :class:`CheckpointError`
         for a file that is missing, damaged or of another version.
         """
+        self.entries()  # a file that a killed process left behind is written first
         own = file is None or file.resolve() == self.file.resolve()
         data = registry_of(self.file if file is None else file)
         with self.change(import_edits=not own) as tables:
