@@ -167,7 +167,7 @@ def import_expert(
 
 @action()
 def import_registry(workspace: Path, file: Path | None = None, /, *, replace: bool = False) -> Done:
-    """Import experts from a registry.json that was edited, restored or made elsewhere.
+    """Import experts from a registry.json, edited or from elsewhere.
 
     New experts are entered, known ones become what the file says; experts that it lacks stay.
 

@@ -22,6 +22,7 @@ SHAPES = [
     "experts set-parent laws tales",
     "experts list",
     "experts show tales",
+    "experts import-registry",
     "experts stats",
     "experts freeze tales",
     "experts rename laws rules",

@@ -85,7 +85,7 @@ def test_the_old_version_stays_until_the_new_one_is_complete(aios, root, expert,
 
 
 def test_one_process_makes_an_expert_at_a_time(aios, root, expert):
-    from aios.store.experts import making
+    from aios.store.entry import making
 
     with making(root, "laws"):
         text = ("--dataset-file", root / "training_data/python")
