@@ -1,7 +1,9 @@
 """Silence the progress bars and notes of libraries; our own lines are enough."""
 
+import importlib
 import os
 import sys
+from typing import Any
 
 
 def quiet_libraries() -> None:
@@ -11,7 +13,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if "transformers" in sys.modules:  # it has read the environment already
-        from transformers.utils import logging
-
+        logging: Any = importlib.import_module("transformers.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()

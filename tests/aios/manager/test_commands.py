@@ -164,3 +164,14 @@ def test_the_page_loads_no_torch():
     heavy = {"torch", "transformers", "numpy"}
     code = f"import sys, aios.manager.application, aios.brains.brain; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_the_web_libraries_are_imported_fast():
+    """Without what only python-socketio's client needs; afterwards everything is as before."""
+    pytest.importorskip("nicegui")
+    code = (
+        "import gc, sys; from aios.manager.command import _fast_imports\n"
+        "with _fast_imports():\n    import aios.manager.application\n"
+        "assert gc.isenabled() and 'aiohttp' not in sys.modules and 'socketio' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
