@@ -51,7 +51,7 @@ def test_create_and_what_is_refused(page, root):
     page.get_by_label("Name").fill("Verse")
     page.get_by_label("Goal", exact=True).fill("Write verse")
     expect(page.locator(".dialog .command")).to_contain_text(
-        f"aios experts create poems --name=Verse '--goal=Write verse' --root {root}"
+        f"aios experts create poems --name Verse --goal 'Write verse' --root {root}"
     )
     button(page, "Create").click()
     says(page, "Created poems", "aios experts create poems")
