@@ -1,7 +1,7 @@
-"""The meta-knob kappa in [-1, 1]: one number from exploration (+1) to exploitation (-1), and who turns it.
+"""The meta-knob kappa in [-1, 1]: one number from exploration (+1) to exploitation (-1), and what sets it.
 
-A schedule, a rule-based controller that watches the run, or an agent outside (a person, a script, a language model)
-that reads a compact state as JSON and answers with kappa and a reason.
+That is a schedule, a rule-based controller that watches the run, or an agent outside (a person, a script, a language
+model) that reads a compact state as JSON and answers with kappa and a reason.
 """
 
 import contextlib
@@ -64,13 +64,13 @@ class MetaKnob:
         self.reset()
 
     def reset(self) -> None:
-        """kappa = 0, nothing remembered."""
+        """Set kappa to 0 and clear the history."""
         self.kappa, self.intent = 0.0, "neutral"
         self.history.clear()
 
     def set(self, kappa: float, intent: str = "manual") -> None:
         """Set kappa; :class:`ConfigError` for a value outside [-1, 1] or not a number, and then nothing changes."""
-        # An intent is one word or a few in a log line, whoever it comes from.
+        # An intent is a few words in a log line, also when an agent wrote it.
         self.kappa, self.intent = checked_kappa(kappa), " ".join(str(intent).split())[:80]
         self.history.append((self.kappa, self.intent))
 
@@ -120,7 +120,7 @@ class Agent(Protocol):
 
 
 def parse_decision(text: str) -> KnobDecision:
-    """The decision in an agent's answer: one JSON object with ``kappa``, and ``intent`` and ``reasoning`` if it likes.
+    """The decision in an agent's answer: one JSON object with ``kappa``, and optionally ``intent`` and ``reasoning``.
 
     Text around the object is allowed, a number outside it is not taken. :class:`ConfigError` when there is none.
     """

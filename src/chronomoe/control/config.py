@@ -20,7 +20,7 @@ class ControlConfig(Settings):
     temperature: bool = True
     """Give each expert a temperature, hot where it is under-used or recovering, cold where it is a specialist."""
     health: bool = True
-    """Watch each expert's worth through its gradient, probe suspects, mask the ones that do harm."""
+    """Watch each expert's worth through its gradient, probe suspects, mask harmful ones."""
 
     gamma: NonNegative = 0.07
     """Integral gain of the pressure at rest."""

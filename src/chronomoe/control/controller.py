@@ -1,6 +1,6 @@
 """ChronovisorMixtralController: moves the fields of all routers, one tick per optimizer step.
 
-    state.py         what it remembers           judge.py         who is probed, masked, let back in
+    state.py         what it remembers           judge.py         which experts are probed, masked, let back in
     tick.py          how one step moves it       diagnostics.py   what it says
 
 A step without tokens, or one skipped for a loss that is not finite, moves nothing. In eval mode nothing counts;
@@ -58,13 +58,13 @@ class ChronovisorMixtralController(ControlState):
         """What the routers observed in the latest step."""
 
     def reset(self) -> None:
-        """As new: nothing learned, every field neutral."""
+        """Forget everything and make every field neutral."""
         self.forget()
         self.steering.reset()
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Nothing learned; the fields stay, but for experts masked by health, which are let in again."""
+        """Forget what was learned; the fields stay, but experts masked by health are available again."""
         self.steering.available.logical_or_(self.masked)
         self.clear()
         self.meta_knob.reset()

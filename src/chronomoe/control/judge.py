@@ -1,4 +1,4 @@
-"""The judge of an expert's health: probes suspects, weighs the evidence, masks who harms and lets recovered ones back.
+"""The judge of health: probes suspects, weighs the evidence, masks harmful experts and lets recovered ones back.
 
 Health is only the trigger. The verdict comes from a probe: the loss with the expert masked, on a few sequences. Masking
 takes proof, coming back does not. A merely noisy expert fails no probe and is left alone.

@@ -5,8 +5,7 @@
                           -> gradient signal -> health r
                           -> fast temperature -> structural temperature -> temperature T
 
-Each quantity has one function, which moves the state in place. No layer and no expert sees another one's numbers, but
-through the mean over the experts of a layer.
+Each quantity has one function, which moves the state in place.
 
 Shape suffixes: L MoE layers, N experts.
 """
@@ -134,7 +133,7 @@ def move_temperature(
 
 
 def effective_temperature(state: ControlState, config: ControlConfig, rho: float) -> Tensor:
-    """(L, N) log temperature that the state asks of the routers."""
+    """(L, N) log temperature that the routers are to use."""
     return temperature.effective_temperature(state.temperature_fast, state.structural_T_local, config, rho)
 
 
