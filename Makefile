@@ -18,8 +18,8 @@ test-web: $(VENV)/.installed-web  # the manager in a browser; needs chromium (De
 test-web-short: $(VENV)/.installed-web  # those of them that fit into two minutes on two cores
 	$(BIN)/python -m pytest tests/web/test_safety.py tests/web/test_goals.py
 
-snapshots: $(VENV)/.installed  # compare help, JSON and the tree of modules with their files; SNAPSHOTS=update writes them again
-	$(BIN)/python -m pytest tests/aios/cli/test_snapshots.py tests/docs/test_tree.py
+snapshots: $(VENV)/.installed  # compare help, JSON, tree and versions with their files; SNAPSHOTS=update writes them again
+	$(BIN)/python -m pytest tests/aios/cli/test_snapshots.py tests/docs/test_written.py
 
 coverage: $(VENV)/.installed  # every test with coverage; fails below the floor in pyproject.toml
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
