@@ -5,7 +5,8 @@
 
 A scenario is one change. It is done once in a copy of a small workspace, which counts its points: each call of a
 function that changes the disk (``PRIMITIVES``), and each COMMIT. Then for every kill a forked process does the same in
-a fresh copy and ends itself by SIGKILL just before or after the n-th call of one of them. What is then checked:
+a fresh copy and ends itself by SIGKILL just before or after the n-th call of one of them. Attaching an expert and
+saving a brain in training are in ``kills_of_brains``. What is then checked:
 
 - the workspace is what it was before the change, or what it is after it;
 - registry.json says what aios.db says, and no folder is set aside;
@@ -16,6 +17,7 @@ a fresh copy and ends itself by SIGKILL just before or after the n-th call of on
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -122,7 +124,7 @@ def state_of(root: Path, known: dict[str, str]) -> State:
         experts[one.expert_id] = {
             "was": known.get(one.expert_uid, "new"), "version": one.version, "frozen": one.is_frozen,
             "used": one.total_activations, "parent": one.parent_expert_id, "attached": [*one.attached_to],
-            "goals": sorted(one.goals), "weights": weights.read_text() if one.checkpoint_path else "",
+            "goals": sorted(one.goals), "weights": digest(weights) if one.checkpoint_path else "",
         }  # fmt: skip
     found = {
         goal.text: [goal.weight, goal.active, sorted(ids.get(link, link) for link in goal.experts)]
@@ -131,12 +133,19 @@ def state_of(root: Path, known: dict[str, str]) -> State:
     return {"experts": experts, "goals": found, "deleted": registry.stats()["deleted"]}
 
 
+def digest(file: Path) -> str:
+    """A hash of what a file holds."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def faults(root: Path) -> list[str]:
     """Where registry.json and aios.db, read without any of our code, differ; and what a kill has left."""
     registry, found = Registry(root), []
     top = json.loads(registry.file.read_text())
     if registry.database.exists():
         with closing(sqlite3.connect(registry.database)) as connection:
+            if connection.execute("PRAGMA user_version").fetchone() == (0,):
+                return []  # killed before there was a table
             rows = connection.execute("SELECT expert_id, expert_uid, is_frozen, version FROM experts ORDER BY number")
             experts = [list(row) for row in rows]
             links = connection.execute(
@@ -194,11 +203,43 @@ def watched(reached: Callable[[str, str], None]) -> Iterator[None]:
 
 
 def points_of(change: Change, root: Path) -> list[str]:
-    """Do a change, and name every point at which it can be killed."""
-    found: list[str] = []
-    with watched(lambda point, when: found.append(f"{when} {point}")):
-        change(root)
-    return found
+    """Do a change in a process of its own, and name every point at which it can be killed."""
+
+    def call() -> list[str]:
+        found: list[str] = []
+        with watched(lambda point, when: found.append(f"{when} {point}")):
+            change(root)
+        return found
+
+    points: list[str] = in_child(call)
+    return points
+
+
+def be_quiet() -> None:
+    """Write nothing more to standard output and error."""
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def in_child(function: Callable[[], Any]) -> Any:
+    """What a function returns as JSON in a forked process; its :class:`ChronoMoEError` as the text of one here."""
+    with tempfile.NamedTemporaryFile("r") as answer:
+        child = os.fork()
+        if child == 0:
+            be_quiet()
+            try:
+                found = {"found": function()}
+            except BaseException as error:
+                found = {
+                    "error" if isinstance(error, ChronoMoEError) else "failure": f"{type(error).__name__}: {error}"
+                }
+            Path(answer.name).write_text(json.dumps(found, default=str))
+            os._exit(0)
+        os.waitpid(child, 0)
+        told = json.load(answer)
+    if "found" not in told:
+        raise (ChronoMoEError if "error" in told else RuntimeError)(*told.values())
+    return told["found"]
 
 
 def kill(change: Change, root: Path, point: str) -> bool:
@@ -210,6 +251,7 @@ def kill(change: Change, root: Path, point: str) -> bool:
 
     child = os.fork()
     if child == 0:
+        be_quiet()
         try:
             with watched(reached):
                 change(root)
@@ -223,16 +265,32 @@ class Scenario:
     """One change, the workspace before it and what it leads to."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.change, self.folder = name, SCENARIOS[name], folder / name.replace(" ", "-")
+        self.name, self.folder = name, folder / name.replace(" ", "-")
         self.start = self.folder / "start"
-        build_workspace(self.start)
-        if name == "first change":
-            before_any_database(self.start)
+        self.build(self.start)
         self.known = {one.expert_uid: one.expert_id for one in Registry(self.start).entries()}
-        self.old = state_of(self.start, self.known)
+        self.old = self.state(self.start)
         after = self.copy("after")
         self.points = points_of(self.change, after)
-        self.new = state_of(after, self.known)
+        self.new = self.state(after)
+
+    def build(self, root: Path) -> None:
+        """Make the workspace."""
+        build_workspace(root)
+        if self.name == "first change":
+            before_any_database(root)
+
+    def change(self, root: Path) -> object:
+        """Do the change."""
+        return SCENARIOS[self.name](root)
+
+    def state(self, root: Path) -> State:
+        """What the workspace holds; reads it as the next command would."""
+        return state_of(root, self.known)
+
+    def is_between(self, state: State) -> bool:
+        """May a kill leave this beside the old and the new?"""
+        return self._is_edited(state)
 
     def copy(self, name: str) -> Path:
         """A fresh copy of the workspace."""
@@ -245,18 +303,17 @@ class Scenario:
         root = self.copy("killed")
         if not kill(self.change, root, point):
             return ["the point was not reached"]
-        state = state_of(root, self.known)  # the next command
-        wrong = [] if state in (self.old, self.new) or self._is_edited(state) else ["neither the old nor the new"]
-        wrong += faults(root) if not self._is_edited(state) else []
+        state = self.state(root)  # the next command
+        wrong = [] if state in (self.old, self.new) or self.is_between(state) else ["neither the old nor the new"]
+        wrong += [] if self._is_edited(state) else faults(root)
         try:
-            self.change(root)
+            in_child(lambda: self.change(root) and None)
         except ChronoMoEError as error:
             if state != self.new:
                 wrong.append(f"the change cannot be made again: {error}")
-        if self.name not in ("train", "use") and state_of(root, self.known) != self.new:
+        if self.name not in ("train", "use") and self.state(root) != self.new:
             wrong.append("made again, the change leads elsewhere")
-        wrong += faults(root)
-        return wrong + self._names(root)
+        return wrong + faults(root) + self._names(root)
 
     def _is_edited(self, state: State) -> bool:
         """Does a reader see the file that was edited, which the next change imports?"""
@@ -287,7 +344,10 @@ def spread(points: dict[str, list[str]], number: int) -> list[tuple[str, str]]:
 
 def run(number: int, folder: Path, known: dict[str, list[str]]) -> Iterator[dict[str, list[str]]]:
     """Kill ``number`` times; after each kill, what was wrong by scenario and point. ``known`` are not tried again."""
+    from tests.long.kills_of_brains import Attach, Save
+
     scenarios = {name: Scenario(name, folder) for name in SCENARIOS}
+    scenarios |= {"attach": Attach("attach", folder), "save": Save("save", folder)}
     found: dict[str, list[str]] = {}
     for name, point in spread({name: one.points for name, one in scenarios.items()}, number):
         kill = f"{name}: {point}"
