@@ -27,7 +27,7 @@ from rich.console import Console
 from aios.actions import Action, ignore, refuse, to_stderr
 from aios.actions.quiet import quiet_libraries
 from aios.actions.table import COMMANDS, command_of
-from aios.cli.render import render
+from aios.cli.render import RENDERERS
 from aios.sentence import sentence
 from chronomoe import __version__
 from chronomoe.errors import CheckpointError, ConfigError
@@ -198,7 +198,9 @@ def _act(action: Action[...], bound: Any, hooks: Any, line: Line) -> int:
     else:
         if done.sentence:
             print(done.sentence)
-        render(command_of(action), done.value)
+        render = RENDERERS.get(command_of(action))
+        if render is not None and done.value:
+            render(done.value)
     return done.code
 
 

@@ -4,12 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-def render(command: str, value: Any) -> None:
-    """Print the value of a command as people read it, where its sentence does not say it."""
-    if value and command in RENDERERS:
-        RENDERERS[command](value)
-
-
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Print rows under their columns."""
     from rich.console import Console
@@ -143,4 +137,4 @@ RENDERERS: dict[str, Callable[[Any], None]] = {
     "goals list-for-expert": _goals,
     "goals teach": _taught,
 }
-"""How people see the value of a command; of other commands they see the sentence."""
+"""How people see the value of a command, if there is one; of other commands they see the sentence alone."""
