@@ -86,7 +86,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name, kind in annotations_of(type(self)).items():
             if not _fits(value := getattr(self, name), kind):
-                raise ConfigError(f"{self.title}{name} is {_short(value)}; {_wanted(kind)}.")
+                raise ConfigError(f"{self.title}{self.spelled(name)} is {_short(value)}; {_wanted(kind)}.")
+
+    @classmethod
+    def spelled(cls, name: str) -> str:
+        """The name of a field in errors."""
+        return name
 
     @property
     def given(self) -> frozenset[str]:
@@ -301,7 +306,7 @@ def _parsed(raw: Any, kind: Any, where: str, exact: bool) -> Any:
     if raw is None or len(kinds) != 1:
         return raw
     kind, arguments = kinds[0], get_args(kinds[0])
-    if isinstance(kind, type) and issubclass(kind, Settings):
+    if isinstance(kind, type) and issubclass(kind, Settings) and not isinstance(raw, Settings):
         return kind.from_json(raw, where, exact=exact)
     if kind is Path and isinstance(raw, str):
         return Path(raw)
