@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aios.actions import BrainName, Confirm, Done, action, refuse
 from aios.brains.brain import Brain, describe_all
-from aios.brains.settings import HRMShape
+from aios.settings.train import HRMShape
 
 
 @action()

@@ -56,12 +56,12 @@ COMMANDS = {
     "goals remove-like": "aios.actions.goals:remove_like",
     "goals explain": "aios.actions.goals:explain",
     "goals teach": "aios.actions.goals:teach",
-    "hrm-hf arch-summary": "aios.cli.hrm_hf:arch_summary",
-    "hrm-hf train-actv1": "aios.cli.hrm_hf:train_actv1_command",
+    "hrm-hf arch-summary": "aios.actions.train:arch_summary",
+    "hrm-hf train-actv1": "aios.actions.train:train_actv1",
     "init": "aios.actions.workspace:init",
     "manager": "aios.manager.command:manager",
     "plot": "aios.actions.measure:plot",
-    "train": "aios.cli.train:train",
+    "train": "aios.actions.train:train",
 }
 """Every command and its action."""
 

@@ -1,12 +1,12 @@
 """Actions on a whole workspace: init, demo, and the environment it runs in."""
 
-import dataclasses
 import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from aios.actions import Done, Show, action
+from aios.settings.train import MixtralRun
 from aios.workspace import Workspace
 
 VOCAB_SIZE = 4096
@@ -88,32 +88,29 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
     return Done("\n".join(["Try next:", *(f"  {command}" for command in after)]), value)
 
 
-def _half_a_run(root: Path, steps: int) -> Any:
-    from aios.brains.settings import BrainTraining, Run, RunSettings
-
+def _half_a_run(root: Path, steps: int) -> MixtralRun:
     half = max(1, steps // 2)
-    training = BrainTraining(
+    return MixtralRun(
+        root=root,
         max_steps=steps,
-        batch_size=8,
         learning_rate=4e-3,
         weight_decay=0.1,
         log_every_n_steps=50,
         eval_every_n_steps=half,
         save_every_n_steps=half,
+        seq_len=128,
+        stop_after=half,
     )
-    return Run(settings=RunSettings(root=root, seq_len=128, stop_after=half), training=training)
 
 
-def _train_and_resume(root: Path, name: str, run: Any, show: Show) -> dict[str, Any]:
-    from aios.brains.settings import Run, RunSettings
+def _train_and_resume(root: Path, name: str, run: MixtralRun, show: Show) -> dict[str, Any]:
     from aios.brains.train import train
 
-    named = dataclasses.replace(run, settings=dataclasses.replace(run.settings, name=name))
-    results = train(named, show)
+    results = train(run.replace(name=name), show)
     if results["interrupted"]:
         return results
     show(f"Stopped at step {results['global_step']} on purpose; resuming from its checkpoint.")
-    return train(Run(settings=RunSettings(root=root, name=name, resume=True)), show)
+    return train(MixtralRun(root=root, name=name, resume=True), show)
 
 
 def _free_name(workspace: Workspace) -> str:

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aios.brains.families import FAMILIES, MIXTRAL, Family, read_config
-from aios.brains.run_file import RUN_FILE, read_run
+from aios.brains.run_file import RUN_FILE, RunFile
 from aios.store.experts import Registry
 from aios.store.goals import Goals
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.storage import held
+from chronomoe.training.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
 _BRAINS = "artifacts/brains"
@@ -111,29 +112,25 @@ class Brain:
         return (self.path / RUN_FILE).is_file()
 
     @property
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunFile:
         """The contents of run.json."""
-        return read_run(self.path)
+        return RunFile.of(self.path)
 
     @property
     def family(self) -> Family[Any]:
         """Its family, as run.json has it."""
-        name = self.run.get("family", MIXTRAL.name)
-        if name not in FAMILIES:
-            raise CheckpointError(f"{self.path / RUN_FILE} names the family {name}, which this version does not have.")
-        return FAMILIES[name]
+        return FAMILIES[self.run.family]
 
     @property
     def metrics(self) -> Path:
         """The log of what was measured; several brains may share one."""
         own = self.path / METRICS
-        return own if own.is_file() or not self.has_run else Path(self.run["training"].get("log_file") or own)
+        return own if own.is_file() or not self.has_run else Path(self.run.run.log_file or own)
 
     @property
     def checkpoint_folder(self) -> Path:
         """Where its checkpoints are."""
-        recorded = self.run["training"].get("checkpoint_dir") if self.has_run else None
-        return self.path / (recorded or "checkpoints")
+        return self.path / (self.run.run.checkpoint_dir if self.has_run else TrainingConfig.checkpoint_dir)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -157,7 +154,7 @@ class Brain:
         """Empty has no weights; training has its newest weights in a checkpoint; finished has them in the folder."""
         if not self.checkpoints:
             return "finished" if self.is_published else "empty"
-        published = self.run.get("published_step") if self.is_published and self.has_run else None
+        published = self.run.published_step if self.is_published and self.has_run else None
         return "training" if published is None or self.steps > published else "finished"
 
     @property
@@ -191,9 +188,9 @@ class Brain:
         """The prepared data it was trained on, if that is still there."""
         if not self.has_run:
             return None
-        named = self.run["settings"].get("data")
+        named = self.run.run.data
         default = self.family.default_data(self.root, self.path)
-        candidates = [Path(named), self.root / named] if named else [default]
+        candidates = [named, self.root / named] if named else [default]
         return next((place for place in candidates if (place / "data.json").is_file()), None)
 
     @property
@@ -213,7 +210,7 @@ class Brain:
         from chronomoe.training.checkpoint import read_trainer_state
 
         run, checkpoints, finished = self.run, self.checkpoints, self.state == "finished"
-        bits = run.get("bits_per_byte") if finished else None
+        bits = run.bits_per_byte if finished else None
         if checkpoints and bits is None:
             bits = read_trainer_state(checkpoints[-1])["state"].get("best_loss")
         return {
@@ -223,9 +220,9 @@ class Brain:
             "steps": self.steps,
             "bits_per_byte": bits,
             "megabytes": round(sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()) / 1e6, 1),
-            "goal": run["settings"].get("default_goal"),
-            "shape": {name: value for name, value in run["shape"].items() if value is not None},
-            "training": run["training"],
+            "goal": run.run.default_goal,
+            "shape": run.run.shape.changes,
+            "training": run.training_json(),
         }
 
     def rename(self, new: str) -> Brain:

@@ -8,26 +8,26 @@ from transformers import set_seed
 
 from aios.brains.brain import Brain
 from aios.brains.families import FAMILIES, load_weights
-from aios.brains.settings import Run
+from aios.settings.train import TrainRun
 from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.attachment import base_state
 from chronomoe.sidecars import refuse_old
 
 
-def build_model(base: Path, run: Run, store: TokenStore) -> Any:
+def build_model(base: Path, run: TrainRun, store: TokenStore) -> Any:
     """The model a run begins with, freshly initialised or from the weights it names."""
-    set_seed(run.training.seed)
+    set_seed(run.seed)
     model = FAMILIES[run.family].build(
         base,
         run.shape,
         vocab_size=store.info.vocab_size,
         separator_id=store.info.separator_id,
-        seq_len=run.settings.seq_len,
-        capacity=run.settings.moe_capacity_factor,
+        seq_len=run.seq_len,
+        capacity=run.moe_capacity_factor,
     )
-    if run.settings.student_init is not None and not run.settings.resume:
-        load_student(model, run.settings.student_init)
+    if run.student_init is not None and not run.resume:
+        load_student(model, run.student_init)
     return model
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from aios.brains.families import FAMILIES
 from aios.brains.plan import shape_of
-from aios.brains.settings import Run
+from aios.settings.train import TrainRun
 from chronomoe.data.token_store import TokenStore
 from chronomoe.storage import write_text
 
 
-def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: dict[str, Any]) -> None:
+def write_card(bundle: Path, model: Any, run: TrainRun, store: TokenStore, results: dict[str, Any]) -> None:
     """Write ``README.md`` into the bundle, from measured results only."""
     rows = [
         f"| {name} | {results['evaluation'].get(name, float('nan')):.4f} | {unigram:.4f} |"
@@ -22,8 +22,8 @@ def write_card(bundle: Path, model: Any, run: Run, store: TokenStore, results: d
         for domain in store.info.domains
     ]
     lines = [
-        *_opening(run.settings.name, run.family, model),
-        f"Trained for {results['global_step']:,} steps with seed {run.training.seed}; settings in run.json.",
+        *_opening(bundle.name, run.family, model),
+        f"Trained for {results['global_step']:,} steps with seed {run.seed}; settings in run.json.",
         "",
         "## Data",
         "",

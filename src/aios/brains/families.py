@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from aios.brains.settings import HRMShape, ModelShape
+from aios.settings.train import HRMShape, ModelShape
 from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ChronoMoEError, ConfigError
 
@@ -113,7 +113,7 @@ class MixtralFamily(Family[ModelShape]):
         config = self._configured(base, shape)
         steering = {**(config.steering or {}), "capacity_factor": capacity}
         if any(base.glob("model*.safetensors")):
-            if given := shape.given():
+            if given := shape.changes:
                 raise ConfigError(f"{base} has weights, so its shape is fixed; leave out {', '.join(given)}.")
             if seq_len > config.max_position_embeddings:
                 raise ConfigError(f"{base} reads {config.max_position_embeddings} tokens; lower --seq-len to that.")
@@ -152,7 +152,7 @@ class MixtralFamily(Family[ModelShape]):
         read_config(base)
         make = self.model_class.config_class
         config = make.from_pretrained(base)
-        return make(**{**config.to_dict(), **_without_derived(config, shape.given())})
+        return make(**{**config.to_dict(), **_without_derived(config, shape.changes)})
 
 
 class HRMFamily(Family[HRMShape]):

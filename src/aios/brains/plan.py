@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from aios.brains.families import Family, family_of
-from aios.brains.settings import Run
+from aios.settings.train import TrainRun
 from chronomoe.data.token_store import TokenStore
 
 _BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
@@ -64,14 +64,13 @@ def _activations(config: Any, tokens: int) -> int:
     return int(4 * tokens * (blocks * width + 3 * heads * config.vocab_size))
 
 
-def describe_plan(model: Any, run: Run, store: TokenStore) -> list[str]:
+def describe_plan(model: Any, run: TrainRun, store: TokenStore) -> list[str]:
     """Lines of the plan: parameters, data, tokens, memory, and time from one measured micro-batch."""
-    training, settings = run.training, run.settings
     corpus = sum(domain.train.tokens for domain in store.info.domains)
-    per_step = training.batch_size * training.gradient_accumulation_steps * settings.seq_len
-    steps = training.max_steps or max(1, training.max_epochs * corpus // per_step)
-    seconds = _measure(model, training.batch_size, settings.seq_len) * training.gradient_accumulation_steps * steps
-    tokens = training.batch_size * settings.seq_len
+    per_step = run.batch_size * run.gradient_accumulation_steps * run.seq_len
+    steps = run.max_steps or max(1, run.max_epochs * corpus // per_step)
+    seconds = _measure(model, run.batch_size, run.seq_len) * run.gradient_accumulation_steps * steps
+    tokens = run.batch_size * run.seq_len
     return [
         *describe_architecture(model, tokens),
         f"data         {corpus:,} tokens in {', '.join(domain.name for domain in store.info.domains)}",

@@ -1,53 +1,66 @@
-"""``run.json`` of a brain: the settings of its run, and fingerprints of its data and tokenizer."""
+"""RunFile: ``run.json`` of a brain, the settings of its run and what is known of its data and result."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
-from aios.brains.settings import SHAPES, BrainTraining, ModelShape, RunSettings
-from chronomoe.errors import CheckpointError
-from chronomoe.storage import write_json
+from aios.settings.actv1 import ACTv1Run
+from aios.settings.train import MixtralRun, TrainRun
+from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.settings import FileFormat, NonNegativeInt, Settings, annotations_of
+from chronomoe.training.config import TrainingConfig
 
 RUN_FILE = "run.json"
-FORMAT, VERSION = "aios-run", 1
+RUNS: dict[str, type[TrainRun]] = {kind.family: kind for kind in (MixtralRun, ACTv1Run)}
+"""Settings of a run by family."""
 
 
-def write_run(bundle: Path, run: dict[str, Any], fingerprints: dict[str, str]) -> None:
-    """Write ``run.json``."""
-    write_json(bundle / RUN_FILE, {"format": FORMAT, "version": VERSION, **run, **fingerprints})
+@dataclass(frozen=True, kw_only=True)
+class RunFile(Settings):
+    """What ``run.json`` holds. Flags that concern one call are not in it."""
 
+    file_format: ClassVar = FileFormat(
+        name="aios-run",
+        version=2,
+        remedy="put a copy back, or train under another name",
+        outdated="train the brain again under another name",
+    )
 
-def read_run(bundle: Path) -> dict[str, Any]:
-    """Read ``run.json``; :class:`CheckpointError` when it is missing or not ours."""
-    file = bundle / RUN_FILE
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if bundle.is_dir() and any(bundle.rglob("*.safetensors")):
-            raise CheckpointError(f"{bundle} has lost its run.json; put it back or train under another name.") from None
-        raise CheckpointError(f"there is no brain {bundle} to continue; leave out --resume to begin it.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); put a copy back or train under another name.") from error
-    known = isinstance(run, dict) and (run.get("format"), run.get("version")) == (FORMAT, VERSION)
-    parts_there = known and all(isinstance(run.get(part), dict) for part in ("settings", "shape", "training"))
-    if not parts_there or not isinstance(run.get("family", ""), str):
-        raise CheckpointError(f"{file} was not written by this version of aios.")
-    shape = SHAPES.get(run.get("family", "mixtral"), ModelShape)
-    parts = {"settings": RunSettings(), "shape": shape(), "training": BrainTraining()}
-    wrong = [f"{part}.{name}" for part, default in parts.items() for name in _misfits(run[part], default)]
-    wrong += [name for name in ("published_step", "bits_per_byte") if not isinstance(run.get(name), int | float | None)]
-    if wrong:
-        raise CheckpointError(f"{file} is damaged ({wrong[0]} is not what it should be); put a copy back.")
-    return run
+    family: Literal["mixtral", "actv1"]
+    run: TrainRun
+    """The run as it was asked for; the class is the family's."""
+    tokenizer_fingerprint: str | None = None
+    data_fingerprint: str | None = None
+    published_step: NonNegativeInt | None = None
+    """The step of the model in the folder itself; None until a run has ended."""
+    bits_per_byte: float | None = None
+    """Mean over the domains of that model's held-out text."""
+    upcycled: dict[str, Any] | None = None
+    """What the brain was made from, and how, if it was upcycled."""
 
+    @classmethod
+    def from_json(cls, raw: Any, where: str = "", *, exact: bool = False) -> Self:
+        """As of :meth:`Settings.from_json`; the family says what the run's settings are."""
+        family = raw.get("family") if isinstance(raw, dict) else None
+        if not isinstance(family, str) or family not in RUNS:
+            raise ConfigError(f"family is {family!r}; use one of {', '.join(RUNS)}.")
+        if "run" in raw:
+            raw = raw | {"run": RUNS[family].from_json(raw["run"], "run", exact=exact)}
+        return super().from_json(raw, where, exact=exact)
 
-def _misfits(values: dict[str, Any], default: object) -> list[str]:
-    """Names in ``values`` that the settings ``default`` do not have, or have as something else."""
-    wrong = []
-    for name, value in values.items():
-        usual = getattr(default, name, ...)
-        plain = value is None or isinstance(value, str | int | float)
-        kind = (int, float) if isinstance(usual, float) else type(usual)
-        if usual is ... or not plain or not (usual is None or value is None or isinstance(value, kind)):
-            wrong.append(name)
-    return wrong
+    @classmethod
+    def of(cls, brain: Path) -> Self:
+        """Read the run.json in the folder of a brain; :class:`CheckpointError` when it is missing or not ours."""
+        try:
+            return cls.read_file(brain / RUN_FILE)
+        except FileNotFoundError:
+            if brain.is_dir() and any(brain.rglob("*.safetensors")):
+                raise CheckpointError(
+                    f"{brain} has lost its run.json; put it back or train under another name."
+                ) from None
+            raise CheckpointError(f"there is no brain {brain} to continue; leave out --resume to begin it.") from None
+
+    def training_json(self) -> dict[str, Any]:
+        """The library's settings of the run, for JSON."""
+        resolved = self.run.resolved()
+        return {name: getattr(resolved, name) for name in annotations_of(TrainingConfig)}

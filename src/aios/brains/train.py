@@ -1,10 +1,9 @@
 """Train a brain: base model + prepared data + settings to a bundle."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aios.brains.brain import METRICS, Brain
 from aios.brains.build import build_model
@@ -12,11 +11,10 @@ from aios.brains.card import write_card
 from aios.brains.families import FAMILIES
 from aios.brains.loaded import LoadedBrain, load_tokenizer
 from aios.brains.plan import describe_plan
-from aios.brains.run_file import read_run, write_run
-from aios.brains.settings import Run
+from aios.brains.run_file import RUN_FILE, RunFile
 from aios.data.tokenizers import tokenizer_fingerprint
-from aios.goals.memory import forget, read_memory
-from aios.goals.under import goals_for_training, goals_to_train_under
+from aios.settings.goals import TrainingGoals
+from aios.settings.train import TrainRun
 from aios.store.goals import Goals
 from aios.workspace import Workspace
 from chronomoe import sidecars
@@ -29,69 +27,93 @@ from chronomoe.training.checkpoint import list_checkpoints
 Show = Callable[[str], None]
 
 
-def train(run: Run, show: Show = print) -> dict[str, Any]:
+class GoalTraining(Protocol):
+    """How a brain trains under goals; :class:`aios.goals.under.UnderGoals` is one."""
+
+    def remembered(self, brain: Brain) -> TrainingGoals:
+        """The flags of the brain's own goals."""
+
+    def check(self, brain: Brain, tokenizer: Any, flags: TrainingGoals) -> None:
+        """Raise :class:`ConfigError` for goals that a brain cannot be trained under."""
+
+    def start(self, loaded: LoadedBrain, flags: TrainingGoals) -> tuple[Callable[[], dict[str, Any] | None], str]:
+        """What a trainer calls to turn the goals on, and its ``goals_key``."""
+
+    def forget(self, brain: Brain) -> None:
+        """Leave the brain without goals of its own."""
+
+
+def train(
+    run: TrainRun, show: Show = print, *, goals: GoalTraining | None = None, use_cpu: bool = False
+) -> dict[str, Any]:
     """Train (or plan, or resume) as ``run`` says; returns the trainer's results, ``bundle`` and ``unigram``.
 
-    Raises :class:`ConfigError` for settings that cannot work or a name that is taken, :class:`DataError` for data that
-    cannot be used, :class:`CheckpointError` when resuming from something missing, damaged or of another make.
+    ``goals`` is needed for a run under goals. ``use_cpu`` leaves accelerators alone. Raises :class:`ConfigError` for
+    settings that cannot work or a name that is taken, :class:`DataError` for data that cannot be used,
+    :class:`CheckpointError` when resuming from something missing, damaged or of another make.
     """
-    workspace = Workspace(run.settings.root)
-    bundle = run.bundle or workspace.brain(run.settings.name, run.family)
-    brain = Brain(run.settings.root, bundle)
-    if run.goals.goals_forget and not run.settings.resume:
+    workspace, bundle = Workspace(run.root), run.bundle
+    brain = Brain(run.root, bundle)
+    if run.goals.goals_forget and not run.resume:
         raise ConfigError("--goals-forget is for a brain that was trained under goals; give --resume too.")
-    if run.settings.resume:
-        run, changes = run.continuing(saved := read_run(bundle))
-        if not run.goals.wanted and not run.goals.goals_forget:
-            run = dataclasses.replace(run, goals=read_memory(brain).flags)
-        check_place(bundle, run)  # before its data is missed, which a brain that was not trained has none of
-    if not (bundle / run.training.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
-        raise ConfigError(f"checkpoint_dir is {run.training.checkpoint_dir}; name a folder inside the brain.")
-    base = run.settings.model or workspace.base_model
+    saved, changes = None, {}
+    if run.resume:
+        saved = brain.run
+        run = run.over(saved.run)
+        changes = run.changes_from(saved.run) if saved.family == run.family else {}
+        if goals is not None and not run.goals.wanted and not run.goals.goals_forget:
+            run = run.replace(goals=goals.remembered(brain))
+        check_place(run)  # before its data is missed, which a brain that was not trained has none of
+    if not (bundle / run.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
+        raise ConfigError(f"checkpoint_dir is {run.checkpoint_dir}; name a folder inside the brain.")
+    base = run.model or workspace.base_model
     if not (base / "config.json").is_file():
         raise ConfigError(f"there is no base model {base}; `{workspace.command('init')}` makes one.")
-    default_data = FAMILIES[run.family].default_data(run.settings.root, bundle)
-    store = TokenStore.open(run.settings.data or default_data)
+    store = TokenStore.open(run.data or FAMILIES[run.family].default_data(run.root, bundle))
     if run.goals.goal_domain:
         store = store.favouring(run.goals.goal_domain, run.goals.goal_domain_weight)
-    fingerprints = {
-        "tokenizer_fingerprint": _matching_tokenizer(base, store),
-        "data_fingerprint": store.info.fingerprint,
-    }
-    if run.settings.resume:
-        _refuse_changed(saved, fingerprints, run, base)
+    file = RunFile(
+        family=run.family,
+        run=run,
+        tokenizer_fingerprint=_matching_tokenizer(base, store),
+        data_fingerprint=store.info.fingerprint,
+    )
+    if saved is not None:
+        _refuse_changed(saved, file, base)
         for name, (old, new) in changes.items():
             show(f"{name}: {new} (was {old})")
-    if run.goals.wanted:
-        goals_to_train_under(brain, load_tokenizer(base), run.goals)
-    sequences = _sequences(run, store)
-    model = build_model(base, run, store)
-    if run.settings.dry_run:
-        check_place(bundle, run)
-        for line in describe_plan(model, run, store):
+    if goals is not None and run.goals.wanted:
+        goals.check(brain, load_tokenizer(base), run.goals)
+    settings = run.resolved()
+    sequences = _sequences(settings, store)
+    model = build_model(base, settings, store)
+    if run.dry_run:
+        check_place(run)
+        for line in describe_plan(model, settings, store):
             show(line)
         return {}
     with brain.lock():
-        check_place(bundle, run)
-        if not run.settings.resume:
+        check_place(run)
+        if not run.resume:
             (bundle / METRICS).unlink(missing_ok=True)  # of a run that ended before it saved anything
-        if run.settings.default_goal and not run.settings.resume:
-            Goals(run.settings.root).add(run.settings.default_goal, source="training")
-        trainer, tokenizer = _make_trainer(model, run, store, sequences, brain, base, show)
-        if run.settings.resume:
+        if run.default_goal and not run.resume:
+            Goals(run.root).add(run.default_goal, source="training")
+        loaded = LoadedBrain(brain, model, load_tokenizer(base))
+        trainer = _make_trainer(loaded, settings, store, sequences, show, goals, use_cpu)
+        if run.resume:
             trainer.load_checkpoint("latest")
             if trainer.state.step > trainer.total_steps:
                 raise ConfigError(
                     f"the brain has done {trainer.state.step} steps, more than the {trainer.total_steps} asked for."
                 )
-        if run.goals.goals_forget:
-            forget(brain)
-        write_run(bundle, run.to_json(), fingerprints)  # only now: settings that fail must not become the brain's
-        results = _results(trainer, store, run.settings.eval_tokens) | {"bundle": bundle}
+        if goals is not None and run.goals.goals_forget:
+            goals.forget(brain)
+        file.write_file(bundle / RUN_FILE)  # only now: settings that fail must not become the brain's
+        results = _results(trainer, store, settings.eval_tokens) | {"bundle": bundle}
         if results["finished"]:
-            _publish(trainer, tokenizer, bundle)
-            published = {"published_step": results["global_step"], "bits_per_byte": results["evaluation"].get("mean")}
-            write_run(bundle, run.to_json() | published, fingerprints)
+            _publish(trainer, bundle)
+            bits = results["evaluation"].get("mean")
+            file.replace(published_step=results["global_step"], bits_per_byte=bits).write_file(bundle / RUN_FILE)
             write_card(bundle, model, run, store, results)
             show(f"Wrote {bundle}")
         return results
@@ -107,49 +129,39 @@ def _matching_tokenizer(base: Path, store: TokenStore) -> str:
     return fingerprint
 
 
-def _refuse_changed(saved: dict[str, Any], fingerprints: dict[str, str], run: Run, base: Path) -> None:
-    for name, value in fingerprints.items():
-        if saved.get(name) != value:
-            what = name.removesuffix("_fingerprint")
+def _refuse_changed(saved: RunFile, now: RunFile, base: Path) -> None:
+    for what in ("tokenizer", "data"):
+        name = f"{what}_fingerprint"
+        if getattr(saved, name) != getattr(now, name):
             raise CheckpointError(f"the {what} changed since this brain was begun; restore it or train a new brain.")
-    if saved.get("family", "mixtral") != run.family:
-        raise ConfigError(f"{run.settings.name} is a brain of the family {saved['family']}; continue it as one.")
-    family = FAMILIES[run.family]
-    if not family.same_model(base, family.shape(**saved["shape"]), run.shape):
+    if saved.family != now.family:
+        raise ConfigError(f"{now.run.bundle.name} is a brain of the family {saved.family}; continue it as one.")
+    if not FAMILIES[now.family].same_model(base, saved.run.shape, now.run.shape):
         raise ConfigError("the model's shape cannot change on --resume; choose another name.")
 
 
-def _sequences(run: Run, store: TokenStore) -> PackedDataset:
-    """The training sequences of the whole run, every pass in another order; :class:`DataError` if text is wanting."""
-    training = run.training
-    per_step = training.batch_size * training.gradient_accumulation_steps
-    settings = run.settings
-    return PackedDataset(
-        store,
-        settings.seq_len,
-        training.seed,
-        _total_steps(run, store) * per_step,
-        linear=settings.linear,
-        start=settings.start_offset,
-    )
+def _sequences(run: TrainRun, store: TokenStore) -> PackedDataset:
+    """The training sequences of all steps, every pass in another order; :class:`DataError` if there is too little."""
+    count = _total_steps(run, store) * run.batch_size * run.gradient_accumulation_steps
+    return PackedDataset(store, run.seq_len, run.seed, count, linear=run.linear, start=run.start_offset)
 
 
-def _total_steps(run: Run, store: TokenStore) -> int:
-    training = run.training
-    per_step = training.batch_size * training.gradient_accumulation_steps
-    passes = sum(domain.train.tokens for domain in store.info.domains) // run.settings.seq_len * training.max_epochs
-    return training.max_steps or max(1, passes // per_step)
+def _total_steps(run: TrainRun, store: TokenStore) -> int:
+    per_step = run.batch_size * run.gradient_accumulation_steps
+    passes = sum(domain.train.tokens for domain in store.info.domains) // run.seq_len * run.max_epochs
+    return run.max_steps or max(1, passes // per_step)
 
 
-def check_place(bundle: Path, run: Run) -> None:
-    """Nothing trained may be in the way of a new run, and something must be there to resume."""
-    places = {Brain(run.settings.root, bundle).checkpoint_folder, bundle / run.training.checkpoint_dir}
-    if run.settings.resume:
+def check_place(run: TrainRun) -> None:
+    """Raise where something trained is in the way of a new run, or nothing is there to resume."""
+    bundle = run.bundle
+    places = {Brain(run.root, bundle).checkpoint_folder, bundle / run.checkpoint_dir}
+    if run.resume:
         if attached := sidecars.read_list(bundle):
             raise ConfigError(
                 f"expert {attached[0]['expert_id']} is attached to these weights; detach it before you train them on."
             )
-        if not list_checkpoints(bundle / run.training.checkpoint_dir):
+        if not list_checkpoints(bundle / run.checkpoint_dir):
             instead = "leave out --resume to begin it again, or choose another name"
             if any(bundle.glob("model*.safetensors")):
                 instead = "--student-init starts a new brain from its weights"
@@ -159,46 +171,41 @@ def check_place(bundle: Path, run: Run) -> None:
 
 
 def _make_trainer(
-    model: Any, run: Run, store: TokenStore, sequences: PackedDataset, brain: Brain, base: Path, show: Show
-) -> tuple[Any, Any]:
-    """The trainer of a run, and its tokenizer."""
+    loaded: LoadedBrain,
+    run: TrainRun,
+    store: TokenStore,
+    sequences: PackedDataset,
+    show: Show,
+    goals: GoalTraining | None,
+    use_cpu: bool,
+) -> Any:
     from torch.utils.data import DataLoader
 
     from chronomoe.training.trainer import ChronoMoETrainer
 
-    settings, training, bundle = run.settings, run.training, brain.path
-    tokenizer = load_tokenizer(base)
-    goals, goals_key = None, ""
-    if run.goals.wanted:
-        goals, goals_key = goals_for_training(LoadedBrain(brain, model, tokenizer), run.goals)
-    trainer = ChronoMoETrainer(
-        model,
-        dataclasses.replace(
-            training,
+    bundle, tokenizer = loaded.brain.path, loaded.tokenizer
+    turn_on, goals_key = None, ""
+    if goals is not None and run.goals.wanted:
+        turn_on, goals_key = goals.start(loaded, run.goals)
+    length = min(run.seq_len, run.chunk_size or 10**9)
+    evaluated = [domain.name for domain in store.info.domains if domain.heldout.documents and run.eval_tokens]
+    return ChronoMoETrainer(
+        loaded.model,
+        run.training(
             max_steps=_total_steps(run, store),
-            checkpoint_dir=str(bundle / training.checkpoint_dir),
-            log_file=training.log_file or str(bundle / METRICS),
+            checkpoint_dir=str(bundle / run.checkpoint_dir),
+            log_file=run.log_file or str(bundle / METRICS),
         ),
-        DataLoader(sequences, batch_size=training.batch_size),
-        {
-            name: heldout_windows(
-                store, name, min(settings.seq_len, training.chunk_size or 10**9), settings.eval_tokens
-            )
-            for name in (_evaluated(store) if settings.eval_tokens else [])
-        }
-        or None,
-        sample=lambda trained: LoadedBrain(brain, trained, tokenizer).sample(max_new_tokens=40),
+        DataLoader(sequences, batch_size=run.batch_size),
+        {name: heldout_windows(store, name, length, run.eval_tokens) for name in evaluated} or None,
+        sample=lambda trained: LoadedBrain(loaded.brain, trained, tokenizer).sample(max_new_tokens=40),
         save_extra=tokenizer.save_pretrained,
         show=show,
-        stop_after=settings.stop_after,
-        goals=goals,
+        stop_after=run.stop_after,
+        goals=turn_on,
         goals_key=goals_key,
+        use_cpu=use_cpu,
     )
-    return trainer, tokenizer
-
-
-def _evaluated(store: TokenStore) -> list[str]:
-    return [domain.name for domain in store.info.domains if domain.heldout.documents]
 
 
 def _results(trainer: Any, store: TokenStore, eval_tokens: int) -> dict[str, Any]:
@@ -206,7 +213,7 @@ def _results(trainer: Any, store: TokenStore, eval_tokens: int) -> dict[str, Any
     return results | {"unigram": unigram_bits_per_byte(store, eval_tokens) if eval_tokens else {}}
 
 
-def _publish(trainer: Any, tokenizer: Any, bundle: Path) -> None:
+def _publish(trainer: Any, bundle: Path) -> None:
     """Put the final model and its sidecars into the bundle itself, file by file, each in one step."""
     final = trainer.files.folder / f"step_{trainer.state.step}"
     tokenizer_files = {path.name for path in final.glob("*token*")}

@@ -6,7 +6,7 @@ from aios.brains.brain import Brain
 from aios.brains.card import write_upcycled_card
 from aios.brains.families import FAMILIES
 from aios.brains.loaded import load_brain
-from aios.brains.run_file import write_run
+from aios.brains.run_file import RUN_FILE
 from aios.data.tokenizers import copy_tokenizer
 from chronomoe.errors import ConfigError
 from chronomoe.hrm.upcycle import redrawn_units, upcycle
@@ -37,21 +37,21 @@ def upcycle_brain(
         "seed": seed,
     }
     origin = _in_words(made, model.config)
-    shape = {"use_moe": True, "num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
-    data = brain.data
-    run |= {
-        "settings": run["settings"] | {"student_init": None, "data": None if data is None else str(data)},
-        "shape": run["shape"] | shape,
-        "published_step": 0,
-        "upcycled": made,
+    shape = run.run.shape.replace(use_moe=True, num_experts=num_experts, num_experts_per_tok=num_experts_per_tok)
+    run = run.replace(
+        run=run.run.replace(student_init=None, data=brain.data, shape=shape),
+        tokenizer_fingerprint=None,
+        data_fingerprint=None,
+        published_step=0,
+        upcycled=made,
         # Equal outputs, equal bits.
-        "bits_per_byte": run.get("bits_per_byte") if brain.state == "finished" and not redraw else None,
-    }
+        bits_per_byte=run.bits_per_byte if brain.state == "finished" and not redraw else None,
+    )
     with whole_directory(made_brain.path) as work:
         model.save_pretrained(work)
         copy_tokenizer(brain.weights, work)
         write_upcycled_card(work, new, family.name, model, origin)
-        write_run(work, run, {})
+        run.write_file(work / RUN_FILE)
     counts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "active_parameters": model.num_active_params,

@@ -156,12 +156,6 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _run(line: Line) -> int:
     words = list(line.words)
-    if words[:1] == ["train"] or words[:2] == ["hrm-hf", "train-actv1"]:  # these have a --root of their own
-        words[2 if words[0] == "hrm-hf" else 1 : 0] = [] if line.root is None else [f"--root={line.root}"]
-    if words[:2] == ["hrm-hf", "train-actv1"]:
-        from aios.cli.hrm_hf import refuse
-
-        refuse(words[2:])
     _read_config_file(words)
     command, bound, hooks = app.parse_args(words, exit_on_error=False, print_error=True)
     if isinstance(command, Action):
@@ -186,7 +180,10 @@ def _act(action: Action[...], bound: Any, hooks: Any, line: Line) -> int:
     quiet_libraries()
     try:
         done = action(
-            line.root or action.workspace, *bound.args, **bound.kwargs, **{name: faces[name] for name in hooks}
+            line.root or action.workspace,
+            *bound.args,
+            **bound.kwargs,
+            **{name: faces[name] for name in faces.keys() & hooks.keys()},
         )
     except (CheckpointError, OSError) as error:
         if action.failure is not None and wants_json and not isinstance(error, BrokenPipeError):

@@ -56,12 +56,18 @@ class Base:
 
 
 def train_expert(
-    root: Path, expert_id: str, settings: ExpertTraining, base: Base | None = None, show: Show = print
+    root: Path,
+    expert_id: str,
+    settings: ExpertTraining,
+    base: Base | None = None,
+    show: Show = print,
+    *,
+    use_cpu: bool = False,
 ) -> dict[str, Any]:
     """Train ``expert_id`` and write artifacts/experts/<id>/expert.safetensors and the registry.
 
-    ``base`` is in place of ``settings.brain``. Returns the trainer's results and the ``entry`` of the registry; a run
-    that was interrupted leaves an earlier version as it was and has no entry.
+    ``base`` is in place of ``settings.brain``; ``use_cpu`` leaves accelerators alone. Returns the trainer's results and
+    the ``entry`` of the registry; a run that was interrupted leaves an earlier version as it was and has no entry.
 
     Raises :class:`ConfigError` for settings that cannot work or a frozen expert, :class:`DataError` for text that
     cannot be used.
@@ -80,7 +86,7 @@ def train_expert(
     for uid in list(getattr(base.model, "subbrains", {})):
         detach_expert(base.model, uid)  # an expert learns in the base alone
     with making(root, expert_id), _stores(settings, base, show) as (domain, general):
-        task = _Task(root, expert_id, settings, known, base.model, domain, general, show)
+        task = _Task(root, expert_id, settings, known, base.model, domain, general, show, use_cpu)
         expert = task.new_expert()
         before = task.bits_per_byte()
         show(f"Base, bits per byte: {_words(before)}.")
@@ -110,7 +116,9 @@ class _Task:
         domain: TokenStore,
         general: TokenStore | None,
         show: Show,
+        use_cpu: bool,
     ) -> None:
+        self.use_cpu = use_cpu
         self.root, self.expert_id, self.settings, self.known = root, expert_id, settings, known
         self.model, self.domain, self.general, self.show = model, domain, general, show
         self.folder = expert_folder(root, expert_id)
@@ -159,7 +167,9 @@ class _Task:
     def train(self, expert: DomainExpert) -> dict[str, Any]:
         """Train the expert in the frozen model; the trainer's results."""
         with training.trainee(self.model, expert, self.settings.anchor_weight) as trainee:
-            results = _run(trainee, self.domain, self.general, self.length, self.folder, self.settings, self.show)
+            results = _run(
+                trainee, self.domain, self.general, self.length, self.folder, self.settings, self.show, self.use_cpu
+            )
         expert.eval()
         return results
 
@@ -273,6 +283,7 @@ def _run(
     folder: Path,
     settings: ExpertTraining,
     show: Show,
+    use_cpu: bool,
 ) -> dict[str, Any]:
     count = settings.steps * settings.batch_size
     data: Any = PackedDataset(domain, length, settings.seed, count)
@@ -294,7 +305,8 @@ def _run(
             log_file=str(settings.log_file or folder / "metrics.jsonl"),
             seed=settings.seed,
         )
-        trainer = ChronoMoETrainer(trainee, config, DataLoader(data, batch_size=settings.batch_size), show=show)
+        loader = DataLoader(data, batch_size=settings.batch_size)
+        trainer = ChronoMoETrainer(trainee, config, loader, show=show, use_cpu=use_cpu)
         return trainer.train()
 
 

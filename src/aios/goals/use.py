@@ -41,7 +41,7 @@ def turn_on_these(
     """Turn on goals that were found already, as the flags say. Raises as :func:`turn_on_goals`."""
     settings, model, brain = flags.effect, loaded.model, loaded.brain
     if measured is not None:
-        settings = dataclasses.replace(settings, beta=measured.beta)
+        settings = settings.replace(beta=measured.beta)
     if flags.goals_learned and goals and not load_conditioning(model, brain.weights):
         raise ConfigError(f"{brain.path.name} was never taught a goal; `aios goals teach` does that.")
     needs_text = measured is None and (flags.goal_likeness > 0 or any(goal.slots for goal in goals))
@@ -59,7 +59,7 @@ def turn_on_these(
 def find_goals(brain: Brain, tokenizer: Any, flags: GoalFlags) -> list[Goal]:
     """The goals that the flags name, with their links into this brain; :class:`ConfigError` for one there is not."""
     stored = _stored(brain.root, flags)
-    goals = list(read_memory(brain).goals) if flags.goals_remembered else []
+    goals = [one.goal for one in read_memory(brain).goals] if flags.goals_remembered else []
     if flags.goals_remembered and not goals:
         raise ConfigError(f"{brain.path.name} was not trained under goals; name one with --goal.")
     for one in stored:
@@ -94,7 +94,7 @@ def describe_effect(effect: GoalEffect) -> list[str]:
 
 def _as_remembered(brain: Brain, flags: GoalFlags) -> GoalFlags:
     """What the flags leave at its default is as it was in training."""
-    known = read_memory(brain).flags
+    known = read_memory(brain).settings
     same = [one.name for one in dataclasses.fields(GoalFlags) if getattr(flags, one.name) == one.default]
     return dataclasses.replace(flags, **{name: getattr(known, name) for name in same})
 

@@ -167,6 +167,29 @@ class ACTv1Run(TrainRun):
         """Is the dataset prepared data, not text?"""
         return self.dataset_file is not None and (self.dataset_file / "data.json").is_file()
 
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for flags of one call that are missing or contradict each other."""
+        if self.anchor_file is not None and self.expert_id is None:
+            raise ConfigError("--anchor-file is for the training of one expert alone; give --expert-id too.")
+        if self.dataset_file is None and not self.resume:
+            raise ConfigError("name the text to train on with --dataset-file.")
+        if self.resume and (fixed := sorted({"ascii_only", "eval_file", "student_init"} & self.given)):
+            flag = fixed[0].replace("_", "-")
+            raise ConfigError(f"--{flag} is settled when a brain is begun; leave it out on --resume.")
+        if self.is_prepared and (unread := sorted({"ascii_only", "eval_file"} & self.given)):
+            flag = unread[0].replace("_", "-")
+            raise ConfigError(f"{self.dataset_file} is prepared already; --{flag} has no text to work on.")
+        if self.model_dtype == "fp16":
+            raise ConfigError("--model-dtype fp16 is not supported: weights stay in fp32; use --amp, or bf16.")
+        if "chunk_size" in self.given and not self.use_chunked_training:
+            raise ConfigError("--chunk-size needs --use-chunked-training.")
+        if self.start_offset and not self.linear:
+            raise ConfigError("--dataset-start-offset counts in the order of the text; leave out --no-linear-dataset.")
+        if not self.control_layer and "balance" in self.given and self.balance == "full":
+            raise ConfigError("--no-control-layer and --balance full contradict each other; give one of them.")
+        if self.stop_file is not None and Path(self.stop_file).exists():
+            raise ConfigError(f"the stop file {self.stop_file} is there already; remove it to train.")
+
     def canonical(self) -> Self:
         """The same run, with flags that are another spelling of a setting put into that setting."""
         changes: dict[str, Any] = {}
@@ -200,8 +223,15 @@ class ACTv1Run(TrainRun):
         )
 
     def as_expert(self) -> ExpertTraining:
-        """What the run means for the training of one expert alone (--expert-id)."""
-        rate = {"lr": self.learning_rate} if "learning_rate" in self.given else {}
+        """The training of one expert alone; :class:`ConfigError` for flags that mean nothing there."""
+        if self.goals.any:
+            raise ConfigError("an expert that is trained alone answers everywhere; --default-goal names its goal.")
+        other = {"save_dir", "resume", "iterate", "dry_run", "eval_file", "use_chunked_training", "stop_file"}
+        wrong = sorted(other & self.given) + ["no-moe"] * (not self.shape.use_moe)
+        if wrong:
+            flag = wrong[0].replace("_", "-")
+            raise ConfigError(f"--{flag} has no meaning when one expert is trained alone (--expert-id); leave it out.")
+        self.check()
         return ExpertTraining(
             dataset_file=self.dataset_file,
             brain=None if self.name is None else str(self.bundle),
@@ -213,5 +243,5 @@ class ACTv1Run(TrainRun):
             default_goal=self.default_goal,
             log_file=None if self.log_file is None else Path(self.log_file),
             seed=self.seed,
-            **rate,
+            lr=self.learning_rate if "learning_rate" in self.given else ExpertTraining.lr,
         )

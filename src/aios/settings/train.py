@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from aios.settings.goals import TrainingGoals
 from aios.workspace import Workspace
-from chronomoe.settings import TRANSIENT, Bounds, Count, NonNegativeInt, Positive, Settings
+from chronomoe.settings import TRANSIENT, Bounds, Count, NonNegativeInt, Positive, Settings, annotations_of
 from chronomoe.training.config import TrainingConfig
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class HRMShape(Shape):
 class RunOptions(Settings):
     """What to train on, from which weights, and where the brain goes."""
 
-    root: OneCall[Path] = Path()
+    root: Annotated[OneCall[Path], Parameter(parse=False)] = Path()
     """Workspace folder."""
     model: Path | None = None
     """Folder with config and tokenizer, and weights to start from if any. [artifacts/hf_implant/base_model]"""
@@ -123,7 +123,7 @@ class TrainRun(TrainingConfig, RunOptions):
     A brain keeps fewer checkpoints than the library, and kappa warms up for a tenth of its run.
     """
 
-    family: ClassVar[str]
+    family: ClassVar[Literal["mixtral", "actv1"]]
 
     kappa_warmup_steps: NonNegativeInt | None = None
     """Steps during which kappa stays at its initial value; a tenth of the run when not given."""
@@ -142,6 +142,10 @@ class TrainRun(TrainingConfig, RunOptions):
     def bundle(self) -> Path:
         """Where the brain goes; :class:`ConfigError` for a name that is not a plain word."""
         return Workspace(self.root).brain(self.name or "", self.family)
+
+    def training(self, **changes: Any) -> TrainingConfig:
+        """The library's settings alone, with ``changes``."""
+        return TrainingConfig(**{name: getattr(self, name) for name in annotations_of(TrainingConfig)} | changes)
 
     def resolved(self) -> Self:
         """The run with all settings of the library in place: what depends on others is worked out."""

@@ -54,7 +54,8 @@ class ChronoMoETrainer:
     tokenizer) to each checkpoint; ``show`` prints a line; ``stop_after`` saves and stops at that step;
     ``knob_agent`` turns kappa in place of the rules when ``kappa_schedule`` is adaptive; ``goals`` turns goals on,
     before the first step and anew before each evaluation (as routers learn a bias means less), and tells the log what.
-    A run that is resumed with the ``goals_key`` of its checkpoint has them on already.
+    A run that is resumed with the ``goals_key`` of its checkpoint has them on already. ``use_cpu`` leaves accelerators
+    alone.
 
     Raises :class:`ConfigError` for settings that cannot work and :class:`DataError` for an empty loader.
     """
@@ -73,13 +74,18 @@ class ChronoMoETrainer:
         knob_agent: Agent | None = None,
         goals: Callable[[], dict[str, Any] | None] | None = None,
         goals_key: str = "goals",
+        use_cpu: bool = False,
     ) -> None:
         keep_freed_memory()
         self.config = config = config.ablated()
-        precision = "bf16" if self._precision(config) == "bf16" else "no"
-        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-            AcceleratorState._reset_state()  # left by an earlier trainer of this process, of another precision
+        precision = "bf16" if self._precision(config, use_cpu) == "bf16" else "no"
+        if AcceleratorState._shared_state:  # left by an earlier trainer of this process
+            left = AcceleratorState()
+            other_device = use_cpu != left._cpu and left.num_processes == 1
+            if left.mixed_precision != precision or other_device:
+                AcceleratorState._reset_state(reset_partial_state=other_device)
         self.accelerator = Accelerator(
+            cpu=use_cpu,
             mixed_precision=precision,
             dataloader_config=DataLoaderConfiguration(
                 use_seedable_sampler=True, data_seed=config.seed, dispatch_batches=False
@@ -140,10 +146,10 @@ class ChronoMoETrainer:
         """What the routers observed in the latest step that was not skipped."""
 
     @staticmethod
-    def _precision(config: TrainingConfig) -> str:
+    def _precision(config: TrainingConfig, use_cpu: bool) -> str:
         if config.precision != "auto":
             return config.precision
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
     # -- training ------------------------------------------------------------------------------------------------
 

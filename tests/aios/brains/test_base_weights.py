@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from aios.brains.brain import Brain
 from aios.brains.loaded import load_brain
-from aios.brains.settings import BrainTraining, Run, RunSettings
 from aios.brains.train import _sequences
+from aios.settings.train import MixtralRun
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.data.token_store import TokenStore
 
@@ -15,7 +15,7 @@ SHORT = ("--max-steps", 3, "--batch-size", 2, "--seq-len", 32, "--eval-tokens", 
 
 
 def test_every_pass_over_the_text_has_another_order(workspace):
-    run = Run(settings=RunSettings(root=workspace, seq_len=32), training=BrainTraining(max_epochs=2, batch_size=2))
+    run = MixtralRun(root=workspace, seq_len=32, max_epochs=2, batch_size=2)
     store = TokenStore.open(workspace / "training_data/prepared")
     sequences = _sequences(run, store)
     half = len(sequences) // 2

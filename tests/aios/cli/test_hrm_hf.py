@@ -6,9 +6,6 @@ import shutil
 
 import pytest
 
-from aios.brains.actv1 import ACTv1Flags, adjusted_rates, to_run, warmup_steps
-from aios.brains.settings import HRMShape
-from aios.cli.hrm_hf import REFUSED
 from chronomoe.training import checkpoint
 from chronomoe.training.trainer import ChronoMoETrainer
 
@@ -244,13 +241,6 @@ def test_the_summary_is_of_the_model_that_is_trained(hrm, aios, here):
     assert total in plan
 
 
-@pytest.mark.parametrize("flag", REFUSED)
-def test_flags_that_cannot_be_honoured_are_refused_by_name(hrm, here, flag):
-    outcome = hrm(f"--{flag}", "1")
-    assert outcome.code == 2
-    assert f"--{flag} is not supported: " in outcome.err
-
-
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
@@ -303,33 +293,6 @@ def test_a_brain_is_continued_as_what_it_is(hrm, here):
     assert hrm("--brain-name", "a", "--resume", text=None, small=False).code == 2
 
 
-def test_every_flag_reaches_its_setting(tmp_path):
-    flags = ACTv1Flags(
-        max_seq_len=64, batch_size=3, gradient_accumulation_steps=2, steps=40, lr=1e-4, eval_batches=4, seed=7,
-        lb_coef=0.2, z_loss_coef=0.3, balance="pi", gradient_checkpointing=False, amp=False, eval_every=5, save_every=6,
-        log_every=3, linear_dataset=True, dataset_start_offset=2, moe_capacity_factor=0, default_goal="be brief",
-        use_chunked_training=True, chunk_size=16, stop_file=tmp_path / "s", log_file=tmp_path / "l",
-    )  # fmt: skip
-    run = to_run(flags, HRMShape(), tmp_path, use_moe=True)
-    wanted = {
-        "learning_rate": 1e-4, "router_lr_scale": 0.5, "max_steps": 40, "batch_size": 3, "lr_warmup_steps": 10,
-        "gradient_accumulation_steps": 2, "lambda_balance": 0.2, "lambda_z": 0.3, "control": "pi", "precision": "fp32",
-        "gradient_checkpointing": False, "chunk_size": 16, "seed": 7, "eval_every_n_steps": 5, "save_every_n_steps": 6,
-        "log_every_n_steps": 3, "stop_file": str(tmp_path / "s"), "log_file": str(tmp_path / "l"),
-    }  # fmt: skip
-    assert {name: getattr(run.training, name) for name in wanted} == wanted
-    wanted = {
-        "seq_len": 64, "eval_tokens": 4 * 3 * 64, "linear": True, "start_offset": 2, "moe_capacity_factor": None,
-        "default_goal": "be brief",
-    }  # fmt: skip
-    assert {name: getattr(run.settings, name) for name in wanted} == wanted
-    plain = to_run(ACTv1Flags(control_layer=False), HRMShape(), tmp_path, True)
-    assert plain.training.control == "aux"
-    assert plain.training.gradient_checkpointing
-    assert to_run(ACTv1Flags(auto_adjust_lr=False, lr=0.1), HRMShape(), tmp_path, True).training.learning_rate == 0.1
-    assert to_run(ACTv1Flags(), HRMShape(), tmp_path, True).training.control == "full"
-
-
 def test_the_shape_reaches_the_model(hrm, here):
     options = [
         *("--pos-encodings", "learned", "--window-size", 4, "--grad-mode", "one_step", "--h-cycles", 1),
@@ -370,7 +333,7 @@ def test_a_dense_brain_keeps_its_rate_on_resume(hrm, here):
     assert outcome.code == 0
     assert "mixture of experts" not in outcome.out
     run = json.loads((here / "artifacts/brains/actv1/a/run.json").read_text())
-    assert run["training"]["learning_rate"] == 0.01
+    assert run["run"]["learning_rate"] == 0.01
 
 
 def test_a_brain_that_is_continued_speaks_from_its_latest_checkpoint(hrm, here, aios):
@@ -400,18 +363,6 @@ def test_a_run_that_fails_leaves_no_half_a_brain(hrm, here):
         assert hrm("--steps", 1, "--brain-name", "a", *bad).code != 0
     assert hrm("--steps", 1, "--moe-capacity-factor", -2).code == 2
     assert sorted(path for path in here.rglob("*") if path.is_file()) == [path for path in before if path.is_file()]
-
-
-def test_rates_are_lowered_and_never_raised():
-    for lr in (1e-6, 2e-4, 1e-3, 5e-3, 1.0):
-        for moe in (True, False):
-            rate, scale = adjusted_rates(lr, moe, True)
-            assert rate <= lr
-            assert scale <= 1
-            assert adjusted_rates(lr, moe, False) == (lr, 1.0)
-        assert adjusted_rates(lr, False, True) == (lr, 1.0)
-        assert adjusted_rates(lr, True, True) == (min(lr, 1e-3), 0.5)
-    assert [warmup_steps(n) for n in (3, 50, 200, 10_000)] == [3, 10, 20, 200]
 
 
 def test_help_is_short_to_wait_for_and_names_the_flags(aios):

@@ -140,9 +140,10 @@ def test_every_flag_of_the_forms_is_one_of_the_command(aios):
 
 
 def test_the_stop_file_of_a_run(site, tmp_path):
-    from aios.brains.run_file import write_run
-    from aios.brains.settings import BrainTraining, Run
+    from aios.brains.run_file import RunFile
     from aios.manager.run_form import brain_of, stop, stop_file
+    from aios.settings.train import MixtralRun
+    from chronomoe.storage import write_json
 
     metrics = "artifacts/brains/mixtral/small/metrics.jsonl"
     assert brain_of(metrics) == ("mixtral", "small")
@@ -151,9 +152,9 @@ def test_the_stop_file_of_a_run(site, tmp_path):
         (str(tmp_path / "STOP"), tmp_path / "STOP"), ("STOP", None), ("/etc/stop", None), (None, None),
         (str(tmp_path / "../STOP"), None),
     ):  # fmt: skip
-        run = Run(training=BrainTraining(stop_file=named)).to_json()
-        run["training"]["stop_file"] = named  # as one of an earlier version may have it
-        write_run(tmp_path / "artifacts/brains/mixtral/small", run, {})
+        file = RunFile(family="mixtral", run=MixtralRun(stop_file=named)).to_json()
+        file["run"]["stop_file"] = named  # edited by hand
+        write_json(tmp_path / "artifacts/brains/mixtral/small/run.json", {"format": "aios-run", "version": 2, **file})
         assert stop_file(site, metrics) == found
     with pytest.raises(CheckpointError, match="Ctrl-C there"):
         stop(site, metrics)
