@@ -66,8 +66,8 @@ def test_stopping_and_resuming_changes_no_bit(train, aios, workspace, reference,
 
 def test_kill_9_while_saving_then_resume_changes_no_bit(train, aios, workspace, reference):
     bundle = workspace / "artifacts/brains/mixtral/a"
-    run = json.loads((reference / "run.json").read_text())
-    given = {**run["settings"], **run["shape"], **run["training"], "checkpoint_dir": None, "log_file": None}
+    run = json.loads((reference / "run.json").read_text())["run"]
+    given = {**run.pop("shape"), **run, "checkpoint_dir": None, "log_file": None}
     options = [
         word
         for name, value in given.items()
@@ -102,7 +102,7 @@ def test_more_steps_than_before(aios, brain):
     assert outcome.code == 0
     assert "max_steps: 26 (was 24)" in outcome.out
     assert (brain / "checkpoints/step_26").is_dir()
-    assert json.loads((brain / "run.json").read_text())["training"]["max_steps"] == 26
+    assert json.loads((brain / "run.json").read_text())["run"]["max_steps"] == 26
     assert "Trained for 26 steps" in (brain / "README.md").read_text()
 
 

@@ -138,7 +138,7 @@ def test_data_outside_the_workspace_is_not_read(asked, brain, tmp_path_factory):
     away = tmp_path_factory.mktemp("away") / "prepared"
     shutil.copytree(asked.root / "training_data/prepared", away)
     run = json.loads((brain / "run.json").read_text())
-    (brain / "run.json").write_text(json.dumps(run | {"settings": run["settings"] | {"data": str(away)}}))
+    (brain / "run.json").write_text(json.dumps(run | {"run": run["run"] | {"data": str(away)}}))
     assert asked.ask("text", NAME, domain="licences", longest=50) == ""
     assert asked.ask("inspect", NAME, text="def f(x):", flags=GoalFlags())["domains"] == {}
     Goals(asked.root).add("Sound like Python", expert="mixtral/straight:0.2")
