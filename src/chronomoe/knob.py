@@ -10,12 +10,15 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from chronomoe.errors import ConfigError
+from chronomoe.settings import Bounds, Settings
 
+Intent = Literal["neutral", "explore_unbalanced", "explore_stuck", "stabilize_improving"]
+"""What the rules are after."""
 Schedule = Literal["linear", "cosine", "step", "adaptive"]
 SCHEDULES = ("linear", "cosine", "step", "adaptive")
 HISTORY = 1000
@@ -158,8 +161,9 @@ class RuleBasedKnobController:
         if not patience >= 1 or not 0 < rate <= 2:
             raise ConfigError(f"patience is {patience} and rate {rate}; use at least 1 and a rate above 0.")
         self.patience, self.rate = patience, rate
-        self.intent = "neutral"
-        self._candidate, self._held = "neutral", 0
+        self.intent: Intent = "neutral"
+        self._candidate: Intent = "neutral"
+        self._held = 0
 
     def __call__(self, state: KnobState) -> KnobDecision:
         """The next kappa."""
@@ -172,7 +176,7 @@ class RuleBasedKnobController:
         kappa = state.kappa + max(-self.rate, min(self.rate, goal - state.kappa))
         return KnobDecision(kappa=max(-1.0, min(1.0, kappa)), intent=self.intent)
 
-    def _wish(self, state: KnobState) -> str:
+    def _wish(self, state: KnobState) -> Intent:
         # A band between two thresholds keeps what is, so that noise at one of them changes nothing.
         if state.dead_experts or state.load_entropy < 0.7:
             return "explore_unbalanced"
@@ -189,11 +193,33 @@ class RuleBasedKnobController:
         return {"intent": self.intent, "candidate": self._candidate, "held": self._held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.intent, self._candidate, self._held = state["intent"], state["candidate"], state["held"]
+        """Go on from what :meth:`state_dict` returned; :class:`ConfigError`, and nothing changed, for anything else."""
+        saved = _RulesState.from_json(state, "agent", exact=True)
+        self.intent, self._candidate, self._held = saved.intent, saved.candidate, saved.held
 
 
-_TARGETS = {"neutral": 0.0, "explore_unbalanced": 0.5, "explore_stuck": 0.3, "stabilize_improving": -0.3}
+@dataclass(frozen=True, kw_only=True)
+class _RulesState(Settings):
+    title = "agent."
+    intent: Intent
+    candidate: Intent
+    held: Annotated[int, Bounds(ge=0)]
+
+
+_TARGETS: dict[Intent, float] = {
+    "neutral": 0.0,
+    "explore_unbalanced": 0.5,
+    "explore_stuck": 0.3,
+    "stabilize_improving": -0.3,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SchedulerState(Settings):
+    title = "knob."
+    current: Annotated[int, Bounds(ge=0)]
+    decision: dict[str, Any]
+    agent: dict[str, Any] | None
 
 
 class KnobScheduler:
@@ -274,11 +300,11 @@ class KnobScheduler:
         return {"current": self.current, "decision": asdict(self._decision), "agent": agent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        if wrong := set(state) ^ {"current", "decision", "agent"}:
-            raise KeyError(f"knob.{min(wrong)} is missing or unknown")
-        if not isinstance(state["current"], int) or state["current"] < 0:
-            raise ValueError("knob.current is no number of steps")
-        self.current, self._decision = state["current"], KnobDecision(**state["decision"])
-        if hasattr(self.agent, "load_state_dict") and state["agent"] is not None:
-            self.agent.load_state_dict(state["agent"])
+        """Go on from what :meth:`state_dict` returned; :class:`ConfigError`, and nothing changed, for anything else."""
+        saved = _SchedulerState.from_json(state, "knob", exact=True)
+        if wrong := set(saved.decision) ^ {field.name for field in fields(KnobDecision)}:
+            raise ConfigError(f"knob.decision.{min(wrong)} is missing or unknown.")
+        decision = KnobDecision(**saved.decision)
+        if hasattr(self.agent, "load_state_dict") and saved.agent is not None:
+            self.agent.load_state_dict(saved.agent)
+        self.current, self._decision = saved.current, decision

@@ -1,39 +1,71 @@
-"""Checkpoints of a training run: directories that appear whole, in safetensors and JSON only.
+"""Checkpoints of a training run: directories that appear complete or not at all, in safetensors and JSON only.
 
 checkpoints/step_500/
     config.json, model*.safetensors    the model, as save_pretrained writes it: usable by from_pretrained
-    chronovisor.safetensors, .json     the control layer, see geology.py
-    optimizer.safetensors              moments, keyed "<parameter number>.<name>"
-    rng_<rank>.safetensors             torch generators (and numpy's and Python's, as text in trainer.json)
-    trainer.json                       position of the run, optimizer groups, schedule, settings
+    chronovisor.safetensors, .json     the control layer, see control/checkpoint.py
+    optimizer.safetensors              moments, named "<parameter>.<moment>"
+    rng_<rank>.safetensors             random generators of each process
+    trainer.json                       :class:`TrainerFile`: where the run is, its settings, the state of callbacks
 """
 
-import json
 import os
-import random
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 
 from chronomoe import sidecars
-from chronomoe.errors import CheckpointError
+from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.pretrained import SteeredPreTrained
-from chronomoe.tensors import remedy
+from chronomoe.settings import Count, FileFormat, NonNegativeInt, Settings
+from chronomoe.storage import whole_directory
+from chronomoe.tensors import read_tensors, remedy, save_tensors
+from chronomoe.training.callback import Callback, Run, RunState
+from chronomoe.training.config import TrainingConfig
+from chronomoe.training.optimizer import pack_optimizer, parameter_names, unpack_optimizer
+from chronomoe.training.rng import pack_rng, refuse_wrong_rng
+from chronomoe.training.step import StepResult
 
-FORMAT = "chronomoe-checkpoint"
-VERSION = 4
+TRAINER_FILE, OPTIMIZER_FILE = "trainer.json", "optimizer.safetensors"
 _NAME = re.compile(r"step_(\d+)(\.\d+)?$")
-_PARTS = (
-    "format", "version", "state", "config", "total_steps", "optimizer_groups", "optimizer_tensors", "schedule",
-    "control", "goal_bias", "rng",
-)  # fmt: skip
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_experts_per_tok")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerFile(Settings):
+    """``trainer.json`` of a checkpoint."""
+
+    file_format: ClassVar[FileFormat] = FileFormat(
+        name="chronomoe-checkpoint",
+        version=5,
+        remedy="use another checkpoint, or move this one away to continue from the one before",
+        outdated="train again, or continue the run with that version",
+    )
+    state: dict[str, NonNegativeInt]
+    """Fields of :class:`RunState`."""
+    config: TrainingConfig
+    """The run's settings."""
+    total_steps: Count
+    processes: Count
+    """Processes that shared each step."""
+    optimizer_groups: tuple[tuple[str, ...], ...]
+    """Names of the parameters in each group of the optimizer."""
+    optimizer_tensors: tuple[str, ...]
+    """Names in optimizer.safetensors."""
+    callbacks: dict[str, dict[str, Any]]
+    """The state of each callback that has one, by its name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if wrong := set(self.state) ^ {field.name for field in fields(RunState)}:
+            raise ConfigError(f"state.{min(wrong)} is missing or unknown.")
 
 
 def step_of(path: Path) -> int:
@@ -60,7 +92,7 @@ def remove_old(folder: Path, keep_last: int, best_step: int | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def set_aside_later(folder: Path, continued_from: Path) -> None:
+def move_superseded(folder: Path, continued_from: Path) -> None:
     """Move checkpoints from that step on, except itself, to ``superseded/``, under a free name."""
     for path in list_checkpoints(folder):
         if step_of(path) >= step_of(continued_from) and path.resolve() != continued_from.resolve():
@@ -73,78 +105,15 @@ def set_aside_later(folder: Path, continued_from: Path) -> None:
             os.rename(path, place)
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as tensors by name and JSON-ready groups."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"{number}.{name}": torch.as_tensor(value).contiguous()
-        for number, entry in state["state"].items()
-        for name, value in entry.items()
-    }
-    return tensors, state["param_groups"]
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
-) -> None:
-    """Restore what :func:`pack_optimizer` made; a different set of parameters is a :class:`CheckpointError`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    try:
-        for key, tensor in tensors.items():
-            number, name = key.split(".", 1)
-            # The moments of an 8-bit optimizer have names and shapes of their own.
-            if name.startswith("exp_avg") and tensor.shape != parameters[int(number)].shape:
-                raise ValueError(f"{key} has the shape {list(tensor.shape)}")
-            state.setdefault(int(number), {})[name] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except (ValueError, IndexError) as error:
-        raise CheckpointError(f"the checkpoint's optimizer state is for other parameters: {error}") from error
-
-
-def pack_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of every random generator: torch's as tensors, numpy's and Python's as JSON."""
-    tensors = {"cpu": torch.get_rng_state()}
-    for index in range(torch.cuda.device_count()):
-        tensors[f"cuda{index}"] = torch.cuda.get_rng_state(index)
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    version, words, gauss = random.getstate()
-    return tensors, {"numpy": [kind, np.asarray(keys).tolist(), *rest], "python": [version, list(words), gauss]}
-
-
-def unpack_rng(tensors: dict[str, Tensor], others: dict[str, Any]) -> None:
-    """Restore what :func:`pack_rng` made."""
-    if "cpu" not in tensors:
-        raise CheckpointError("the checkpoint's random state is not one of torch's; use another checkpoint.")
-    torch.set_rng_state(tensors["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"cuda{index}"], index)
-    kind, keys, *rest = others["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    version, words, gauss = others["python"]
-    random.setstate((version, tuple(words), gauss))
-
-
-def read_trainer_state(path: Path) -> dict[str, Any]:
-    """``trainer.json`` of a checkpoint, its format checked."""
-    file = path / "trainer.json"
+def read_trainer_file(path: Path) -> TrainerFile:
+    """``trainer.json`` of the checkpoint ``path``; :class:`CheckpointError` when it is missing, damaged or outdated."""
     if not path.is_dir():
         near = ", ".join(found.name for found in list_checkpoints(path.parent)) or "none"
         raise CheckpointError(f"there is no checkpoint {path}; in {path.parent} there are: {near}.")
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        return TrainerFile.read_file(path / TRAINER_FILE, exact=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a checkpoint of a training run: it has no trainer.json.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); {remedy(path)}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by chronomoe; give the folder of one of its checkpoints.")
-    if state.get("version") != VERSION:
-        raise CheckpointError(f"{path} has checkpoint version {state.get('version')}, this chronomoe reads {VERSION}.")
-    if wrong := sorted(set(state) ^ set(_PARTS)):
-        raise CheckpointError(f"{file} is damaged ({wrong[0]} is missing or unknown); {remedy(path)}")
-    return state
+        raise CheckpointError(f"{path} is not a checkpoint of a training run: it has no {TRAINER_FILE}.") from None
 
 
 def save_model(model: Any, folder: Path, *, control: bool) -> None:
@@ -156,8 +125,8 @@ def save_model(model: Any, folder: Path, *, control: bool) -> None:
         sidecars.save(model, folder, control=control)
 
 
-def load_weights(model: Any, path: Path) -> None:
-    """Load a checkpoint's weights into ``model`` in place; another shape is a :class:`CheckpointError`."""
+def read_weights(model: Any, path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights for ``model``; :class:`CheckpointError` for another shape."""
     try:
         # First the configuration alone: a foreign one may describe a model that no memory holds.
         theirs_config, mine_config = type(model.config).from_pretrained(path).to_dict(), model.config.to_dict()
@@ -166,19 +135,173 @@ def load_weights(model: Any, path: Path) -> None:
             raise CheckpointError(f"{path} belongs to a model of another shape: its {different[0]} does not fit.")
         loaded, info = type(model).from_pretrained(path, output_loading_info=True, dtype=model.dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the weights in {path} cannot be read ({_brief(error)}); {remedy(path)}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"the weights in {path} cannot be read ({reason}); {remedy(path)}") from error
     wrong = sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])])
     mine, theirs = model.state_dict(), loaded.state_dict()
     wrong += [name for name in mine if name not in theirs or theirs[name].shape != mine[name].shape]
     if wrong:
         raise CheckpointError(f"{path} belongs to a model of another shape: {wrong[0]} does not fit.")
-    model.load_state_dict(theirs, strict=False)
+    return theirs
 
 
-def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+class Checkpoint(Callback):
+    """Saves the run when it is time and at its end, and loads what it saved."""
 
+    def __init__(
+        self,
+        run: Run,
+        model: Any,
+        optimizer: Any,
+        accelerator: Accelerator,
+        *,
+        save_extra: Callable[[Path], Any] | None = None,
+    ) -> None:
+        self.run, self.model, self.optimizer = run, model, optimizer
+        self.accelerator, self.save_extra = accelerator, save_extra
+        self.folder = Path(run.config.checkpoint_dir)
+        """Where the step_N checkpoints are."""
+        self.continued_from: Path | None = None
+        """The checkpoint loaded, until the next save."""
+        self._saved_step = 0  # nothing is worth saving before the first step
+        self._saved_states: dict[str, Any] | None = None
 
-def write_trainer_state(path: Path, state: dict[str, Any]) -> None:
-    """Write ``trainer.json``; numbers survive exactly."""
-    (path / "trainer.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    def after_step(self, step: StepResult) -> None:
+        """Save when it is time."""
+        if step.number % self.run.config.save_every_n_steps == 0:
+            with self.run.report.paused():
+                self.save_step()
+
+    def after_training(self) -> None:
+        """Save the last step."""
+        self.save_step()
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint."""
+        found = list_checkpoints(self.folder)
+        return found[-1] if found else None
+
+    def find(self, name: str) -> Path:
+        """A checkpoint by ``"latest"``, its name in the folder, or a path."""
+        if name == "latest":
+            if (latest := self.latest()) is None:
+                raise CheckpointError(f"there is no checkpoint in {self.folder} to continue from.")
+            return latest
+        mine = self.folder / name
+        return mine if mine.is_dir() or not Path(name).is_dir() else Path(name)
+
+    def refuse_foreign(self) -> None:
+        """:class:`ConfigError` for a new run that would write over the checkpoints of another."""
+        if self.run.state.step == 0 and self.continued_from is None and (latest := self.latest()) is not None:
+            raise ConfigError(
+                f"{self.folder} holds the checkpoints of another run; load_checkpoint({latest.name!r}) continues it, "
+                "another checkpoint_dir begins a new one."
+            )
+
+    def save_step(self) -> Path:
+        """Write ``step_<N>`` in one piece, unless it is saved as it is; returns its path.
+
+        Then checkpoints beyond ``keep_last`` are deleted, never the best and never this one. The first save after
+        continuing from an older checkpoint moves the ones after it to ``superseded/``: they belong to a history that
+        this run has left.
+        """
+        step, states = self.run.state.step, self._states()
+        path = self.folder / f"step_{step}"
+        if self._saved_step == step and self._saved_states in (None, states):
+            return path
+        generators: list[dict[str, Tensor]] = gather_object([pack_rng()])
+        if self.accelerator.is_main_process:
+            if self.continued_from is not None:
+                move_superseded(self.folder, self.continued_from)
+                self.continued_from = None
+            with whole_directory(path, replace=True) as work:
+                self._write(work, states, generators)
+            remove_old(self.folder, self.run.config.keep_last, self.run.best_step)
+        self.accelerator.wait_for_everyone()
+        self.run.report.line(f"Saved checkpoint: {path.name}")
+        self.run.report.record({"event": "checkpoint_save", "step": step, "path": path.name})
+        self._saved_step, self._saved_states = step, states
+        return path
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        states = {callback.name: callback.state_dict() for callback in self.run.callbacks}
+        return {name: state for name, state in states.items() if name}
+
+    def _write(self, work: Path, states: dict[str, dict[str, Any]], generators: list[dict[str, Tensor]]) -> None:
+        config = self.run.config
+        save_model(self.model, work, control=config.save_chronovisor_state)
+        for callback in self.run.callbacks:
+            callback.save(work)
+        tensors = pack_optimizer(self.model, self.optimizer)
+        save_tensors(work / OPTIMIZER_FILE, tensors)
+        for rank, one in enumerate(generators):
+            save_tensors(work / f"rng_{rank}.safetensors", one)
+        if self.save_extra is not None:
+            self.save_extra(work)
+        TrainerFile(
+            state=asdict(self.run.state),
+            config=config,
+            total_steps=self.run.total_steps,
+            processes=len(generators),
+            optimizer_groups=self._groups(),
+            optimizer_tensors=tuple(sorted(tensors)),
+            callbacks=states,
+        ).write_file(work / TRAINER_FILE)
+
+    def _groups(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(map(tuple, parameter_names(self.model, self.optimizer)))
+
+    def load_step(self, path: Path) -> dict[str, Tensor]:
+        """Bring the run to where the checkpoint ``path`` was; returns the random generators of this process.
+
+        Files that are missing, damaged or do not fit are refused before a weight changes.
+        """
+        saved = read_trainer_file(path)
+        moments = read_tensors(path / OPTIMIZER_FILE)
+        self._refuse_unfit(saved, moments, path)
+        generators = read_tensors(path / f"rng_{self.accelerator.process_index}.safetensors")
+        refuse_wrong_rng(generators)
+        weights = read_weights(self.model, path)
+        optimizer_state = unpack_optimizer(self.model, self.optimizer, moments)
+        self._load_callbacks(saved, path)
+        self.model.load_state_dict(weights, strict=False)
+        self.optimizer.load_state_dict(optimizer_state)
+        state = self.run.state
+        for name, value in saved.state.items():
+            setattr(state, name, value)
+        # The position is one in samples; with other batches it falls on the one that holds it.
+        state.batch = state.batch * saved.config.batch_size // self.run.config.batch_size
+        self.continued_from = path
+        self._saved_step, self._saved_states = state.step, self._states()
+        self.run.report.line(f"Loaded checkpoint: {path.name}")
+        return generators
+
+    def _refuse_unfit(self, saved: TrainerFile, config: TrainingConfig, moments: dict[str, Tensor], path: Path) -> None:
+        processes = self.accelerator.num_processes
+        if saved.processes != processes:
+            raise CheckpointError(
+                f"{path} was saved by {saved.processes} processes, this run has {processes}; continue with as many."
+            )
+        if saved.config.optimizer != self.run.config.optimizer:
+            raise CheckpointError(f"{path} was trained with optimizer={saved.config.optimizer!r}; continue with it.")
+        if wrong := set(moments) ^ set(saved.optimizer_tensors):
+            raise CheckpointError(f"{path / OPTIMIZER_FILE}: {min(wrong)} is missing or unknown; {remedy(path)}")
+        mine, theirs = self._groups(), saved.optimizer_groups
+        if mine != theirs:
+            wrong = {name for group in mine for name in group} ^ {name for group in theirs for name in group}
+            what = f": {min(wrong)} is trained in one of them only" if wrong else ""
+            raise CheckpointError(f"{path} was saved by a run that trains other parameters than this one{what}.")
+
+    def _load_callbacks(self, saved: TrainerFile, path: Path) -> None:
+        if wrong := set(saved.callbacks) ^ set(self._states()):
+            raise CheckpointError(
+                f"{path / TRAINER_FILE} is damaged, or written with other callbacks than this run has: the state of "
+                f"{min(wrong)!r} is missing or unknown."
+            )
+        for callback in self.run.callbacks:
+            if callback.name:
+                try:
+                    callback.load_state_dict(saved.callbacks[callback.name])
+                except ConfigError as error:
+                    raise CheckpointError(f"{path / TRAINER_FILE} is damaged ({error}); {remedy(path)}") from error
+            callback.load(path)

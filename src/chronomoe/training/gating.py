@@ -70,22 +70,7 @@ class CoherenceGatedOptimizer(torch.optim.Optimizer):
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    # What the base class implements itself would otherwise not reach the wrapped optimizer.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The wrapped optimizer's groups."""
-        return self.optimizer.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The wrapped optimizer's state."""
-        return self.optimizer.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The wrapped optimizer's defaults."""
-        return self.optimizer.defaults
+    # Attributes reach the wrapped optimizer by __getattr__; methods that the base class has need a way of their own.
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's; the gate has no memory."""

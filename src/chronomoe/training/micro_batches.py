@@ -1,4 +1,4 @@
-"""Micro-batches of a step, whole or in pieces: long sequences in bounded memory.
+"""Micro-batches of a step, complete or in pieces: long sequences in bounded memory.
 
 A piece sees the keys and values of all pieces before it, without their gradient (truncated backpropagation through
 time), at its right positions; each is backpropagated before the next is read.
@@ -15,13 +15,31 @@ from transformers import DynamicCache
 
 from chronomoe.data.windows import IGNORED
 
+Batch = Mapping[str, Tensor]
+"""``input_ids`` (batch, sequence), and ``attention_mask`` and ``labels`` (not shifted; -100 is ignored) if any."""
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The batch's labels; without any, its own tokens where they are not padding."""
+    if "labels" in batch:
+        return batch["labels"]
+    if "attention_mask" in batch:
+        return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    return batch["input_ids"]
+
+
+def routed_tokens(batch: Batch) -> Tensor:
+    """How many tokens of a batch are not padding, scalar."""
+    mask = batch.get("attention_mask")
+    return torch.tensor(batch["input_ids"].numel()) if mask is None else mask.sum().cpu()
+
 
 def calls(
-    batches: Sequence[Mapping[str, Any]], labels: Sequence[Tensor], chunk_size: int | None
+    batches: Sequence[Batch], labels: Sequence[Tensor], chunk_size: int | None
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """The forwards of one step, and whether each is the last.
 
-    Each must be asked for only after the backward pass of the one before, so the last is known by counting.
+    Each must be drawn only after the backward pass of the one before, so the last is known by counting.
     """
     total = sum(1 if chunk_size is None else -(-label.shape[1] // chunk_size) for label in labels)
     made = chain.from_iterable(pieces(batch, label, chunk_size) for batch, label in zip(batches, labels, strict=True))
@@ -29,7 +47,7 @@ def calls(
         yield call, number == total
 
 
-def pieces(batch: Mapping[str, Any], labels: Tensor, chunk_size: int | None) -> Iterator[dict[str, Any]]:
+def pieces(batch: Batch, labels: Tensor, chunk_size: int | None) -> Iterator[dict[str, Any]]:
     """What the model is called with, one call after another; ``labels`` (batch, sequence) are not shifted.
 
     A micro-batch without ``chunk_size``, or not longer than it, is one call.
@@ -42,7 +60,7 @@ def pieces(batch: Mapping[str, Any], labels: Tensor, chunk_size: int | None) -> 
     cache = ChunkCache()
     for start in range(0, length, chunk_size):
         end = min(start + chunk_size, length)
-        piece = {
+        piece: dict[str, Any] = {
             "input_ids": batch["input_ids"][:, start:end],
             "labels": labels[:, start:end],
             "shift_labels": targets[:, start:end].contiguous(),

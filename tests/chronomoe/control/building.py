@@ -3,7 +3,7 @@
 import torch
 
 from chronomoe import ChronovisorMixtralForCausalLM, ControlConfig, MixtralConfig
-from chronomoe.training.run_control import language_model_loss
+from chronomoe.training.control import language_model_loss
 
 VOCAB = 61
 

@@ -11,7 +11,7 @@ from torch import distributed
 from chronomoe import ControlConfig
 from chronomoe.control import judge
 from chronomoe.control.judge import mean_and_error, probe, set_masked, sums_of
-from chronomoe.training.run_control import language_model_loss
+from chronomoe.training.control import language_model_loss
 from tests.chronomoe.control.building import batches, build, language_loss, text, train
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: one live line on a terminal, plain lines elsewhere, and metrics.jsonl for everything."""
+"""What a run shows and records: one live line on a terminal, plain lines elsewhere, metrics.jsonl for everything."""
 
 import json
 import os
@@ -35,8 +35,7 @@ class Reporter:
         self._board: Any = None
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.show = show or self.console.print
-        self.grad_norm = 0.0
-        if active:  # a place that cannot be written must be known before the first step
+        if active:  # a place that cannot be written fails before the first step
             log_file.parent.mkdir(parents=True, exist_ok=True)
             log_file.open("ab").close()
         self._progress: Progress | None = None
@@ -80,8 +79,8 @@ class Reporter:
         self.tick(step)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What happens in the block (evaluating, saving) does not count as training time."""
+    def paused(self) -> Iterator[None]:
+        """Within the block (evaluating, saving) no training time passes."""
         clock, began = self._clock, time.perf_counter()
         yield
         self._clock = clock + time.perf_counter() - began
@@ -102,7 +101,7 @@ class Reporter:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with disk_full_explained(self.log_file), self.log_file.open("a+b") as file:
                 line = json.dumps(finite(entry), ensure_ascii=False, allow_nan=False) + "\n"
-                file.write((line if _ends_whole(file) else "\n" + line).encode())
+                file.write((line if _ends_with_newline(file) else "\n" + line).encode())
         if self._board is not None:
             for name, value in entry.items():
                 if isinstance(value, (int, float)) and name != "step":
@@ -159,8 +158,8 @@ def _tensorboard() -> Callable[..., Any]:
     return SummaryWriter
 
 
-def _ends_whole(file: IO[bytes]) -> bool:
-    """Whether the last line is complete; a full disk or a killed run may have cut it."""
+def _ends_with_newline(file: IO[bytes]) -> bool:
+    """Is the last line complete? A full disk or a killed run may have cut it."""
     if file.seek(0, os.SEEK_END) == 0:
         return True
     file.seek(-1, os.SEEK_END)

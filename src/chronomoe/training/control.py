@@ -1,25 +1,29 @@
 """The control layer within one run: kappa's schedule, the controller's tick, the gate, probes of suspect experts."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chronomoe.control.checkpoint import ChronovisorCheckpoint
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.data.windows import IGNORED
-from chronomoe.errors import UnsupportedModelError
+from chronomoe.errors import ConfigError, UnsupportedModelError
 from chronomoe.hosts.attach import attach
 from chronomoe.knob import Agent, KnobScheduler, KnobState
 from chronomoe.routing.losses import ChronoMoELoss
 from chronomoe.routing.statistics import RoutingWindow
+from chronomoe.settings import Settings
+from chronomoe.training.callback import Callback
 from chronomoe.training.config import TrainingConfig
-from chronomoe.training.evaluation import labels_of
 from chronomoe.training.gating import CoherenceGatedOptimizer, gate_value
+from chronomoe.training.micro_batches import Batch, labels_of
+from chronomoe.training.step import StepResult
 
 _FAST, _SLOW = 0.05, 0.01
 """Rates of the two averages whose difference is the trend of the loss."""
@@ -47,47 +51,31 @@ def controller_for(model: Any, config: TrainingConfig) -> ChronovisorMixtralCont
     return controller
 
 
-class ExpertUsage:
-    """What each expert was given since the last report, all its assignments, padding left out."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, window: RoutingWindow) -> None:
-        """One step."""
-        for name in ("assignments", "probability", "tokens"):
-            value = getattr(window, name).double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-
-    def report(self) -> dict[str, Any]:
-        """Means over the MoE layers, and each layer's own; then it counts anew. Empty when nothing was routed."""
-        if not self._sums:
-            return {}
-        counts_LN, tokens_L = self._sums["assignments"], self._sums["tokens"]
-        share_LN = self._sums["probability"] / tokens_L.unsqueeze(-1)
-        self._sums = {}
-        return {
-            "avg_routing_prob": [round(p, 4) for p in share_LN.mean(dim=0).tolist()],
-            "token_counts": [round(n) for n in counts_LN.mean(dim=0).tolist()],
-            "total_tokens": round(tokens_L.mean().item()),
-            "layers": {
-                "avg_routing_prob": [[round(p, 4) for p in row] for row in share_LN.tolist()],
-                "token_counts": [[round(n) for n in row] for row in counts_LN.tolist()],
-                "total_tokens": [round(n) for n in tokens_L.tolist()],
-            },
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {name: value.tolist() for name, value in self._sums.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
+def deployed(controller: ChronovisorMixtralController | None) -> AbstractContextManager[None]:
+    """Within the block the model routes as it will when deployed."""
+    return nullcontext() if controller is None else controller.deployed()
 
 
-class RunControl:
-    """What the trainer calls; does nothing for a model without a controller."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlState(Settings):
+    """What a resumed run must know that the controller does not hold."""
+
+    title = "control."
+    knob: dict[str, Any]
+    knob_state: dict[str, float] | None
+    loss_fast: float
+    loss_slow: float
+    fields_saved: bool
+    """Does the checkpoint hold the controller's own state?"""
+
+
+class Control(Callback):
+    """Turns the knob, ticks the controller, gates the update and judges suspects; nothing without a controller.
+
+    A tick needs the gradients of a whole step and comes before the optimizer moves.
+    """
+
+    name = "control"
 
     def __init__(
         self,
@@ -95,12 +83,12 @@ class RunControl:
         controller: ChronovisorMixtralController | None,
         config: TrainingConfig,
         total_steps: int,
+        *,
         show: Callable[[str], None],
         agent: Agent | None = None,
+        gated: CoherenceGatedOptimizer | None = None,
     ) -> None:
-        self.model, self.controller, self.config, self.show = model, controller, config, show
-        self.optimizer: CoherenceGatedOptimizer | None = None
-        """Set when updates are gated."""
+        self.model, self.controller, self.config, self.show, self.gated = model, controller, config, show, gated
         self.knob = KnobScheduler(
             config.initial_kappa,
             config.final_kappa,
@@ -111,18 +99,18 @@ class RunControl:
         )
         self.loss_fast = self.loss_slow = 0.0
         self.gate = 1.0
-        self.usage = ExpertUsage()
-        self.state: KnobState | None = None
+        self.knob_state: KnobState | None = None
         """What an agent sees, after the first step of an adaptive schedule."""
         self._complaint = ""
+        self._fields_saved = True
 
     @property
     def active(self) -> bool:
         """Does anything here move?"""
         return self.controller is not None and self.controller.steering.config.enabled
 
-    def announce(self) -> None:
-        """Say what the user may not expect of the settings."""
+    def before_training(self) -> None:
+        """Say what cannot be expected of the settings."""
         if self.active and self.knob.too_short:
             self.show(
                 f"kappa stays at {self.knob.initial_kappa}: its warm-up of {self.knob.warmup_steps} steps is not "
@@ -133,46 +121,44 @@ class RunControl:
             if steering.top_k == steering.num_experts:
                 self.show("every token uses every expert: there is no routing to control.")
 
-    def after_backward(
-        self, batches: Sequence[Mapping[str, Any]], lm_loss: float, *, finite: bool
-    ) -> RoutingWindow | None:
-        """One step's gradients are complete: turn the knob, tick, gate the update, judge suspects.
-
-        Returns the step's window; None when the step is not finite or nothing was routed.
-        """
+    def after_backward(self, step: StepResult) -> None:
+        """Knob, tick, gate, judge; sets the step's window. A step that is skipped moves the knob alone."""
         controller = self.controller
         if controller is None:
-            return None
-        if not finite:
+            return
+        if step.skip_reason:
             self.knob.step()
             controller.steering.discard_step()
             if self.active and controller.config.health:
-                self._say(controller.mask_broken())
-            return None
+                self._report(controller.mask_broken())
+            return
+        self._average(step.losses.get("lm_loss", step.losses["loss"]))
+        self._turn_knob(controller)
+        window = step.window = controller.tick()
+        if window is not None and self.config.kappa_schedule == "adaptive":
+            self.knob_state = self._state_of(controller, window)
+        if self.gated is not None and window is not None:
+            self.gated.coherence = controller.coherence_history[-1]
+            self.gate = self.gated.gate
+        self._report(controller.judge(lambda: self._probed_loss(step.batches)))
+
+    def _average(self, loss: float) -> None:
         first = self.loss_slow == 0.0
-        self.loss_fast = lm_loss if first else self.loss_fast + _FAST * (lm_loss - self.loss_fast)
-        self.loss_slow = lm_loss if first else self.loss_slow + _SLOW * (lm_loss - self.loss_slow)
-        decision = self.knob.step(self.state)
+        self.loss_fast = loss if first else self.loss_fast + _FAST * (loss - self.loss_fast)
+        self.loss_slow = loss if first else self.loss_slow + _SLOW * (loss - self.loss_slow)
+
+    def _turn_knob(self, controller: ChronovisorMixtralController) -> None:
+        decision = self.knob.step(self.knob_state)
         if self.knob.complaint != self._complaint:
             self._complaint = self.knob.complaint
             if self._complaint:
                 self.show(f"  The knob's agent failed, kappa stays: {self._complaint}")
         if self.active:
             controller.set_knob(decision.kappa, decision.intent)
-        window = controller.tick()
-        if window is not None:
-            self.usage.add(window)
-        if window is not None and self.config.kappa_schedule == "adaptive":
-            self.state = self._state(controller, window)
-        if self.optimizer is not None and window is not None:
-            self.optimizer.coherence = controller.coherence_history[-1]
-            self.gate = self.optimizer.gate
-        self._say(controller.judge(lambda: self._probed_loss(batches)))
-        return window
 
-    def _probed_loss(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _probed_loss(self, batches: Sequence[Batch]) -> Tensor:
         assert self.controller is not None
-        # A sequence that is trained in pieces would not fit whole.
+        # A sequence that is trained in pieces would not fit as one.
         wanted, length = self.controller.config.probe_sequences, self.config.chunk_size
         losses: list[Tensor] = []
         for batch in batches:
@@ -180,11 +166,11 @@ class RunControl:
                 losses.append(language_model_loss(self.model, batch, left, length)())
         return torch.cat(losses)
 
-    def _say(self, verdicts: list[str]) -> None:
+    def _report(self, verdicts: list[str]) -> None:
         for verdict in verdicts:
             self.show(f"  Health: {verdict}")
 
-    def _state(self, controller: ChronovisorMixtralController, window: RoutingWindow) -> KnobState:
+    def _state_of(self, controller: ChronovisorMixtralController, window: RoutingWindow) -> KnobState:
         summary = window.summary()
         return KnobState(
             step=self.knob.current,
@@ -196,10 +182,6 @@ class RunControl:
             dead_experts=int(summary["dead_experts"]),
             kappa=controller.meta_knob.kappa,
         )
-
-    def deployed(self) -> AbstractContextManager[None]:
-        """Within the block the model routes as it will when deployed."""
-        return nullcontext() if self.controller is None else self.controller.deployed()
 
     def metrics(self) -> dict[str, Any]:
         """Fields of a metrics record."""
@@ -230,29 +212,48 @@ class RunControl:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What the controller does not hold, JSON-ready."""
-        state = None if self.state is None else dataclasses.asdict(self.state)
-        knob = {"knob": self.knob.state_dict(), "knob_state": state, "usage": self.usage.state_dict()}
-        return {**knob, "loss_fast": self.loss_fast, "loss_slow": self.loss_slow}
+        """The knob and the averages of the loss."""
+        seen = None if self.knob_state is None else dataclasses.asdict(self.knob_state)
+        return ControlState(
+            knob=self.knob.state_dict(),
+            knob_state=seen,
+            loss_fast=self.loss_fast,
+            loss_slow=self.loss_slow,
+            fields_saved=self.config.save_chronovisor_state,
+        ).to_json()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; raises KeyError, TypeError or ValueError for anything else."""
-        if wrong := set(state) ^ set(self.state_dict()):
-            raise KeyError(f"control.{min(wrong)} is missing or unknown")
-        losses = [float(state[name]) for name in ("loss_fast", "loss_slow")]
-        if not all(map(math.isfinite, losses)):
-            raise ValueError("a smoothed loss is not finite")
-        self.knob.load_state_dict(state["knob"])
-        self.loss_fast, self.loss_slow = losses
-        self.usage.load_state_dict(state["usage"])
-        self.state = None if state["knob_state"] is None else KnobState(**state["knob_state"])
-        if self.optimizer is not None and self.controller is not None and self.controller.coherence_history:
-            coherence = self.controller.coherence_history[-1]
+        """Go on from there."""
+        saved = ControlState.from_json(state, "control", exact=True)
+        names = {one.name for one in dataclasses.fields(KnobState)}
+        if saved.knob_state is not None and (wrong := names ^ set(saved.knob_state)):
+            raise ConfigError(f"control.knob_state.{min(wrong)} is missing or unknown.")
+        self.knob.load_state_dict(saved.knob)
+        self.loss_fast, self.loss_slow, self._fields_saved = saved.loss_fast, saved.loss_slow, saved.fields_saved
+        self.knob_state = None if saved.knob_state is None else KnobState(**state["knob_state"])
+
+    def load(self, folder: Path) -> None:
+        """Restore the controller, which is saved with the model; it starts new where it was not saved."""
+        controller = self.controller
+        if controller is None:
+            return
+        if not self._fields_saved:
+            controller.reset()
+            return
+        saved = ChronovisorCheckpoint.load(folder)
+        saved.refuse_unfit(controller, folder)
+        controller.reset()
+        saved.restore_to_controller(controller, folder)
+        if self.gated is not None and controller.coherence_history:
+            coherence = controller.coherence_history[-1]
             self.gate = gate_value(coherence, self.config.min_coherence, self.config.gating_strength)
+        if saved.record.control != controller.config:
+            controller.release()  # what they had on may be off now
+            self.show("  The control layer's settings differ from the checkpoint's; today's apply.")
 
 
 def language_model_loss(
-    model: Any, batch: Mapping[str, Any], sequences: int, length: int | None = None
+    model: nn.Module, batch: Batch, sequences: int, length: int | None = None
 ) -> Callable[[], Tensor]:
     """Next-token loss of ``model`` as evaluated, one mean for each of the first sequences of a batch, (sequences,).
 
@@ -272,7 +273,7 @@ def language_model_loss(
         finally:
             model.train(was_training)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-        told = (targets != IGNORED).sum(dim=-1)
-        return losses.view_as(targets).sum(dim=-1)[told > 0] / told[told > 0]
+        count = (targets != IGNORED).sum(dim=-1)
+        return losses.view_as(targets).sum(dim=-1)[count > 0] / count[count > 0]
 
     return loss
