@@ -17,8 +17,9 @@ from transformers import MixtralConfig as HFMixtralConfig
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.training import CoherenceGatedOptimizer, TrainingConfig
+from chronomoe.training.control import Control
 from chronomoe.training.optimizer import build_optimizer
-from chronomoe.training.run_control import RunControl
+from chronomoe.training.step import StepResult
 
 Arm = Callable[[], Tensor]
 """One unit of work. Its value (output, loss, tokens) is what the peers must agree on."""
@@ -132,9 +133,9 @@ def step_arm(shape: Shape, name: str, kappa: float = -0.3, bad_expert: bool = Fa
         optimizer = build_optimizer(model, config)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=fused or None)
-    control = RunControl(model, getattr(model, "controller", None), config, 10**6, print)
-    if kind == OURS:
-        control.optimizer = optimizer = CoherenceGatedOptimizer(optimizer)
+    gated = CoherenceGatedOptimizer(optimizer) if kind == OURS else None
+    optimizer = gated or optimizer
+    control = Control(model, getattr(model, "controller", None), config, 10**6, show=print, gated=gated)
     generator = torch.Generator().manual_seed(1)
 
     def step() -> Tensor:
@@ -142,10 +143,11 @@ def step_arm(shape: Shape, name: str, kappa: float = -0.3, bad_expert: bool = Fa
         optimizer.zero_grad(set_to_none=True)
         loss: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
-        told = model.steering.last_losses["lm"] if kind == OURS else loss.detach()
-        control.after_backward([{"input_ids": tokens}], float(told), finite=True)  # as the trainer does
+        lm_loss = model.steering.last_losses["lm"] if kind == OURS else loss.detach()
+        made = StepResult(number=1, batches=[{"input_ids": tokens}], losses={"loss": float(lm_loss)})
+        control.after_backward(made)  # as the trainer does
         optimizer.step()
-        return told
+        return lm_loss
 
     return step
 

@@ -34,8 +34,9 @@ from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.control.state import ControlState
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import HeldoutWindows, PackedDataset, heldout_windows
-from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from chronomoe.training.run_control import language_model_loss
+from chronomoe.training import Callback, ChronoMoETrainer, TrainingConfig
+from chronomoe.training.control import language_model_loss
+from chronomoe.training.step import StepResult
 
 RESULTS = Path(__file__).parent / "results"
 SEQUENCE, BATCH, EVALUATED = 128, 8, 100_000
@@ -119,16 +120,15 @@ def trained(store: TokenStore, arm: Arm, seed: int, steps: int) -> tuple[ChronoM
     )  # fmt: skip
     data = DataLoader(PackedDataset(store, SEQUENCE, seed, steps * BATCH), batch_size=BATCH)
     windows = {name: heldout_windows(store, name, SEQUENCE, EVALUATED) for name in store.domains}
-    trainer = ChronoMoETrainer(ChronovisorMixtralForCausalLM(config), training, data, windows, show=lambda line: None)
     counts: list[Tensor] = []
-    step = trainer._step
 
-    def counted(batches: list[Any]) -> None:
-        step(batches)
-        assert trainer.window is not None
-        counts.append(trainer.window.assignments)
+    class Counts(Callback):
+        def after_step(self, step: StepResult) -> None:
+            assert step.window is not None
+            counts.append(step.window.assignments)
 
-    trainer._step = counted  # type: ignore[method-assign]
+    model = ChronovisorMixtralForCausalLM(config)
+    trainer = ChronoMoETrainer(model, training, data, windows, show=lambda line: None, callbacks=[Counts()])
     with following_health(trainer.controller) if arm.health_target else contextlib.nullcontext():
         return trainer, trainer.train()["evaluation"]["mean"], counts
 

@@ -31,7 +31,8 @@ from chronomoe.experts.training import ANCHOR_EVERY, WithAnchor, begin, trainee
 from chronomoe.hosts.capture import gate_inputs, kl
 from chronomoe.storage import whole_directory
 from chronomoe.tensors import read_tensors, save_tensors
-from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from chronomoe.training import Callback, ChronoMoETrainer, TrainingConfig
+from chronomoe.training.step import StepResult
 
 SEQUENCE, BATCH = 128, 8
 WIDTH, LAYERS = 256, 4
@@ -154,15 +155,13 @@ def train(module: Any, domain: TokenStore, general: TokenStore | None, seed: int
             checkpoint_dir=place, max_steps=steps, batch_size=BATCH, learning_rate=LR, weight_decay=0.0, seed=seed,
             log_every_n_steps=steps, save_every_n_steps=steps,
         )  # fmt: skip
-        trainer = ChronoMoETrainer(module, config, DataLoader(data, batch_size=BATCH))
-        step, times = trainer._step, [0.0]
+        times = [0.0]
 
-        def timed(batches: list[Any]) -> None:
-            step(batches)
-            times.append(time.process_time())
+        class Clock(Callback):
+            def after_step(self, step: StepResult) -> None:
+                times.append(time.process_time())
 
-        trainer._step = timed  # type: ignore[method-assign]
-        trainer.train()
+        ChronoMoETrainer(module, config, DataLoader(data, batch_size=BATCH), callbacks=[Clock()]).train()
     return (times[-1] - times[1]) / (len(times) - 2)  # the first step warms up
 
 

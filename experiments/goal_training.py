@@ -25,7 +25,8 @@ from chronomoe.data.windows import PackedDataset, heldout_windows, training_wind
 from chronomoe.goals.settings import GoalSettings
 from chronomoe.goals.steer import Goal, turn_on
 from chronomoe.routing.statistics import RoutingWindow
-from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from chronomoe.training import Callback, ChronoMoETrainer, TrainingConfig
+from chronomoe.training.step import StepResult
 from experiments.domain_arms import BATCH, SEQUENCE, train_base
 from experiments.domain_text import prepare_text
 
@@ -56,19 +57,18 @@ def run(arm: str, folder: Path, steps: int) -> dict[str, Any]:
     )  # fmt: skip
     data = DataLoader(PackedDataset(store, SEQUENCE, 7, steps * BATCH), batch_size=BATCH)
     held = {name: heldout_windows(store, name, SEQUENCE, 4096) for name in store.domains}
-    trainer = ChronoMoETrainer(model, config, data, held, goals=None if arm == ARMS[1] else steer)
     shares, violations = [], []
-    step = trainer._step
 
-    def watched(batches: list[Any]) -> None:
-        step(batches)
-        if trainer.window is not None:
-            window = trainer.window
+    class Watch(Callback):
+        def after_step(self, step: StepResult) -> None:
+            if (window := step.window) is None:
+                return
             shares.append(window.load[:, EXPERT].mean().item())
             unasked = (window.assignments - window.goal_shift) / window.assignments.sum(dim=-1, keepdim=True)
             violations.append((unasked * unasked.shape[-1]).double())
 
-    trainer._step = watched  # type: ignore[method-assign]
+    goals = None if arm == ARMS[1] else steer
+    trainer = ChronoMoETrainer(model, config, data, held, goals=goals, callbacks=[Watch()])
     began = time.perf_counter()
     results = trainer.train()
     each = len(shares) // PARTS

@@ -23,7 +23,8 @@ from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.hrm import HRMACTv1Config, HRMACTv1ForCausalLM
-from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from chronomoe.training import Callback, ChronoMoETrainer, TrainingConfig
+from chronomoe.training.step import StepResult
 from experiments.control_layer import prepare_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,10 +71,15 @@ def trainer_of(name: str, store: TokenStore, steps: int, lr: float) -> ChronoMoE
 
 def steps_within(name: str, store: TokenStore, minutes: float, lr: float) -> int:
     """How many steps of an arm fit into that time on this machine, left alone."""
+    times: list[float] = []
+
+    class Clock(Callback):
+        def after_step(self, step: StepResult) -> None:
+            times.append(time.perf_counter())
+
     probe = trainer_of(name, store, 40, lr)
     probe.stop_after = 30
-    times: list[float] = []
-    probe._after_step = lambda: times.append(time.perf_counter()) or {}  # type: ignore[method-assign, func-returns-value]
+    probe.callbacks[:] = [probe.control, Clock()]
     probe.train()
     seconds = (times[-1] - times[9]) / (len(times) - 10)
     return max(20, int(minutes * 60 / seconds))

@@ -207,12 +207,12 @@ class Brain:
 
     def describe(self) -> dict[str, Any]:
         """Family, training, evaluation and size, for JSON."""
-        from chronomoe.training.checkpoint import read_trainer_state
+        from chronomoe.training.checkpoint import read_trainer_file
 
         run, checkpoints, finished = self.run, self.checkpoints, self.state == "finished"
         bits = run.bits_per_byte if finished else None
         if checkpoints and bits is None:
-            bits = read_trainer_state(checkpoints[-1])["state"].get("best_loss")
+            bits = read_trainer_file(checkpoints[-1]).callbacks["evaluation"]["best_loss"]
         return {
             "family": self.family.name,
             "path": str(self.path),

@@ -215,7 +215,7 @@ def _results(trainer: Any, store: TokenStore, eval_tokens: int) -> dict[str, Any
 
 def _publish(trainer: Any, bundle: Path) -> None:
     """Put the final model and its sidecars into the bundle itself, file by file, each in one step."""
-    final = trainer.files.folder / f"step_{trainer.state.step}"
+    final = trainer.save_checkpoint()
     tokenizer_files = {path.name for path in final.glob("*token*")}
     for path in final.iterdir():
         if (

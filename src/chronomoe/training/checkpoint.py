@@ -276,7 +276,7 @@ class Checkpoint(Callback):
         self.run.report.line(f"Loaded checkpoint: {path.name}")
         return generators
 
-    def _refuse_unfit(self, saved: TrainerFile, config: TrainingConfig, moments: dict[str, Tensor], path: Path) -> None:
+    def _refuse_unfit(self, saved: TrainerFile, moments: dict[str, Tensor], path: Path) -> None:
         processes = self.accelerator.num_processes
         if saved.processes != processes:
             raise CheckpointError(

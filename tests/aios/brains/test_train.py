@@ -13,20 +13,20 @@ import torch
 from safetensors.torch import load_file, save
 
 from aios.brains.brain import Brain
-from chronomoe.training.run_files import RunFiles
+from chronomoe.training.checkpoint import Checkpoint
 
 KILLED = """\
 import os, signal, sys
 import torch
 from aios.cli import main
-from chronomoe.training.run_files import RunFiles
+from chronomoe.training.checkpoint import Checkpoint
 torch.set_num_threads(1)
-write = RunFiles._write
-def killed(self, work, state, *rest):
-    write(self, work, state, *rest)
-    if state.step == 16:
+write = Checkpoint._write
+def killed(self, *rest):
+    write(self, *rest)
+    if self.run.state.step == 16:
         os.kill(os.getpid(), signal.SIGKILL)
-RunFiles._write = killed
+Checkpoint._write = killed
 main(sys.argv[1:])
 """
 
@@ -124,7 +124,7 @@ def test_a_run_that_ended_before_it_saved_can_be_begun_again(train, aios, worksp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFiles, "_write", interrupt)
+        patch.setattr(Checkpoint, "_write", interrupt)
         assert train(workspace, "a").code == 130
     outcome = aios("train", "--root", workspace, "--name", "a", "--resume")
     assert (outcome.code, "leave out --resume" in outcome.err) == (1, True)

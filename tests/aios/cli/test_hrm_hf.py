@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from chronomoe.training import checkpoint
-from chronomoe.training.trainer import ChronoMoETrainer
+from chronomoe.training.checkpoint import Checkpoint
 
 SMALL = {
     "--hidden-size": [32], "--num-heads": [4], "--h-layers": [1], "--l-layers": [1], "--max-seq-len": [16],
@@ -112,17 +111,17 @@ def test_stopping_and_resuming_changes_no_bit(hrm, here):
     options = ("--steps", 8, "--save-every", 4, "--log-every", 1)
     assert hrm(*options, "--brain-name", "whole").code == 0
     stop = here / "stop"
-    before = checkpoint.write_trainer_state
+    before = Checkpoint._write
 
-    def stop_at_five(work, content):
+    def stop_at_five(self, *rest):
         stop.touch()
-        before(work, content)
+        before(self, *rest)
 
-    checkpoint.write_trainer_state = stop_at_five
+    Checkpoint._write = stop_at_five
     try:
         outcome = hrm(*options, "--brain-name", "cut", "--stop-file", stop)
     finally:
-        checkpoint.write_trainer_state = before
+        Checkpoint._write = before
     assert outcome.code == 0
     assert "Stopped at step 4, saved" in outcome.out
     assert "exists already" not in outcome.err
@@ -140,18 +139,18 @@ def test_stopping_and_resuming_changes_no_bit(hrm, here):
 
 
 def test_iterate_goes_on_in_cycles_until_stopped(hrm, here):
-    stop, after = here / "stop", ChronoMoETrainer._after_step
+    stop, after = here / "stop", Checkpoint.after_step
 
-    def watch(self):
-        if self.state.step == 7:
+    def watch(self, step):
+        if step.number == 7:
             stop.touch()
-        return after(self)
+        after(self, step)
 
-    ChronoMoETrainer._after_step = watch
+    Checkpoint.after_step = watch
     try:
         outcome = hrm("--steps", 3, "--iterate", "--stop-file", stop, "--brain-name", "endless")
     finally:
-        ChronoMoETrainer._after_step = after
+        Checkpoint.after_step = after
     assert outcome.code == 0
     log = here / "artifacts/brains/actv1/endless/metrics.jsonl"
     assert [record["step"] for record in records(log, "checkpoint_save")] == [3, 6, 7]
@@ -342,17 +341,17 @@ def test_a_brain_that_is_continued_speaks_from_its_latest_checkpoint(hrm, here, 
     bundle = here / "artifacts/brains/actv1/a"
     assert hrm("--steps", 2, "--brain-name", "a").code == 0
     assert Brain(here, bundle).weights == bundle
-    stop, after = here / "stop", ChronoMoETrainer._after_step
+    stop, after = here / "stop", Checkpoint.after_step
 
-    def watch(self):
+    def watch(self, step):
         stop.touch()
-        return after(self)
+        after(self, step)
 
-    ChronoMoETrainer._after_step = watch
+    Checkpoint.after_step = watch
     try:
         assert hrm("--brain-name", "a", "--resume", "--iterate", "--stop-file", stop, text=None, small=False).code == 0
     finally:
-        ChronoMoETrainer._after_step = after
+        Checkpoint.after_step = after
     assert Brain(here, bundle).weights == bundle / "checkpoints/step_3"
     assert not json.loads(aios("brains", "show", "a", "--json").out)["finished"]
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from chronomoe.training import checkpoint
-from chronomoe.training.run_files import RunFiles
+from chronomoe.training.checkpoint import Checkpoint
 from chronomoe.training.trainer import ChronoMoETrainer
 
 
@@ -69,15 +69,15 @@ def test_a_dry_run_of_what_does_not_fit_in_memory_answers(aios, made):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_130(train, aios, workspace, monkeypatch, number):
-    step = ChronoMoETrainer._step
+    update = ChronoMoETrainer._update
 
-    def interrupted(self, batches):
-        step(self, batches)
-        if self.state.step == 5:
+    def interrupted(self, step):
+        update(self, step)
+        if step.number == 5:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ChronoMoETrainer, "_step", interrupted)
+        patch.setattr(ChronoMoETrainer, "_update", interrupted)
         outcome = train(workspace, "a")
     assert outcome.code == 130
     assert steps_in(workspace, "a") == ["step_5"]
@@ -86,15 +86,15 @@ def test_a_signal_saves_and_exits_130(train, aios, workspace, monkeypatch, numbe
 
 
 def test_an_interrupt_while_saving_loses_nothing(train, aios, workspace, monkeypatch):
-    write = RunFiles._write
+    write = Checkpoint._write
 
-    def interrupted(self, work, state, *rest):
-        write(self, work, state, *rest)
-        if state.step == 10:
+    def interrupted(self, *rest):
+        write(self, *rest)
+        if self.run.state.step == 10:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFiles, "_write", interrupted)
+        patch.setattr(Checkpoint, "_write", interrupted)
         outcome = train(workspace, "a")
     assert outcome.code == 130
     assert "what was saved before is untouched" in outcome.err

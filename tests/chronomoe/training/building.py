@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
 from chronomoe.data.windows import HeldoutWindows
-from chronomoe.training import ChronoMoETrainer, TrainingConfig
+from chronomoe.training import Callback, ChronoMoETrainer, TrainingConfig
 from tests.chronomoe.everything import differing, everything
 
 VOCAB = 53
@@ -29,12 +29,20 @@ def build_data(n=22, length=16, padded=False):
     return rows
 
 
-def build_trainer(folder, model=None, data=None, batch_size=4, eval_data=None, knob_agent=None, **settings):
+def build_trainer(
+    folder, model=None, data=None, batch_size=4, eval_data=None, knob_agent=None, callbacks=(), **settings
+):
     settings = {"max_steps": 12, "log_every_n_steps": 1, "save_every_n_steps": 4, "learning_rate": 1e-2} | settings
     config = TrainingConfig(checkpoint_dir=str(folder), batch_size=batch_size, **settings)
     loader = DataLoader(data or build_data(), batch_size=batch_size, shuffle=True)
     return ChronoMoETrainer(
-        model or build_model(), config, loader, eval_data, show=lambda line: None, knob_agent=knob_agent
+        model or build_model(),
+        config,
+        loader,
+        eval_data,
+        show=lambda line: None,
+        knob_agent=knob_agent,
+        callbacks=callbacks,
     )
 
 
@@ -48,20 +56,23 @@ def equal_weights(a, b):
     return not differing(everything(a), everything(b))
 
 
+class AfterStep(Callback):
+    """Calls a function after each step, with what the step was."""
+
+    def __init__(self, act):
+        self.after_step = act
+
+
 class Killed(BaseException):
     """Nothing of the trainer may catch this: it stands for kill -9 between two steps."""
 
 
 def kill_at(trainer, step):
-    after = trainer._after_step
-
-    def dying():
-        result = after()
-        if trainer.state.step == step:
+    def die(result):
+        if result.number == step:
             raise Killed
-        return result
 
-    trainer._after_step = dying
+    trainer.callbacks.append(AfterStep(die))
     with pytest.raises(Killed):
         trainer.train()
 

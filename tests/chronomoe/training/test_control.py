@@ -7,12 +7,19 @@ import re
 import pytest
 import torch
 
-from chronomoe.errors import DataError
+from chronomoe.errors import ConfigError, DataError
 from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
 from chronomoe.training.checkpoint import list_checkpoints
-from chronomoe.training.run_control import language_model_loss
-from tests.chronomoe.training.building import build_data, build_model, build_trainer, equal_weights, kill_at, records
+from chronomoe.training.control import language_model_loss
+from tests.chronomoe.training.building import (
+    AfterStep,
+    build_data,
+    build_model,
+    build_trainer,
+    equal_weights,
+    records,
+)
 
 LINE = re.compile(r"Step \d+ \| Loss: \d+\.\d{4} \| κ: -?\d\.\d{2} \([a-z_]+\) \| R: \d\.\d{2} \| Gate: \d\.\d{2}")
 LANDSCAPE = re.compile(r"  Landscape: var=\d+\.\d{4}, valleys=\[(\d+(, \d+)*)?\], ridges=\[(\d+(, \d+)*)?\]")
@@ -216,30 +223,6 @@ def test_an_intent_that_is_no_text_is_a_failure_of_the_agent(tmp_path):
     assert any("it must be text" in line for line in lines)
 
 
-def test_usage_is_counted_once_whatever_happens_to_the_run(tmp_path):
-    settings = {"max_steps": 12, "usage_every_n_steps": 5, "save_every_n_steps": 4}
-    counted = {}
-    for name in ("whole", "stopped", "killed"):
-        trainer = build_trainer(tmp_path / name, **settings)
-        if name == "killed":
-            kill_at(trainer, 9)
-        else:
-            trainer.stop_after = 8 if name == "stopped" else None
-            trainer.train()
-        if name != "whole":
-            trainer = build_trainer(tmp_path / name, build_model(seed=4), **settings)
-            trainer.load_checkpoint("latest")
-            trainer.train()
-        counted[name] = {one["step"]: one["total_tokens"] for one in records(tmp_path / name, "expert_usage")}
-    tokens = 4 * 16
-    # 22 sequences: the sixth batch of an epoch has only two.
-    assert sum(counted["whole"].values()) == 12 * tokens - 2 * tokens // 2
-    assert list(counted["whole"]) == [5, 10, 12]
-    assert list(counted["stopped"]) == [5, 8, 10, 12]
-    assert sum(counted["stopped"].values()) == sum(counted["whole"].values())
-    assert counted["killed"] == counted["whole"]
-
-
 def test_a_token_outside_the_vocabulary_is_named(tmp_path):
     rows = [{"input_ids": torch.full((16,), 99)} for _ in range(8)]
     with pytest.raises(DataError, match="not in the model's vocabulary"):
@@ -252,7 +235,7 @@ def test_masked_experts_are_not_dead_to_an_agent(tmp_path):
     trainer = build_trainer(tmp_path, knob_agent=seen.append, **settings)
     trainer.controller._mask(0, 1, masked=True)
     trainer.train()
-    window = trainer.window
+    window = trainer.metrics.window
     assert window.load[0, 1] == 0
     assert seen[-1].dead_experts == int((window.load * window.load.shape[-1] < 0.01).sum()) - 1
     assert records(tmp_path)[-1]["max_violation_global"] == pytest.approx(
@@ -292,15 +275,13 @@ def test_a_broken_expert_is_named_and_the_run_goes_on(tmp_path):
     model = build_model()
     trainer = build_trainer(tmp_path, model, max_steps=8)
     lines = spoken(trainer)
-    after = trainer._after_step
 
-    def breaking():
-        if trainer.state.step == 3:
+    def damage(step):
+        if step.number == 3:
             with torch.no_grad():
                 model.model.layers[1].mlp.experts.down_proj[2] = float("nan")
-        return after()
 
-    trainer._after_step = breaking
+    trainer.callbacks.append(AfterStep(damage))
     result = trainer.train()
     assert result["skipped_steps"] == 1
     assert any("expert 2 of layer 1 is masked" in line for line in lines)
@@ -365,7 +346,7 @@ def test_the_trend_falls_while_the_loss_does(tmp_path):
     row = {"input_ids": torch.arange(16) % 5}
     trainer = build_trainer(tmp_path, data=[row] * 8, max_steps=30, kappa_schedule="adaptive", kappa_warmup_steps=1)
     trainer.train()
-    state = trainer.control.state
+    state = trainer.control.knob_state
     assert state.loss_trend < -0.01
     assert state.loss == pytest.approx(trainer.control.loss_fast)
 
@@ -380,7 +361,10 @@ def test_control_state_is_taken_whole_or_not_at_all(tmp_path):
         good | {"loss_slow": "a"},
         good | {"knob": good["knob"] | {"foo": 1}},
         good | {"knob": good["knob"] | {"current": -5}},
+        good | {"knob": good["knob"] | {"decision": {"kappa": 0.1}}},
+        good | {"knob": good["knob"] | {"agent": {"intent": "sleep", "candidate": "neutral", "held": 0}}},
+        good | {"knob_state": {"step": 1}},
     ):
-        with pytest.raises((KeyError, TypeError, ValueError)):
+        with pytest.raises(ConfigError):
             control.load_state_dict(spoiled)
         assert control.state_dict() == good

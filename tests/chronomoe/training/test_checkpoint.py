@@ -64,7 +64,7 @@ def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(tmp_path):
     resumed.train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_6"]
     assert sorted(p.name for p in (tmp_path / "superseded").iterdir()) == ["step_10", "step_12", "step_6", "step_8"]
-    assert resumed.files.latest().name == "step_6"
+    assert resumed.checkpoint.latest().name == "step_6"
 
 
 def test_all_checkpoints_stay_unless_told_otherwise(tmp_path):
@@ -118,6 +118,9 @@ def test_a_full_disk_loses_nothing_saved(tmp_path, monkeypatch):
     resumed.load_checkpoint("step_4")
 
 
+NORM = "model.norm.weight"
+
+
 def edited(change):
     def damage(path):
         saved = json.loads(path.read_text())
@@ -139,23 +142,25 @@ def moments(change):
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
+        ("rng_0.safetensors", moments(lambda x: x.pop("numpy")), "random state numpy is missing"),
         ("optimizer.safetensors", lambda path: path.write_bytes(path.read_bytes()[:100]), "damaged"),
         ("optimizer.safetensors", lambda path: path.unlink(), "no optimizer.safetensors"),
         ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-50]), "cannot be read"),
         ("trainer.json", lambda path: path.write_text("{"), "damaged"),
-        ("trainer.json", lambda path: path.write_text("{}"), "not written by chronomoe"),
+        ("trainer.json", lambda path: path.write_text('{"format": "x"}'), "not a file of the format"),
         ("trainer.json", lambda path: path.unlink(), "no trainer.json"),
         ("trainer.json", edited(lambda saved: saved["state"].pop("tokens")), "tokens is missing or unknown"),
-        ("trainer.json", edited(lambda saved: saved["state"].update(step=-6)), "below 0"),
+        ("trainer.json", edited(lambda saved: saved["state"].update(step=-6)), "damaged"),
         ("trainer.json", edited(lambda saved: saved["state"].update(step="6")), "damaged"),
         ("trainer.json", edited(lambda saved: saved.pop("total_steps")), "total_steps is missing"),
-        ("trainer.json", edited(lambda saved: saved.update(more=1)), "more is missing or unknown"),
-        ("trainer.json", edited(lambda saved: saved.update(schedule=None)), "damaged"),
-        ("trainer.json", edited(lambda saved: saved.update(control=[])), "damaged"),
+        ("trainer.json", edited(lambda saved: saved.update(more=1)), "damaged.*more"),
+        ("trainer.json", edited(lambda saved: saved["callbacks"].pop("metrics")), "'metrics' is missing or unknown"),
+        ("trainer.json", edited(lambda saved: saved["callbacks"]["metrics"].pop("sums")), "damaged.*sums"),
+        ("trainer.json", edited(lambda saved: saved.update(callbacks=[])), "damaged"),
         ("trainer.json", edited(lambda saved: saved.update(config={})), "damaged"),
         ("trainer.json", edited(lambda saved: saved.update(optimizer_groups=None)), "damaged"),
-        ("optimizer.safetensors", moments(lambda x: x.update({"0.exp_avg": torch.zeros(3)})), "has the shape"),
-        ("optimizer.safetensors", moments(lambda x: x.pop("0.exp_avg")), "0.exp_avg is missing"),
+        ("optimizer.safetensors", moments(lambda x: x.update({f"{NORM}.exp_avg": torch.zeros(3)})), "has the shape"),
+        ("optimizer.safetensors", moments(lambda x: x.pop(f"{NORM}.exp_avg")), "norm.weight.exp_avg is missing"),
         ("chronovisor.json", edited(lambda saved: saved.update(intent=[])), "intent is .*; it must be text"),
         ("chronovisor.safetensors", lambda path: path.write_bytes(b"x"), "damaged"),
     ],
@@ -222,7 +227,7 @@ def test_superseded_histories_keep_every_checkpoint(tmp_path):
 
 def test_a_failing_evaluation_loses_no_training(tmp_path):
     trainer = build_trainer(tmp_path, eval_data={"a": held_out()}, eval_every_n_steps=3)
-    trainer.sample = lambda model: 1 / 0
+    trainer.evaluation.sample = lambda model: 1 / 0
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     assert list_checkpoints(tmp_path)[-1].name == "step_3"
