@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 from transformers import MixtralConfig as HFMixtralConfig
 
 from chronomoe import ChronovisorMixtralForCausalLM, MixtralConfig
+from chronomoe.control.judge import set_masked
 from chronomoe.training import CoherenceGatedOptimizer, TrainingConfig
 from chronomoe.training.control import Control
 from chronomoe.training.optimizer import build_optimizer
@@ -126,7 +127,7 @@ def step_arm(shape: Shape, name: str, kappa: float = -0.3, bad_expert: bool = Fa
     model = build_model(shape, kind)
     if bad_expert and kind == OURS:
         model.model.layers[0].mlp.experts.down_proj.data[0] = torch.inf
-        model.controller._mask(0, 0, masked=True)
+        set_masked(model.controller, model.steering, 0, 0, masked=True)
     config = TrainingConfig(initial_kappa=kappa, final_kappa=kappa)
     optimizer: Any
     if kind in (OURS, UNSTEERED):

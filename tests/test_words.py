@@ -41,7 +41,6 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, target.id) for target in targets if isinstance(target, ast.Name))
 
 
-pytestmark = pytest.mark.xfail(strict=False, reason="the redesign is under way")
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("src/**/*.py")), ids=lambda file: str(file.relative_to(ROOT / "src")))

@@ -93,7 +93,7 @@ class RunOptions(Settings):
     data: Path | None = None
     """Prepared data. [training_data/prepared]"""
     name: OneCall[str | None] = "small"
-    """Name of the brain: artifacts/brains/mixtral/<name>."""
+    """Name of the brain: artifacts/brains/mixtral/NAME."""
     seq_len: Annotated[int, Bounds(ge=2)] = 256
     """Tokens per training sequence."""
     moe_capacity_factor: Positive | None = None

@@ -75,7 +75,7 @@ class TrainingConfig(LossWeights):
     max_nonfinite_steps: Count = 20
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run gives up."""
     log_file: str | None = None
-    """Metrics, one JSON object a line; <checkpoint_dir>/metrics.jsonl when not given."""
+    """Metrics, one JSON object a line; metrics.jsonl in checkpoint_dir when not given."""
     tensorboard: bool = False
     """Write the numbers for TensorBoard too, into the folder tensorboard beside the metrics."""
     usage_every_n_steps: Count = 100

@@ -1,6 +1,7 @@
 """Checkpoints: bit-exact resume, histories, what stays, what is damaged."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.training.checkpoint import list_checkpoints
+from chronomoe.training.checkpoint import list_checkpoints, read_trainer_file
 from tests.chronomoe.training.building import build_model, build_trainer, equal_weights, held_out, kill_at, records
 
 
@@ -250,3 +251,11 @@ def test_another_number_of_experts_a_token_is_refused(tmp_path):
     build_trainer(tmp_path, build_model(num_experts_per_tok=2)).train()
     with pytest.raises(CheckpointError, match="num_experts_per_tok"):
         build_trainer(tmp_path, build_model(num_experts_per_tok=1)).load_checkpoint("latest")
+
+
+@pytest.mark.parametrize("brain", ["mixtral/small/checkpoints/step_4", "actv1/thinker/checkpoints/step_2"])
+def test_a_file_of_the_version_before_the_first_release_is_refused(brain):
+    folder = Path(__file__).parents[2] / "fixtures/0.1.0/workspace/artifacts/brains" / brain
+    assert json.loads((folder / "trainer.json").read_text())["version"] == 4
+    with pytest.raises(CheckpointError, match=r"trainer\.json was made by version 0\.1\.0.*; train again"):
+        read_trainer_file(folder)

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from chronomoe.control.judge import set_masked
 from chronomoe.errors import ConfigError, DataError
 from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
@@ -233,7 +234,7 @@ def test_masked_experts_are_not_dead_to_an_agent(tmp_path):
     seen = []
     settings = {"max_steps": 6, "kappa_schedule": "adaptive", "kappa_warmup_steps": 1}
     trainer = build_trainer(tmp_path, knob_agent=seen.append, **settings)
-    trainer.controller._mask(0, 1, masked=True)
+    set_masked(trainer.controller, trainer.steering, 0, 1, masked=True)
     trainer.train()
     window = trainer.metrics.window
     assert window.load[0, 1] == 0
