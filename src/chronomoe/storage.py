@@ -1,4 +1,4 @@
-"""Writes that happen whole or not at all: files and directories are made beside their place and renamed into it."""
+"""Writes that happen completely or not at all: files and directories are made beside their place, then renamed."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: written whole, read with the fault named."""
+"""Tensors in safetensors files: written completely, read with the fault named."""
 
 from pathlib import Path
 

@@ -1,6 +1,5 @@
 """The random generators of a process as tensors, so that a resumed run draws what it would have drawn."""
 
-import math
 import random
 
 import numpy as np
@@ -20,7 +19,8 @@ def pack_rng() -> dict[str, Tensor]:
     tensors["numpy"] = torch.tensor([*np.asarray(keys).tolist(), position, has_gauss])
     tensors["numpy_gauss"] = torch.tensor([gauss], dtype=torch.float64)
     tensors["python"] = torch.tensor(words)
-    tensors["python_gauss"] = torch.tensor([math.nan if next_gauss is None else next_gauss], dtype=torch.float64)
+    has_next = next_gauss is not None
+    tensors["python_gauss"] = torch.tensor([has_next, next_gauss if has_next else 0], dtype=torch.float64)
     return tensors
 
 
@@ -41,7 +41,7 @@ def unpack_rng(tensors: dict[str, Tensor]) -> None:
         if f"cuda{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"cuda{index}"], index)
     *keys, position, has_gauss = tensors["numpy"].tolist()
-    gauss, next_gauss = tensors["numpy_gauss"].item(), tensors["python_gauss"].item()
+    gauss, (has_next, next_gauss) = tensors["numpy_gauss"].item(), tensors["python_gauss"].tolist()
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     words = tuple(tensors["python"].tolist())
-    random.setstate((random.getstate()[0], words, None if math.isnan(next_gauss) else next_gauss))
+    random.setstate((random.getstate()[0], words, next_gauss if has_next else None))

@@ -140,7 +140,7 @@ class ChronoMoETrainer:
                 return self._finish(stopped) | {"interrupted": stop.requested}
         finally:
             if self.steering is not None:
-                # Whoever trains the model next may not split its steps.
+                # The next trainer of this model may not split its steps.
                 self.steering.tokens_in_step = None
 
     def _take_steps(self, stop_requested: Callable[[], bool]) -> bool:
