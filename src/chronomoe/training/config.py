@@ -1,4 +1,4 @@
-"""TrainingConfig: everything a run can be told. Imports nothing heavy, so the command line can show it at once."""
+"""TrainingConfig: every setting of a run. Imports nothing heavy, so the command line can show it at once."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
