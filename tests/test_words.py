@@ -41,8 +41,6 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, target.id) for target in targets if isinstance(target, ast.Name))
 
 
-
-
 @pytest.mark.parametrize("file", sorted(ROOT.glob("src/**/*.py")), ids=lambda file: str(file.relative_to(ROOT / "src")))
 def test_names_are_standard(file: Path) -> None:
     found = [(line, name) for line, name in names(ast.parse(file.read_text("utf-8"))) if NAMES.fullmatch(name)]

@@ -138,7 +138,8 @@ def read_weights(model: Any, path: Path) -> dict[str, Tensor]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"the weights in {path} cannot be read ({reason}); {remedy(path)}") from error
     wrong = sorted([*info["missing_keys"], *(str(entry) for entry in info["mismatched_keys"])])
-    mine, theirs = model.state_dict(), loaded.state_dict()
+    mine: dict[str, Tensor] = model.state_dict()
+    theirs: dict[str, Tensor] = loaded.state_dict()
     wrong += [name for name in mine if name not in theirs or theirs[name].shape != mine[name].shape]
     if wrong:
         raise CheckpointError(f"{path} belongs to a model of another shape: {wrong[0]} does not fit.")

@@ -29,7 +29,8 @@ def bits_per_byte(model: nn.Module, windows: HeldoutWindows, batch_size: int = 8
     """Mean code length of the held-out bytes under ``model``, in bits; the model is evaluated as it stands."""
     device = next(model.parameters()).device
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    for inputs, targets in zip(windows.input_ids.split(batch_size), windows.targets.split(batch_size), strict=True):
+    pairs = zip(torch.split(windows.input_ids, batch_size), torch.split(windows.targets, batch_size), strict=True)
+    for inputs, targets in pairs:
         logits = model(input_ids=inputs.to(device), use_cache=False).logits.float()
         nats += F.cross_entropy(
             logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=IGNORED, reduction="sum"
