@@ -30,6 +30,11 @@ class Workspace:
         """Tokenizer and configuration new brains start from."""
         return self.root / "artifacts/hf_implant/base_model"
 
+    def refuse_missing_base(self, folder: Path, file: str = "tokenizer.json") -> None:
+        """:class:`ConfigError` unless ``folder`` is a base model, which has that ``file``."""
+        if not (folder / file).is_file():
+            raise ConfigError(f"there is no base model {folder}; `{self.command('init')}` makes one.")
+
     @property
     def training_data(self) -> Path:
         """Text, and what is prepared from it."""

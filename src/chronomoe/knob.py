@@ -21,6 +21,8 @@ Intent = Literal["neutral", "explore_unbalanced", "explore_stuck", "stabilize_im
 """What the rules are after."""
 Schedule = Literal["linear", "cosine", "step", "adaptive"]
 SCHEDULES = ("linear", "cosine", "step", "adaptive")
+INITIAL_KAPPA, FINAL_KAPPA = 0.5, -0.3
+"""A run begins exploring and ends exploiting."""
 HISTORY = 1000
 
 
@@ -231,8 +233,8 @@ class KnobScheduler:
 
     def __init__(
         self,
-        initial_kappa: float = 0.5,
-        final_kappa: float = -0.3,
+        initial_kappa: float = INITIAL_KAPPA,
+        final_kappa: float = FINAL_KAPPA,
         warmup_steps: int = 1000,
         total_steps: int = 10000,
         schedule: Schedule = "cosine",

@@ -9,7 +9,6 @@ config.json and model.safetensors are those of the base: without the sidecars th
 Which goals are on is in no file: whatever runs a model turns them on.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -24,9 +23,10 @@ from chronomoe.control.checkpoint import REST, TENSORS, ChronovisorCheckpoint
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.file import base_fingerprint, read_expert, save_expert
+from chronomoe.experts.listing import FOLDER, LIST, read_list, write_list
 from chronomoe.goals.conditioning import FILE as CONDITIONING
 from chronomoe.goals.conditioning import save_conditioning
-from chronomoe.storage import disk_full_explained, write_json
+from chronomoe.storage import disk_full_explained
 
 SIDECARS = TENSORS, REST, "experts.json", "experts/*.safetensors", CONDITIONING
 """Files beside a model, as patterns within its folder."""
@@ -122,37 +122,6 @@ def refuse_old(names: Iterable[str], where: Any) -> None:
 
 
 # -- attached experts --------------------------------------------------------------------------------------------------
-
-LIST = "experts.json"
-FOLDER = "experts"
-
-
-def read_list(folder: Path) -> list[dict[str, Any]]:
-    """The experts attached to a saved model, in order; :class:`CheckpointError` when the list is damaged."""
-    file = folder / LIST
-    if not file.exists():
-        return []
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["attached"]
-        if not all(isinstance(one["expert_id"], str) and str(one["expert_uid"]).isalnum() for one in found):
-            raise ValueError("an entry has no expert_uid")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); put a copy back, or remove it to detach all.") from error
-    return list(found)
-
-
-def write_list(folder: Path, attached: list[dict[str, Any]]) -> None:
-    """Replace the list, by no file if it is empty, and remove files of experts that are not in it."""
-    kept = {f"{one['expert_uid']}.safetensors" for one in attached}
-    if attached:
-        write_json(folder / LIST, {"attached": attached})
-    else:
-        (folder / LIST).unlink(missing_ok=True)
-    for file in (folder / FOLDER).glob("*.safetensors"):
-        if file.name not in kept:
-            file.unlink()
-    if not attached and (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
-        (folder / FOLDER).rmdir()
 
 
 def save_experts(model: Any, folder: Path) -> None:

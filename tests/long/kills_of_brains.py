@@ -8,7 +8,7 @@ from pathlib import Path
 from aios.brains.brain import Brain
 from aios.brains.loaded import load_brain
 from aios.experts.attach import attach
-from chronomoe.sidecars import FOLDER, read_list
+from chronomoe.experts.listing import FOLDER, read_list
 from tests.long.kills import Scenario, State, digest
 
 TINY = (

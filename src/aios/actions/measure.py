@@ -5,7 +5,9 @@ from typing import Annotated
 
 from aios.actions import Done, Flat, Note, action, to_stderr
 from aios.brains.brain import Brain
+from aios.brains.plot import plot_run
 from aios.settings.goals import GoalFlags
+from chronomoe.allocator import keep_freed_memory
 from chronomoe.training.config import TrainingConfig
 
 
@@ -46,7 +48,6 @@ def evaluate(
     """
     from aios.brains.evaluate import evaluate as measure
     from aios.brains.loaded import LoadedBrain
-    from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
 
@@ -74,7 +75,6 @@ def plot(workspace: Path, run: str, *, out: Path | None = None) -> Done:
     out
         Folder for the pictures; plots/ beside the metrics when not given.
     """
-    from aios.brains.plot import plot_run
 
     made = [str(path) for path in plot_run(Path(run) if Path(run).is_file() else Brain.at(workspace, run).path, out)]
     return Done("\n".join(f"Wrote {path}" for path in made), {"paths": made})

@@ -10,6 +10,7 @@ from aios.actions import Ask, Done, Flat, Note, Show, Write, action, ignore, ref
 from aios.brains.brain import Brain
 from aios.settings.goals import GoalFlags
 from aios.settings.sampling import Sampling
+from chronomoe.allocator import keep_freed_memory
 from chronomoe.errors import ChronoMoEError
 
 if TYPE_CHECKING:
@@ -173,7 +174,6 @@ def answer(
 
 def _load(root: Path, brain: str, sampling: Sampling) -> "LoadedBrain":
     from aios.brains.loaded import load_brain
-    from chronomoe.allocator import keep_freed_memory
 
     keep_freed_memory()
     loaded = load_brain(Brain.at(root, brain))

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from aios.actions import Done, Show, action
+from aios.brains.base import make_workspace
+from aios.brains.brain import Brain
 from aios.settings.train import MixtralRun
 from aios.workspace import Workspace
+from chronomoe import __version__
+from chronomoe.allocator import keep_freed_memory
 
 VOCAB_SIZE = 4096
 """Size of the tokenizer that `aios init` trains."""
@@ -35,7 +39,6 @@ def init(
     overwrite
         Replace files that are there and differ.
     """
-    from aios.brains.base import make_workspace
 
     make_workspace(workspace, vocab_size=vocab_size, max_bytes=max_bytes, overwrite=overwrite, report=show)
     after = Workspace(workspace).command("train", "--config", str(workspace / "run.toml"))
@@ -54,8 +57,6 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
     steps
         Training steps.
     """
-    from aios.brains.base import make_workspace
-    from aios.brains.brain import Brain
     from aios.brains.loaded import load_brain
 
     began = time.perf_counter()
@@ -133,8 +134,6 @@ def doctor(workspace: Path) -> Done:
     import psutil
     import torch
 
-    from chronomoe import __version__
-    from chronomoe.allocator import keep_freed_memory
     from chronomoe.routing.dispatch import can_compile
 
     def version(package: str) -> str:

@@ -127,8 +127,7 @@ def _set_aside(bundle: Path, show: Show) -> None:
 def _prepare(run: ACTv1Run, bundle: Path, show: Show) -> None:
     """Tokenize the dataset into the bundle."""
     base = run.model or Workspace(run.root).base_model
-    if not (base / "tokenizer.json").is_file():
-        raise ConfigError(f"there is no base model {base}; `{Workspace(run.root).command('init')}` makes one.")
+    Workspace(run.root).refuse_missing_base(base)
     sources = [Source(name="text", path=str(run.dataset_file))]
     if run.eval_file is not None:
         sources.append(Source(name="eval", path=str(run.eval_file), held_out=True))

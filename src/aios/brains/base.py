@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chronomoe
 from aios.data.corpora import init_workspace
 from chronomoe.storage import write_text
 
@@ -46,8 +47,6 @@ def make_workspace(
 
 def write_base_config(folder: Path, vocab_size: int) -> None:
     """The shape of a brain that a laptop trains in minutes."""
-    from chronomoe import MixtralConfig
-
     shape: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_dim": 128,
@@ -61,4 +60,4 @@ def write_base_config(folder: Path, vocab_size: int) -> None:
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
     }
-    MixtralConfig(**shape, architectures=["ChronovisorMixtralForCausalLM"]).save_pretrained(folder)
+    chronomoe.MixtralConfig(**shape, architectures=["ChronovisorMixtralForCausalLM"]).save_pretrained(folder)

@@ -48,6 +48,12 @@ class LoadedBrain:
         """The ids of a text, no separator added."""
         return encode(self.tokenizer, text)
 
+    def require_tokens(self, text: str) -> list[int]:
+        """The ids of a text; :class:`ConfigError` where it has none."""
+        if not (ids := self.tokens(text)):
+            raise ConfigError("the text is empty; give some.")
+        return ids
+
     def end_within(self, text: str, room: int) -> str:
         """The end of the text, if all of it is more than ``room`` tokens."""
         ids = self.tokens(text)
@@ -64,10 +70,10 @@ class LoadedBrain:
         self,
         prompt: str = "",
         *,
-        max_new_tokens: int = 100,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        top_k: int = 50,
+        max_new_tokens: int = Sampling.max_new_tokens,
+        temperature: float = Sampling.temperature,
+        top_p: float = Sampling.top_p,
+        top_k: int = Sampling.top_k,
         streamer: Any = None,
     ) -> str:
         """The continuation of ``prompt`` (or of the beginning of a document). Temperature 0 is greedy, ``top_k`` 0 all.

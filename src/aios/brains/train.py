@@ -21,8 +21,10 @@ from chronomoe import sidecars
 from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
 from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.errors import CheckpointError, ConfigError
+from chronomoe.experts.listing import read_list
 from chronomoe.storage import disk_full_explained
 from chronomoe.training.checkpoint import list_checkpoints
+from chronomoe.training.trainer import ChronoMoETrainer
 
 Show = Callable[[str], None]
 
@@ -67,8 +69,7 @@ def train(
     if not (bundle / run.checkpoint_dir).resolve().is_relative_to(bundle.resolve()):
         raise ConfigError(f"checkpoint_dir is {run.checkpoint_dir}; name a folder inside the brain.")
     base = run.model or workspace.base_model
-    if not (base / "config.json").is_file():
-        raise ConfigError(f"there is no base model {base}; `{workspace.command('init')}` makes one.")
+    workspace.refuse_missing_base(base, "config.json")
     store = TokenStore.open(run.data or FAMILIES[run.family].default_data(run.root, bundle))
     if run.goals.goal_domain:
         store = store.favouring(run.goals.goal_domain, run.goals.goal_domain_weight)
@@ -157,7 +158,7 @@ def check_place(run: TrainRun) -> None:
     bundle = run.bundle
     places = {Brain(run.root, bundle).checkpoint_folder, bundle / run.checkpoint_dir}
     if run.resume:
-        if attached := sidecars.read_list(bundle):
+        if attached := read_list(bundle):
             raise ConfigError(
                 f"expert {attached[0]['expert_id']} is attached to these weights; detach it before you train them on."
             )
@@ -180,8 +181,6 @@ def _make_trainer(
     use_cpu: bool,
 ) -> Any:
     from torch.utils.data import DataLoader
-
-    from chronomoe.training.trainer import ChronoMoETrainer
 
     bundle, tokenizer = loaded.brain.path, loaded.tokenizer
     turn_on, goals_key = None, ""

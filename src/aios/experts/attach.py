@@ -3,8 +3,6 @@
 A brain's own files are never written: experts.json and experts/ beside them say who is attached.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 from aios.brains.brain import Brain
@@ -15,7 +13,7 @@ from aios.store.experts import Registry
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.file import base_fingerprint, read_expert, refuse_misfit
-from chronomoe.sidecars import FOLDER, read_list, write_list
+from chronomoe.experts.listing import FOLDER, read_list, write_list
 from chronomoe.storage import whole_file
 
 
@@ -79,19 +77,3 @@ def detach(expert_id: str, brain: Brain) -> str:
         if entry.expert_uid == uids[0]:
             registry.note_detached(entry.expert_id, brain.name)
     return str(uids[0])
-
-
-def change_attached(brains: list[Brain], action: Callable[[], ExpertEntry]) -> ExpertEntry:
-    """Do something to an expert in the registry, and write what it is now into the brains it is attached to.
-
-    Raises :class:`CheckpointError`, and nothing is changed, when a brain is in use or its list damaged.
-    """
-    with ExitStack() as locks:
-        for brain in sorted(brains, key=lambda brain: brain.path):  # two processes take them in the same order
-            locks.enter_context(brain.lock())
-        lists = [(folder, read_list(folder)) for folder in (brain.weights for brain in brains)]
-        entry = action()
-        state = {"expert_id": entry.expert_id, "active": entry.is_active, "frozen": entry.is_frozen}
-        for folder, listed in lists:
-            write_list(folder, [one | state if one["expert_uid"] == entry.expert_uid else one for one in listed])
-    return entry

@@ -12,7 +12,6 @@ from aios.brains.loaded import load_brain, load_tokenizer
 from aios.experts.train import Base, train_expert
 from aios.settings.actv1 import ACTv1Run
 from aios.workspace import Workspace
-from chronomoe.errors import ConfigError
 
 Show = Callable[[str], None]
 
@@ -35,8 +34,7 @@ def _base(run: ACTv1Run, show: Show) -> Base:
     if run.student_init is not None:
         student = Brain(run.root, run.student_init)
         return Base(load_brain(student).model, student.weights)
-    if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(f"there is no base model {folder}; `{Workspace(run.root).command('init')}` makes one.")
+    Workspace(run.root).refuse_missing_base(folder)
     if any(folder.glob("model*.safetensors")):
         return Base(load_weights(folder).eval(), folder)
     torch.manual_seed(run.seed)

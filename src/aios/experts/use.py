@@ -36,9 +36,7 @@ def gate_along(loaded: LoadedBrain, expert_id: str, text: str) -> dict[str, Any]
         name = loaded.brain.name
         raise ConfigError(f"no expert is attached to {name}; `aios experts attach {expert_id} --brain {name}` does it.")
     gate = model.subbrains.by_id(expert_id).gate
-    ids = loaded.tokens(text)
-    if not ids:
-        raise ConfigError("the text is empty; give some.")
+    ids = loaded.require_tokens(text)
     room = loaded.context_length - 1
     tokens = torch.tensor([[tokenizer.eos_token_id, *ids[:room]]], device=model.device)
     with torch.no_grad():

@@ -33,9 +33,7 @@ def explain(
         raise ConfigError(
             f"{loaded.brain.path.name} has no experts of its own and none attached: there is nothing to explain."
         )
-    ids = [tokenizer.eos_token_id, *loaded.tokens(text)][: loaded.context_length]
-    if len(ids) < 2:
-        raise ConfigError("the text is empty; give some.")
+    ids = [tokenizer.eos_token_id, *loaded.require_tokens(text)][: loaded.context_length]
     row = torch.tensor([ids], device=model.device)
 
     def measure() -> tuple[dict[str, Any], Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+from aios.sentence import sentence
 from chronomoe.errors import ChronoMoEError
 
 IDLE = 300.0
@@ -101,7 +102,6 @@ class Worker:
 
 
 def _serve(link: Connection, root: Path, idle: float) -> None:
-    from aios.sentence import sentence
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the manager
 

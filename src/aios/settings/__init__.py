@@ -1,1 +1,1 @@
-"""What commands can be told, class by class. Imports nothing heavy: the command line shows it at once."""
+"""Options of commands, class by class. Imports nothing heavy, so that help appears at once."""

@@ -76,7 +76,7 @@ class ACTv1Run(TrainRun):
     """Goal kept with the brain."""
     shape: Annotated[HRMShape, Flat] = HRMShape()  # noqa: RUF009 (frozen)
 
-    # What this command alone can be told.
+    # Options of this command alone.
     dataset_file: OneCall[Path | None] = None
     """Text to train on: a file (.txt, .md, .csv, .tsv, .jsonl, .gz, .zip, .parquet), a folder, or prepared data."""
     eval_file: OneCall[Path | None] = None
@@ -187,8 +187,7 @@ class ACTv1Run(TrainRun):
             raise ConfigError("--dataset-start-offset counts in the order of the text; leave out --no-linear-dataset.")
         if not self.control_layer and "balance" in self.given and self.balance == "full":
             raise ConfigError("--no-control-layer and --balance full contradict each other; give one of them.")
-        if self.stop_file is not None and Path(self.stop_file).exists():
-            raise ConfigError(f"the stop file {self.stop_file} is there already; remove it to train.")
+        self.refuse_stop_file()
 
     def canonical(self) -> Self:
         """The same run, with flags that are another spelling of a setting put into that setting."""

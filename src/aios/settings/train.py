@@ -6,8 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from cyclopts import Parameter
 
+from aios.settings.expert import ExpertTraining
 from aios.settings.goals import TrainingGoals
 from aios.workspace import Workspace
+from chronomoe import hrm_shape
 from chronomoe.settings import TRANSIENT, Bounds, Count, NonNegativeInt, Positive, Settings, annotations_of
 from chronomoe.training.config import TrainingConfig
 
@@ -49,37 +51,11 @@ class ModelShape(Shape):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HRMShape(Shape):
-    """Shape of an HRM ACTv1."""
+class HRMShape(hrm_shape.HRMShape, Shape):
+    """Shape of an HRM ACTv1, as options."""
 
-    h_layers: int = 2
-    """Blocks of the high level."""
-    l_layers: int = 2
-    """Blocks of the low level."""
-    hidden_size: int = 512
-    """Width of the residual stream."""
-    expansion: float = 2.0
-    """Feed-forward width in multiples of hidden_size, as of a layer with two matrices."""
-    num_heads: int = 8
-    """Attention heads."""
-    h_cycles: int = 2
-    """High cycles per segment."""
-    l_cycles: int = 2
-    """Low cycles per high cycle."""
-    halt_max_steps: int = 2
-    """Segments a token may use."""
-    pos_encodings: Literal["rope", "learned"] = "rope"
-    """Positions: rotary, or learned for max_seq_len tokens."""
-    window_size: int | None = None
-    """Tokens each token sees, itself included; all before it when not given."""
-    grad_mode: Literal["one_step", "last_cycle", "all"] = "last_cycle"
-    """Calls of a segment that carry gradient."""
-    use_moe: Annotated[bool, Parameter(negative="--no-moe")] = True
+    use_moe: Annotated[bool, Parameter(negative="--no-moe")] = hrm_shape.HRMShape.use_moe
     """Experts in every block; --no-moe: one dense layer."""
-    num_experts: int = 8
-    """Experts per layer."""
-    num_experts_per_tok: int = 2
-    """Experts each token uses (top-k)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +74,7 @@ class RunOptions(Settings):
     """Tokens per training sequence."""
     moe_capacity_factor: Positive | None = None
     """Tokens an expert may take, as a multiple of its fair share; nothing is dropped when not given."""
-    eval_tokens: NonNegativeInt = 32768
+    eval_tokens: NonNegativeInt = ExpertTraining.eval_tokens
     """Held-out tokens per domain used for each evaluation; 0 evaluates nothing."""
     linear: bool = False
     """Read the text in order instead of shuffled."""

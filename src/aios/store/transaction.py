@@ -4,7 +4,7 @@ aios.db is the truth. A change holds the registry's lock and is one transaction;
 beside its place before COMMIT and takes its place after it, so that a change that cannot be written is not made. The
 database remembers the digest of the file that belongs to it:
 
-- the file is missing, or still the one before: a process was killed after COMMIT, and whoever opens the store next
+- the file is missing, or still the one before: a process was killed after COMMIT, and the next to open the store
   writes it;
 - the file is another: somebody edited it or put a copy back. Readers see what it says, and the next change imports it.
 """
@@ -163,7 +163,7 @@ class Store:
             file.flush()
             os.fsync(file.fileno())  # a full disk is found out before COMMIT
             sql.execute("COMMIT")
-        with suppress(sqlite3.Error):  # whoever puts the replaced file back means it; need not survive a power cut
+        with suppress(sqlite3.Error):  # an edit that restores the replaced file is meant; need not survive a power cut
             sql.execute("PRAGMA synchronous = NORMAL")
             sql.execute("UPDATE registry SET replaced_digest = NULL")
 

@@ -20,6 +20,7 @@ from chronomoe.experts.file import base_fingerprint
 from chronomoe.experts.training import Trainee, only_read
 from chronomoe.goals.steer import Goal
 from chronomoe.hosts.protocol import SteeredModel
+from chronomoe.storage import whole_file
 
 FILE = "goal_conditioning.safetensors"
 
@@ -96,8 +97,6 @@ def conditioning_trainee(model: SteeredModel, goals: Sequence[Goal], anchor_weig
 def save_conditioning(model: Any, folder: Path) -> None:
     """Write A beside a saved model, in one step; it belongs to those weights."""
     from safetensors.torch import save
-
-    from chronomoe.storage import whole_file
 
     tensors = {"weight": model.steering.conditioning.weight.detach().cpu().contiguous()}
     with whole_file(folder / FILE) as file:

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import HrmTextConfig
 
 from chronomoe.errors import ConfigError, require
+from chronomoe.hrm_shape import HRMShape
 
 CHOICES = {
     "pos_encodings": ("rope", "learned"),
@@ -46,23 +47,23 @@ class HRMACTv1Config(HrmTextConfig):
         "l_cycles": "L_cycles",
     }
 
-    hidden_size: int = 512
+    hidden_size: int = HRMShape.hidden_size
     intermediate_size: int | None = None  # type: ignore[assignment]
-    expansion: float = 2.0
-    num_attention_heads: int = 8
+    expansion: float = HRMShape.expansion
+    num_attention_heads: int = HRMShape.num_heads
     head_dim: int | None = None  # type: ignore[assignment]
-    h_layers: int = 2
-    l_layers: int = 2
-    H_cycles: int = 2
-    L_cycles: int = 2
-    use_moe: bool = True
-    num_local_experts: int = 8
-    num_experts_per_tok: int = 2
+    h_layers: int = HRMShape.h_layers
+    l_layers: int = HRMShape.l_layers
+    H_cycles: int = HRMShape.h_cycles
+    L_cycles: int = HRMShape.l_cycles
+    use_moe: bool = HRMShape.use_moe
+    num_local_experts: int = HRMShape.num_experts
+    num_experts_per_tok: int = HRMShape.num_experts_per_tok
     router_jitter_noise: float = 0.0
-    pos_encodings: str = "rope"
+    pos_encodings: str = HRMShape.pos_encodings
     window_size: int | None = None
-    grad_mode: str = "last_cycle"
-    halt_max_steps: int = 2
+    grad_mode: str = HRMShape.grad_mode
+    halt_max_steps: int = HRMShape.halt_max_steps
     halt_cap: int | None = None
     halting: str = "exact"
     halt_bias: float = -5.0

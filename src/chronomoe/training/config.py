@@ -1,9 +1,12 @@
-"""TrainingConfig: every setting of a run. Imports nothing heavy, so the command line can show it at once."""
+"""TrainingConfig: the settings of a run. Imports nothing heavy, so that help appears at once."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from chronomoe.control.config import Ablation
+from chronomoe.errors import ConfigError
+from chronomoe.knob import FINAL_KAPPA, INITIAL_KAPPA
 from chronomoe.routing.loss_weights import LossWeights
 from chronomoe.settings import Bounds, Count, NonNegative, NonNegativeInt, Positive, Share
 
@@ -27,9 +30,9 @@ class TrainingConfig(LossWeights):
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
 
-    initial_kappa: Kappa = 0.5
+    initial_kappa: Kappa = INITIAL_KAPPA
     """Meta-knob at the start: exploratory."""
-    final_kappa: Kappa = -0.3
+    final_kappa: Kappa = FINAL_KAPPA
     """Meta-knob at the end: exploitative."""
     kappa_warmup_steps: NonNegativeInt | None = 1000
     """Steps during which kappa stays at its initial value; a tenth of the run when not given."""
@@ -88,6 +91,11 @@ class TrainingConfig(LossWeights):
     """Learning rate of the routers, as a multiple of the others'."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit keeps its moments in 8 bits; it needs bitsandbytes."""
+
+    def refuse_stop_file(self) -> None:
+        """:class:`ConfigError` while the stop file of an earlier run is there: this one would stop at once."""
+        if self.stop_file is not None and Path(self.stop_file).exists():
+            raise ConfigError(f"the stop file {self.stop_file} is there already; remove it to train.")
 
     def kappa_warmup(self, total_steps: int) -> int:
         """Steps of kappa's warm-up in a run of ``total_steps``."""

@@ -16,6 +16,7 @@ from chronomoe.data.windows import IGNORED, HeldoutWindows
 from chronomoe.errors import ConfigError
 from chronomoe.settings import Settings
 from chronomoe.training.callback import Callback, Run
+from chronomoe.training.config import TrainingConfig
 from chronomoe.training.control import deployed
 from chronomoe.training.micro_batches import labels_of
 from chronomoe.training.step import StepResult
@@ -25,7 +26,7 @@ GoalSteering = Callable[[], dict[str, Any] | None]
 
 
 @torch.no_grad()
-def bits_per_byte(model: nn.Module, windows: HeldoutWindows, batch_size: int = 8) -> float:
+def bits_per_byte(model: nn.Module, windows: HeldoutWindows, batch_size: int = TrainingConfig.batch_size) -> float:
     """Mean code length of the held-out bytes under ``model``, in bits; the model is evaluated as it stands."""
     device = next(model.parameters()).device
     nats = torch.zeros((), dtype=torch.float64, device=device)

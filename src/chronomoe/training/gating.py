@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from chronomoe.errors import ConfigError, require
+from chronomoe.training.config import TrainingConfig
 
 
 class CoherenceGatedOptimizer(torch.optim.Optimizer):
@@ -27,7 +28,10 @@ class CoherenceGatedOptimizer(torch.optim.Optimizer):
     """A GradScaler must unscale and judge the gradients itself: what it would hand a fused step does not get there."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, min_coherence: float = 0.2, gating_strength: float = 0.5
+        self,
+        optimizer: torch.optim.Optimizer,
+        min_coherence: float = TrainingConfig.min_coherence,
+        gating_strength: float = TrainingConfig.gating_strength,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigError(f"cannot gate a {type(optimizer).__name__}; give an optimizer.")

@@ -131,8 +131,7 @@ class ChronoMoETrainer:
         """
         self.checkpoint.refuse_foreign()
         stop_file = None if self.config.stop_file is None else Path(self.config.stop_file)
-        if stop_file is not None and stop_file.exists():
-            raise ConfigError(f"the stop file {stop_file} is there already; remove it to train.")
+        self.config.refuse_stop_file()
         self.model.train()
         try:
             with SafeStop() as stop, self.report.live():

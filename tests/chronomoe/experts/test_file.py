@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.experts.file import base_fingerprint, base_of, read_expert, refuse_misfit, save_expert
-from chronomoe.sidecars import read_list
+from chronomoe.experts.listing import read_list
 from tests.chronomoe.experts.conftest import BASES, build_base, build_expert
 
 
