@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from aios.actions import Done, Show, action
-from aios.brains.base import make_workspace
 from aios.brains.brain import Brain
 from aios.settings.train import MixtralRun
 from aios.workspace import Workspace
@@ -39,6 +38,7 @@ def init(
     overwrite
         Replace files that are there and differ.
     """
+    from aios.brains.base import make_workspace
 
     make_workspace(workspace, vocab_size=vocab_size, max_bytes=max_bytes, overwrite=overwrite, report=show)
     after = Workspace(workspace).command("train", "--config", str(workspace / "run.toml"))
@@ -57,6 +57,7 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
     steps
         Training steps.
     """
+    from aios.brains.base import make_workspace
     from aios.brains.loaded import load_brain
 
     began = time.perf_counter()

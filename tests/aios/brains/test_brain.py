@@ -39,7 +39,7 @@ def damage(folder, file, content):
         ("tokenizer.json", b"{}", "cannot be loaded"),
         ("tokenizer_config.json", b"{}", "no eos_token"),
         ("run.json", b"{", "is damaged"),
-        ("run.json", b"[]", "was not written by this version"),
+        ("run.json", b"[]", "is damaged"),
     ],
 )
 def test_a_damaged_brain_is_refused(brain, file, content, said):

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from aios.actions.table import COMMANDS
 
@@ -57,7 +58,7 @@ def snapshot(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("command", ["", *GROUPS, *COMMANDS])
 def test_help(command, aios, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("aios.cli.app.console", Console(width=100))  # one made earlier keeps the width it had
     outcome = aios(*command.split(), "--help")
     assert outcome.code == 0
     text = "\n".join(line.rstrip() for line in outcome.out.splitlines()) + "\n"
