@@ -29,6 +29,7 @@ from aios.cli import run as aios
 from aios.manager import training_page
 from aios.store.entry import ExpertEntry
 from aios.store.experts import Registry
+from aios.store.transaction import Store
 from benchmarks.run import RESULTS, machine
 
 FASTER = 10
@@ -191,12 +192,11 @@ def _row(figure: str, values: Sequence[float], goal: str = "", bound: float | No
 def _fill(root: Path) -> None:
     """200 experts and 50 runs."""
     aios(["init", "--root", str(root), "--max-bytes", "400000"])
-    registry = Registry(root)
-    registry.create("first")
-    with registry._change() as book:
+    Registry(root).create("first")
+    with Store(root).change() as tables:
         for number in range(200):
             parent = f"expert{number // 3 - 1}" if number > 5 else None
-            book.add(ExpertEntry(expert_id=f"expert{number}", parent_expert_id=parent))
+            tables.experts.add(ExpertEntry(expert_id=f"expert{number}", parent_expert_id=parent))
     record = {"event": "train", "loss": 5.0, "lm_loss": 5.0, "lr": 1e-3, "load": [[0.125] * 8] * 4}
     for number in range(50):
         place = root / f"artifacts/brains/mixtral/run{number}/metrics.jsonl"

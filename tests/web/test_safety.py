@@ -10,8 +10,9 @@ from playwright.sync_api import expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from aios.store.experts import Registry
+from aios.store.entry import ExpertEntry
 from aios.store.goals import Goals
+from aios.store.transaction import Store
 from tests.web.conftest import Served
 from tests.web.steps import button
 
@@ -142,13 +143,10 @@ def test_a_message_of_megabytes_closes_the_websocket(served, size, code):
 
 
 def test_two_hundred_experts_and_fifty_runs_are_shown_within_two_seconds(page, root):
-    registry = Registry(root)
     small = (root / "artifacts/brains/mixtral/small/metrics.jsonl").read_text()
-    with registry._change() as book:
-        from aios.store.entry import ExpertEntry
-
+    with Store(root).change() as tables:
         for number in range(200):
-            book.add(
+            tables.experts.add(
                 ExpertEntry(
                     expert_id=f"expert{number}", parent_expert_id=f"expert{number // 3 - 1}" if number > 5 else None
                 )
