@@ -219,7 +219,7 @@ def load_brain(brain: Brain) -> LoadedBrain:
     # The run of a checkpoint is two folders up.
     runs = (one for one in (Brain(brain.root, folder), Brain(brain.root, folder.parent.parent)) if one.has_run)
     run = next(runs, None)
-    if run is not None and run.run.tokenizer_fingerprint != tokenizer_fingerprint(folder):
+    if run is not None and run.run.tokenizer_fingerprint not in (None, tokenizer_fingerprint(folder)):
         raise CheckpointError(
             f"the tokenizer in {folder} is not the one the brain was trained with; put that one back."
         )

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from aios.brains.brain import Brain
+from aios.brains.run_file import RunFile
 from aios.goals.slots import find_slot, link, link_target
+from aios.settings.train import MixtralRun
 from aios.store.goals import Goals
 from aios.store.slots import Slot, read_slot
 from chronomoe.errors import CheckpointError, ConfigError
@@ -106,9 +108,9 @@ def test_two_brains_of_one_name_are_told_apart(goals):
 
 
 def test_links_follow_a_brain(brain, goals, tmp_path):
-    run = {"format": "aios-run", "version": 1, "settings": {}, "shape": {}, "training": {}}
+    run = RunFile(family="mixtral", run=MixtralRun())
     for name in ("small", "smaller"):
-        (brain(f"mixtral/{name}", MIXTRAL) / "run.json").write_text(json.dumps(run))
+        run.write_file(brain(f"mixtral/{name}", MIXTRAL) / "run.json")
     one, _ = goals.add("one", expert=link_target(goals.root, "small:2.5"))
     link(goals.root, one.id, "smaller:0.0")
     Brain.of_workspace(tmp_path, "small").rename("big")

@@ -102,7 +102,7 @@ def test_training_under_a_goal_is_logged_remembered_and_resumes_bit_for_bit(aios
     assert 0 < first["beta"] <= 1
     assert {"kl", "protected_fraction", "experts"} <= first.keys()
     assert [goal.slots for goal in read_memory(Brain(root, brain)).goals] == [((0, 2),)]
-    assert read_memory(Brain(root, brain)).flags.goal_kl == 0.002
+    assert read_memory(Brain(root, brain)).settings.goal_kl == 0.002
     # Stopped on the way, and continued without a word about goals.
     other = twin / "artifacts/brains/mixtral/straight"
     assert aios("train", "--root", twin, "--name", "straight", *more, "--stop-after", 31).code == 0
@@ -123,7 +123,9 @@ def test_other_goals_act_from_the_first_step_of_a_resumed_run_and_none_do_withou
 
     def field():
         folder = max((brain / "checkpoints").glob("step_*"), key=lambda path: int(path.name[5:]))
-        return torch.tensor(json.loads((folder / "trainer.json").read_text())["goal_bias"][0])
+        return torch.tensor(
+            json.loads((folder / "trainer.json").read_text())["callbacks"]["evaluation"]["goal_bias"][0]
+        )
 
     assert aios(*more, 26, "--goal", linked.id, "--goal-beta", 0.5).code == 0
     first = field()
@@ -174,7 +176,7 @@ def test_domains_of_a_goal_are_drawn_more_often(aios, root, linked):
     outcome = aios("train", "--root", root, "--name", "straight", *more)
     assert outcome.code == 0, outcome.err
     brain = root / "artifacts/brains/mixtral/straight"
-    assert read_memory(Brain(root, brain)).flags.goal_domain == ("python",)
+    assert read_memory(Brain(root, brain)).settings.goal_domain == ("python",)
     other = twin / "artifacts/brains/mixtral/straight"
     assert aios("train", "--root", twin, "--name", "straight", *more[:-4]).code == 0
     assert (other / "model.safetensors").read_bytes() != (brain / "model.safetensors").read_bytes()
@@ -206,7 +208,7 @@ def test_a_talk_turns_goals_on_and_off(aios, root, brain, served, monkeypatch):
     said = iter(["hello", "/goal 1", "hello", ""])
     outcome = aios("chat", "straight", "--root", root, "--max-new-tokens", 3, "--goal", served.id)
     assert outcome.code == 0, outcome.err
-    assert "is damaged or no database of goals" in outcome.out
+    assert "is damaged or not a database of aios" in outcome.out
     assert priors[3:] == [3.0, 3.0]
 
 
