@@ -144,7 +144,7 @@ class MixtralFamily(Family[ModelShape]):
         """Each is a Mixtral of transformers."""
 
     def default_data(self, root: Path, bundle: Path) -> Path:
-        """What `aios data prepare` writes when not told where."""
+        """What `aios data prepare` writes without --out."""
         return Workspace(root).prepared
 
     def _configured(self, base: Path, shape: ModelShape) -> Config:
