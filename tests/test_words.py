@@ -1,4 +1,4 @@
-"""The words of the house: standard names in code, plain phrases in prose."""
+"""Words that must not appear: private names in code, turns of phrase in prose that a reader has to decode."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ NAMES = re.compile(
     r"|told|book|listening|put_away|temperate|usual|leave|well|fewest|enough|healing|waiting)",
     re.IGNORECASE,
 )
-"""Names of the house's former dialect; style of names: CONTRIBUTING.md."""
+"""Names that say nothing to somebody new."""
 PHRASES = re.compile(
     r"see to (the|an?) |there (is|are) none of|that is none|\bwhoever\b|\banew\b|\b(is|are|was|be|been) (told|heard)\b"
     r"|steers nobody|let one rest",

@@ -1,4 +1,4 @@
-"""Where things are, below one root folder (see docs/architecture.md, "On disk")."""
+"""Where things are, below one root folder (see docs/formats/index.md)."""
 
 import re
 import shlex

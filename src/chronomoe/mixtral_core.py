@@ -59,7 +59,7 @@ class MixtralConfig(HFMixtralConfig):
         self._refuse_bad_shapes()
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def _refuse_bad_shapes(self) -> None:
         sizes = "vocab_size", "hidden_dim", "intermediate_dim", "num_layers", "max_seq_length"

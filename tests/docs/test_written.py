@@ -7,6 +7,7 @@ SNAPSHOTS=update make snapshots      writes them again
 """
 
 import ast
+import json
 import os
 from pathlib import Path
 
@@ -61,3 +62,12 @@ def test_written(file, make):
     if os.environ.get("SNAPSHOTS") == "update":
         (ROOT / file).write_text(make(), encoding="utf-8")
     assert (ROOT / file).read_text(encoding="utf-8") == make()
+
+
+def test_first_changes_name_files_that_are_there():
+    """first_changes.json: where ten changes belong that somebody new may want, as asked of newcomers."""
+    wanted = json.loads((ROOT / "tests/docs/first_changes.json").read_text(encoding="utf-8"))
+    files = [file for places in wanted.values() for file in places]
+    assert len(wanted) == 10
+    assert max(map(len, wanted.values())) <= 3
+    assert [file for file in files if not (ROOT / file).is_file()] == ["src/aios/manager/data_page.py"]  # a new one

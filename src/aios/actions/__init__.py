@@ -47,7 +47,8 @@ class Action(Generic[Arguments]):
         workspace: Path,
     ) -> None:
         functools.update_wrapper(self, function)
-        self._function = function
+        self.function = function
+        """What it does; takes the workspace first."""
         self._heavy = heavy
         self.failure = failure
         """What a program reads of a call that failed; an action that has it prints JSON whenever it is piped."""
@@ -57,7 +58,7 @@ class Action(Generic[Arguments]):
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(self, workspace: Path, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Done:
-        return self._function(workspace, *args, **kwargs)
+        return self.function(workspace, *args, **kwargs)
 
     def run(self, workspace: Path, arguments: dict[str, Any]) -> Done:
         """Call it with all arguments by name, the positional ones too."""
@@ -67,7 +68,7 @@ class Action(Generic[Arguments]):
                 positional.append(named.pop(parameter.name))
             elif parameter.kind is parameter.VAR_POSITIONAL:
                 positional.extend(named.pop(parameter.name, ()))
-        function: Callable[..., Done] = self._function
+        function: Callable[..., Done] = self.function
         return function(workspace, *positional, **named)
 
     def is_heavy(self, workspace: Path, arguments: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from aios.actions import Done, action
+from aios.data.readers import parse_source
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
 
@@ -42,7 +43,6 @@ def prepare(
     """
     from aios.data.prepare import PrepareConfig
     from aios.data.prepare import prepare as prepare_text
-    from aios.data.readers import parse_source
 
     if not sources:
         raise ConfigError("name at least one file or folder of text.")

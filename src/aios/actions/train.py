@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from aios.actions import Done, Flat, Show, action
 from aios.brains.families import ACTV1
+from aios.brains.plan import describe_architecture
 from aios.settings.actv1 import ACTv1Run
 from aios.settings.train import HRMShape, MixtralRun
 from aios.workspace import Workspace
@@ -102,8 +103,6 @@ def arch_summary(
     if min(vocab_size, max_seq_len, batch_size) < 1:
         raise ConfigError("vocab_size, max_seq_len and batch_size must be at least 1.")
     import torch
-
-    from aios.brains.plan import describe_architecture
 
     with torch.device("meta"):
         model = ACTV1.model_class(ACTV1.configure(shape, vocab_size, max_seq_len))

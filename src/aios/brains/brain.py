@@ -29,6 +29,7 @@ from aios.workspace import Workspace
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.storage import held
 from chronomoe.training.config import TrainingConfig
+from chronomoe.training.trainer_file import list_checkpoints, read_trainer_file
 
 METRICS = "metrics.jsonl"
 _BRAINS = "artifacts/brains"
@@ -114,7 +115,7 @@ class Brain:
     @property
     def run(self) -> RunFile:
         """The contents of run.json."""
-        return RunFile.of(self.path)
+        return RunFile.of(self.path / RUN_FILE)
 
     @property
     def family(self) -> Family[Any]:
@@ -135,8 +136,6 @@ class Brain:
     @property
     def checkpoints(self) -> list[Path]:
         """Its checkpoints, oldest first."""
-        from chronomoe.training.checkpoint import list_checkpoints
-
         return list_checkpoints(self.checkpoint_folder)
 
     @property
@@ -207,8 +206,6 @@ class Brain:
 
     def describe(self) -> dict[str, Any]:
         """Family, training, evaluation and size, for JSON."""
-        from chronomoe.training.checkpoint import read_trainer_file
-
         run, checkpoints, finished = self.run, self.checkpoints, self.state == "finished"
         bits = run.bits_per_byte if finished else None
         if checkpoints and bits is None:

@@ -8,26 +8,31 @@ from transformers import set_seed
 
 from aios.brains.brain import Brain
 from aios.brains.families import FAMILIES, load_weights
-from aios.settings.train import TrainRun
-from chronomoe.data.token_store import TokenStore
+from aios.settings.train import Shape
+from chronomoe.data.store_info import StoreInfo
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.attachment import base_state
 from chronomoe.sidecars import refuse_old
 
 
-def build_model(base: Path, run: TrainRun, store: TokenStore) -> Any:
-    """The model a run begins with, freshly initialised or from the weights it names."""
-    set_seed(run.seed)
-    model = FAMILIES[run.family].build(
-        base,
-        run.shape,
-        vocab_size=store.info.vocab_size,
-        separator_id=store.info.separator_id,
-        seq_len=run.seq_len,
-        capacity=run.moe_capacity_factor,
+def build_model(
+    family: str,
+    base: Path,
+    shape: Shape,
+    data: StoreInfo,
+    *,
+    seed: int,
+    seq_len: int,
+    capacity: float | None,
+    weights: Path | None = None,
+) -> Any:
+    """A model of ``family`` for ``data``, freshly initialised or from ``weights``; see :meth:`Family.build`."""
+    set_seed(seed)
+    model = FAMILIES[family].build(
+        base, shape, vocab_size=data.vocab_size, separator_id=data.separator_id, seq_len=seq_len, capacity=capacity
     )
-    if run.student_init is not None and not run.resume:
-        load_student(model, run.student_init)
+    if weights is not None:
+        load_student(model, weights)
     return model
 
 

@@ -6,11 +6,11 @@ from typing import Any
 from aios.brains.families import FAMILIES
 from aios.brains.plan import shape_of
 from aios.settings.train import TrainRun
-from chronomoe.data.token_store import TokenStore
+from chronomoe.data.store_info import StoreInfo
 from chronomoe.storage import write_text
 
 
-def write_card(bundle: Path, model: Any, run: TrainRun, store: TokenStore, results: dict[str, Any]) -> None:
+def write_card(bundle: Path, model: Any, run: TrainRun, info: StoreInfo, results: dict[str, Any]) -> None:
     """Write ``README.md`` into the bundle, from measured results only."""
     rows = [
         f"| {name} | {results['evaluation'].get(name, float('nan')):.4f} | {unigram:.4f} |"
@@ -19,7 +19,7 @@ def write_card(bundle: Path, model: Any, run: TrainRun, store: TokenStore, resul
     domains = [
         f"- {domain.name}: {domain.train.documents:,} documents, {domain.train.tokens:,} tokens "
         f"({domain.near_duplicates_dropped} held-out near-duplicates left out)"
-        for domain in store.info.domains
+        for domain in info.domains
     ]
     lines = [
         *_opening(bundle.name, run.family, model),

@@ -125,10 +125,10 @@ class LoadedBrain:
                 torch.manual_seed(seed)
                 self.sample(prompt, streamer=streamer, **settings)
             except InterruptedError:
-                streamer.end()
+                streamer.end()  # type: ignore[no-untyped-call]
             except BaseException as error:
                 failure.append(error)
-                streamer.end()
+                streamer.end()  # type: ignore[no-untyped-call]
 
         thread = Thread(target=work, daemon=True)
         thread.start()
@@ -192,7 +192,7 @@ class _Pieces(TextIteratorStreamer):
     def put(self, value: Tensor) -> None:
         if self.closed:
             raise InterruptedError
-        super().put(value)
+        super().put(value)  # type: ignore[no-untyped-call]
 
 
 def expert_lines(counts: RoutingCounts) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from aios.brains.families import Family, family_of
 from aios.settings.train import TrainRun
-from chronomoe.data.token_store import TokenStore
+from chronomoe.data.store_info import StoreInfo
 
 _BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
 _MEASURED_TOKENS = 4096
@@ -64,16 +64,16 @@ def _activations(config: Any, tokens: int) -> int:
     return int(4 * tokens * (blocks * width + 3 * heads * config.vocab_size))
 
 
-def describe_plan(model: Any, run: TrainRun, store: TokenStore) -> list[str]:
+def describe_plan(model: Any, run: TrainRun, info: StoreInfo) -> list[str]:
     """Lines of the plan: parameters, data, tokens, memory, and time from one measured micro-batch."""
-    corpus = sum(domain.train.tokens for domain in store.info.domains)
+    corpus = sum(domain.train.tokens for domain in info.domains)
     per_step = run.batch_size * run.gradient_accumulation_steps * run.seq_len
     steps = run.max_steps or max(1, run.max_epochs * corpus // per_step)
     seconds = _measure(model, run.batch_size, run.seq_len) * run.gradient_accumulation_steps * steps
     tokens = run.batch_size * run.seq_len
     return [
         *describe_architecture(model, tokens),
-        f"data         {corpus:,} tokens in {', '.join(domain.name for domain in store.info.domains)}",
+        f"data         {corpus:,} tokens in {', '.join(domain.name for domain in info.domains)}",
         f"training     {steps:,} steps x {per_step:,} tokens = {steps * per_step:,} tokens "
         f"({steps * per_step / corpus:.1f} passes)",
         f"time         about {_duration(seconds)} on this machine, evaluation aside",

@@ -49,11 +49,12 @@ class RunFile(Settings):
         return super().from_json(raw, where, exact=exact)
 
     @classmethod
-    def of(cls, brain: Path) -> Self:
-        """Read the run.json in the folder of a brain; :class:`CheckpointError` when it is missing or not ours."""
+    def of(cls, file: Path) -> Self:
+        """Read the run.json of a brain; :class:`CheckpointError` when it is missing or not ours."""
         try:
-            return cls.read_file(brain / RUN_FILE)
+            return cls.read_file(file)
         except FileNotFoundError:
+            brain = file.parent
             if brain.is_dir() and any(brain.rglob("*.safetensors")):
                 raise CheckpointError(
                     f"{brain} has lost its run.json; put it back or train under another name."

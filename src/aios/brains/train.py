@@ -23,8 +23,8 @@ from chronomoe.data.windows import PackedDataset, heldout_windows
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.listing import read_list
 from chronomoe.storage import disk_full_explained
-from chronomoe.training.checkpoint import list_checkpoints
 from chronomoe.training.trainer import ChronoMoETrainer
+from chronomoe.training.trainer_file import list_checkpoints
 
 Show = Callable[[str], None]
 
@@ -87,10 +87,19 @@ def train(
         goals.check(brain, load_tokenizer(base), run.goals)
     settings = run.resolved()
     sequences = _sequences(settings, store)
-    model = build_model(base, settings, store)
+    model = build_model(
+        run.family,
+        base,
+        settings.shape,
+        store.info,
+        seed=settings.seed,
+        seq_len=settings.seq_len,
+        capacity=settings.moe_capacity_factor,
+        weights=None if run.resume else settings.student_init,
+    )
     if run.dry_run:
         check_place(run)
-        for line in describe_plan(model, settings, store):
+        for line in describe_plan(model, settings, store.info):
             show(line)
         return {}
     with brain.lock():
@@ -115,7 +124,7 @@ def train(
             _publish(trainer, bundle)
             bits = results["evaluation"].get("mean")
             file.replace(published_step=results["global_step"], bits_per_byte=bits).write_file(bundle / RUN_FILE)
-            write_card(bundle, model, run, store, results)
+            write_card(bundle, model, run, store.info, results)
             show(f"Wrote {bundle}")
         return results
 

@@ -179,7 +179,7 @@ def _act(action: Action[...], bound: Any, hooks: Any, line: Line) -> int:
     }
     quiet_libraries()
     try:
-        done = action(
+        done = action.function(
             line.root or action.workspace,
             *bound.args,
             **bound.kwargs,

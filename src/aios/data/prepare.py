@@ -16,16 +16,8 @@ from pathlib import Path
 from aios.data.readers import Source, Tally, read_documents
 from aios.data.split import AllHeldOut, DomainSplit, NearDuplicates
 from aios.data.tokenizers import Encoder, VocabSize, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
-from chronomoe.data.token_store import (
-    DomainInfo,
-    SplitSize,
-    StoreInfo,
-    TokenShardWriter,
-    TokenStore,
-    content_fingerprint,
-    read_info,
-    write_info,
-)
+from chronomoe.data.store_info import DomainInfo, SplitSize, StoreInfo, read_info, write_info
+from chronomoe.data.token_store import TokenShardWriter, TokenStore, content_fingerprint
 from chronomoe.errors import CheckpointError, ConfigError, DataError
 from chronomoe.storage import whole_directory
 

@@ -21,7 +21,7 @@ from itertools import chain, groupby
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
-from chronomoe.data.token_store import METADATA
+from chronomoe.data.store_info import METADATA
 from chronomoe.errors import ConfigError, DataError
 
 SEPARATOR = "<|endoftext|>"

@@ -10,6 +10,7 @@ from aios.brains.brain import Brain
 from aios.manager.frame import Page, Site, ask_worker, begin_here, try_call
 from aios.settings.goals import GoalFlags
 from aios.store.goals import Goals
+from chronomoe.data.store_info import read_info
 
 LONGEST = 4000
 """Characters of a text."""
@@ -63,8 +64,6 @@ class TextForm:
 
 
 def _domains(site: Site, brain: str) -> list[str]:
-    from chronomoe.data.token_store import read_info  # numpy: not before a text is wanted
-
     place = Brain.at(site.root, brain).own_data
     return [] if place is None else [one.name for one in read_info(place).domains if one.heldout.tokens]
 

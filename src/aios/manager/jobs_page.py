@@ -11,7 +11,7 @@ from nicegui import ui
 from aios.actions import experts
 from aios.actions.table import words_of
 from aios.brains.brain import METRICS, Brain
-from aios.brains.run_file import RunFile
+from aios.brains.run_file import RUN_FILE, RunFile
 from aios.manager.frame import Page, Site, begin_here, empty, facts, framed, heading, in_thread, try_call
 from aios.manager.jobs import Job
 from aios.settings.expert import ExpertTraining
@@ -140,7 +140,7 @@ def _steps(site: Site, job: Job) -> tuple[int, int]:
     total = next((int(value) for name, _, value in words if name in ("--steps", "--max-steps") and value.isdigit()), 0)
     file = site.root / job.metrics
     if not total:  # a resumed run has its own settings
-        saved = try_call(RunFile.of, file.parent).value
+        saved = try_call(RunFile.of, file.with_name(RUN_FILE)).value
         total = 0 if saved is None else saved.run.resolved().max_steps or 0
     if not job.metrics or not file.is_file() or file.stat().st_mtime < job.created:
         return 0, total

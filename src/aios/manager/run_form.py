@@ -8,7 +8,7 @@ from typing import Any
 from nicegui import ui
 
 from aios.brains.brain import METRICS
-from aios.brains.run_file import RunFile
+from aios.brains.run_file import RUN_FILE, RunFile
 from aios.manager.frame import Page, Site, framed, heading, in_thread, try_call
 from aios.manager.jobs import dry_run
 from aios.manager.jobs_page import as_number, begin, inside
@@ -124,7 +124,7 @@ async def resume(page: Page, metrics: str) -> str:
 def stop_file(site: Site, metrics: str) -> Path | None:
     """The file at whose appearance a run stops, if it was given one in this workspace."""
     try:
-        named = Path(RunFile.of((site.root / metrics).parent).run.stop_file or "")
+        named = Path(RunFile.of((site.root / metrics).with_name(RUN_FILE)).run.stop_file or "")
     except ChronoMoEError:
         return None
     return named if named.is_absolute() and named.resolve().is_relative_to(site.root.resolve()) else None

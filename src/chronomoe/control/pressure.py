@@ -7,7 +7,7 @@
     b_I <- b_I + ANTI_WINDUP (b - b*)           an integral that cannot act does not grow
 
 The gains are multiples of sigma_z, the spread of the logits, because the plant's own gain falls as 1 / sigma_z. With
-gain g the loop is stable for gamma g < 2 and settles in about 1 / (gamma g) ticks (docs/architecture.md).
+gain g the loop is stable for gamma g < 2 and settles in about 1 / (gamma g) ticks (docs/mechanisms/pressure.md).
 
 Shape suffixes: L MoE layers, N experts. Everything is fp32 and a pure function.
 """

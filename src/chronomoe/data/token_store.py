@@ -2,7 +2,7 @@
 
 One directory is one data set:
 
-    data.json                          StoreInfo: settings, domains, sizes, content fingerprint
+    data.json                          settings, domains, sizes, content fingerprint; see store_info.py
     tokenizer/                         the tokenizer the text was encoded with
     <domain>/{train,heldout}.bin       little-endian token ids, each document followed by one separator
     <domain>/{train,heldout}.idx.npy   int64 (documents, 2): token offset and UTF-8 bytes of each document
@@ -13,9 +13,8 @@ The idea: text is tokenized once; from then on a corpus of any size costs no mem
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -24,61 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chronomoe.data.store_info import DomainInfo, SplitSize, StoreInfo, damaged, read_info
 from chronomoe.errors import DataError
 
-FORMAT, VERSION, METADATA = "chronomoe-tokens", 1, "data.json"
-_DOMAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _COUNT_CHUNK = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitSize:
-    """How much one side (train or heldout) of a domain holds."""
-
-    tokens: int
-    """Tokens on disk, separators included."""
-    documents: int
-    """Documents."""
-    bytes: int
-    """UTF-8 bytes of the documents' text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DomainInfo:
-    """One named kind of text."""
-
-    name: str
-    """The domain's name, also its folder."""
-    weight: float
-    """Share of training sequences drawn from it; the weights of a store sum to 1."""
-    train: SplitSize
-    """What is trained on."""
-    heldout: SplitSize
-    """What is only ever evaluated on."""
-    near_duplicates_dropped: int = 0
-    """Held-out documents left out because a training document nearly repeats them."""
-    replaced_bytes: int = 0
-    """Bytes of the source that were not UTF-8 and were read as replacement characters."""
-    sources: tuple[str, ...] = ()
-    """Where the text came from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreInfo:
-    """The contents of data.json."""
-
-    tokenizer_fingerprint: str
-    """Which tokenizer made the tokens."""
-    vocab_size: int
-    """One more than the largest token id."""
-    separator_id: int
-    """The token that ends every document."""
-    dtype: str
-    """uint16 or uint32."""
-    domains: tuple[DomainInfo, ...]
-    """The domains, in order."""
-    fingerprint: str
-    """Hash of every token and setting: equal fingerprints train equally."""
 
 
 class TokenShardWriter:
@@ -137,7 +85,7 @@ class TokenShard:
             found = path.stat().st_size
             index = np.load(folder / f"{split}.idx.npy", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DataError(f"{folder} is damaged ({error}); prepare the data again.") from error
+            raise damaged(folder, error) from error
         if found != size.tokens * item.itemsize or index.shape != (size.documents, 2):
             raise DataError(
                 f"{path} is truncated or altered: its size is not the recorded one; prepare the data again."
@@ -226,35 +174,6 @@ class Domain:
 def content_fingerprint(settings: Sequence[object], shard_hashes: Sequence[str]) -> str:
     """Identity of a prepared data set: its settings and every token in it."""
     return blake2b(json.dumps([settings, shard_hashes]).encode(), digest_size=16).hexdigest()
-
-
-def write_info(path: Path, info: StoreInfo) -> None:
-    """Write data.json; call it last, it is what makes a directory a data set."""
-    content = {"format": FORMAT, "version": VERSION, **asdict(info)}
-    (path / METADATA).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def read_info(path: Path) -> StoreInfo:
-    """Read and check data.json alone."""
-    if not (path / METADATA).is_file():
-        raise DataError(f"{path} is not prepared data (it has no {METADATA}); make it with `aios data prepare`.")
-    try:
-        content = json.loads((path / METADATA).read_text(encoding="utf-8"))
-        if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
-            raise DataError(f"{path} was written in another format or version; prepare the data again.")
-        domains = tuple(_domain_info(entry) for entry in content.pop("domains"))
-        return StoreInfo(**content, domains=domains)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path / METADATA} is damaged ({error}); prepare the data again.") from error
-
-
-def _domain_info(entry: dict[str, Any]) -> DomainInfo:
-    if not _DOMAIN_NAME.fullmatch(entry["name"]):
-        raise ValueError(f"domain name {entry['name']!r}")
-    sizes = {split: SplitSize(**entry[split]) for split in ("train", "heldout")}
-    return DomainInfo(**{**entry, **sizes, "sources": tuple(entry["sources"])})
 
 
 def unigram_bits_per_byte(store: TokenStore, max_tokens: int | None = None) -> dict[str, float]:

@@ -87,7 +87,7 @@ class HRMACTv1Config(HrmTextConfig):
         self.num_layers_per_stack = self.l_layers
         # One cache slot for each time a block attends.
         self.num_hidden_layers = self.slots_per_segment * self.halt_max_steps
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def slots_per_segment(self) -> int:

@@ -89,7 +89,7 @@ class HRMPreTrainedModel(HrmTextPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         std = self.config.initializer_range
         if isinstance(module, MixtralExperts):
             init.normal_(module.gate_up_proj, mean=0.0, std=std)
@@ -121,7 +121,7 @@ class HRMACTv1Model(HRMPreTrainedModel):
         """Sums over all evaluation forwards, until :meth:`reset_segments`."""
         self.halting, self.halt_cap = config.halting, config.halt_cap
         """As in the configuration; to be changed at run time, which leaves what is saved as it was."""
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @property
     def routing_depths(self) -> int:
@@ -293,11 +293,11 @@ class HRMACTv1ForCausalLM(SteeredPreTrained, HRMPreTrainedModel, GenerationMixin
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.loss_terms: dict[str, Tensor] = {}
         """``ce``, ``bce_halt`` and ``used_segments`` of the latest training loss."""
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
         if config.use_moe:
             self.steer(dispatch)
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,

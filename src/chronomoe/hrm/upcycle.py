@@ -44,14 +44,14 @@ def upcycle(
     changes = {"use_moe": True, "num_local_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
     config = HRMACTv1Config.from_dict(dense.config.to_dict() | changes)
     with torch.random.fork_rng(devices=[]):  # what construction draws is overwritten; the caller's draws stay
-        model: Any = HRMACTv1ForCausalLM(config)
+        model = HRMACTv1ForCausalLM(config)
     model.load_state_dict({n: t for n, t in dense.state_dict().items() if ".mlp." not in n}, strict=False)
     generator = torch.Generator().manual_seed(seed)
     for moe, layer in zip(_feed_forward(model), _feed_forward(dense), strict=True):
         _fill(moe, layer, redrawn_units(layer.intermediate_size, redraw), generator)
         nn.init.normal_(moe.gate.weight, std=config.initializer_range, generator=generator)
     model.generation_config = copy.deepcopy(dense.generation_config)
-    model.to(device=dense.device, dtype=dense.dtype).train(dense.training)
+    model.to(device=dense.device, dtype=dense.dtype).train(dense.training)  # type: ignore[call-arg]
     return model
 
 

@@ -34,7 +34,7 @@ COMPILE_FROM = 1 << 20
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
-@torch.compiler.disable  # it sorts on the host: torch.compile goes around it
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it sorts on the host: torch.compile goes around it
 def sorted_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts' mixture, shape (T, D), for tokens (T, D), expert indices (T, K) and combine weights (T, K).
 
@@ -57,7 +57,8 @@ def sorted_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Ten
             out_TD = _one_token(x_TD, top_k_index, top_k_weights, gate_up_NID, down_NDF, experts.act_fn)
         else:
             activation = None if isinstance(experts.act_fn, SILU) else experts.act_fn
-            out_TD = _SortedExperts.apply(x_TD, top_k_index, top_k_weights, gate_up_NID, down_NDF, activation)
+            apply: Any = _SortedExperts.apply
+            out_TD = apply(x_TD, top_k_index, top_k_weights, gate_up_NID, down_NDF, activation)
     return out_TD.to(hidden_states.dtype)
 
 

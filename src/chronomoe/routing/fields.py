@@ -7,7 +7,7 @@
 
 Dividing the deficit rather than the logit makes the map blind to a constant added to z, keeps the best expert best for
 every temperature field, and gives a hotter expert more access, never less. A stays ahead of B for all admissible T
-exactly when d_B > rho d_A. Proofs: docs/architecture.md, "The routing map".
+exactly when d_B > rho d_A. Proofs: docs/mechanisms/routing-map.md.
 
 Shape suffixes: T tokens, N experts, K chosen experts. Everything here is fp32 and a pure function.
 """

@@ -52,7 +52,8 @@ def direction_similarity(h_TD: Tensor, prototypes_MD: Tensor, along_mean_M: Tens
     products_TM, length_T = h_TD @ prototypes_MD.mT, torch.linalg.vector_norm(h_TD, dim=-1)
     along_mean_M = along_mean_M.unsqueeze(-2)
     squared_T = length_T.square() - 2 * products_TM[..., -1] + along_mean_M[..., -1]
-    return (products_TM - along_mean_M)[..., :-1] * squared_T.clamp(min=1e-12).rsqrt().unsqueeze(-1)
+    cosine_TM: Tensor = (products_TM - along_mean_M)[..., :-1] * squared_T.clamp(min=1e-12).rsqrt().unsqueeze(-1)
+    return cosine_TM
 
 
 def coherence_loss(similarity_sum_L: Tensor, counted: Tensor | float, num_tokens: Tensor | float) -> Tensor:

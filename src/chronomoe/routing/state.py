@@ -43,7 +43,7 @@ class Fp32Module(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {(module, name): buffer for module in self.modules() for name, buffer in module._buffers.items()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for (module, name), buffer in before.items():
             now = module._buffers[name]
             if buffer is not None and now is not None and now.dtype != buffer.dtype:

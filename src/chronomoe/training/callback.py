@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from chronomoe.training.config import TrainingConfig
 from chronomoe.training.report import Reporter
 from chronomoe.training.step import StepResult
+from chronomoe.training.trainer_file import RunState
 
 
 class Callback:
@@ -43,20 +44,6 @@ class Callback:
 
     def load(self, folder: Path) -> None:
         """Read them in every process, after :meth:`load_state_dict` and before the weights."""
-
-
-@dataclass
-class RunState:
-    """Where a run is; every number counts from its very first step."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    """Micro-batches of the current epoch already used."""
-    tokens: int = 0
-    skipped: int = 0
-    """Steps skipped for a loss or gradient that was not finite."""
-    skipped_in_a_row: int = 0
 
 
 @dataclass(kw_only=True)

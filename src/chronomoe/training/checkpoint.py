@@ -5,16 +5,15 @@ checkpoints/step_500/
     chronovisor.safetensors, .json     the control layer, see control/checkpoint.py
     optimizer.safetensors              moments, named "<parameter>.<moment>"
     rng_<rank>.safetensors             random generators of each process
-    trainer.json                       :class:`TrainerFile`: where the run is, its settings, the state of callbacks
+    trainer.json                       where the run is, its settings, the state of callbacks; see trainer_file.py
 """
 
 import os
-import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,61 +23,16 @@ from torch import Tensor
 from chronomoe import sidecars
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.pretrained import SteeredPreTrained
-from chronomoe.settings import Count, FileFormat, NonNegativeInt, Settings
 from chronomoe.storage import whole_directory
 from chronomoe.tensors import read_tensors, remedy, save_tensors
-from chronomoe.training.callback import Callback, Run, RunState
-from chronomoe.training.config import TrainingConfig
+from chronomoe.training.callback import Callback, Run
 from chronomoe.training.optimizer import pack_optimizer, parameter_names, unpack_optimizer
 from chronomoe.training.rng import pack_rng, refuse_wrong_rng
 from chronomoe.training.step import StepResult
+from chronomoe.training.trainer_file import TRAINER_FILE, TrainerFile, list_checkpoints, read_trainer_file, step_of
 
-TRAINER_FILE, OPTIMIZER_FILE = "trainer.json", "optimizer.safetensors"
-_NAME = re.compile(r"step_(\d+)(\.\d+)?$")
+OPTIMIZER_FILE = "optimizer.safetensors"
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_experts_per_tok")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerFile(Settings):
-    """``trainer.json`` of a checkpoint."""
-
-    file_format: ClassVar[FileFormat] = FileFormat(
-        name="chronomoe-checkpoint",
-        version=5,
-        remedy="use another checkpoint, or move this one away to continue from the one before",
-        outdated="train again, or continue the run with that version",
-    )
-    state: dict[str, NonNegativeInt]
-    """Fields of :class:`RunState`."""
-    config: TrainingConfig
-    """The run's settings."""
-    total_steps: Count
-    processes: Count
-    """Processes that shared each step."""
-    optimizer_groups: tuple[tuple[str, ...], ...]
-    """Names of the parameters in each group of the optimizer."""
-    optimizer_tensors: tuple[str, ...]
-    """Names in optimizer.safetensors."""
-    callbacks: dict[str, dict[str, Any]]
-    """The state of each callback that has one, by its name."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if wrong := set(self.state) ^ {field.name for field in fields(RunState)}:
-            raise ConfigError(f"state.{min(wrong)} is missing or unknown.")
-
-
-def step_of(path: Path) -> int:
-    """The step a checkpoint directory is named after, -1 for another name."""
-    match = _NAME.match(path.name)
-    return int(match[1]) if match else -1
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The step_N checkpoints in ``folder``, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.glob("step_*") if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
 def remove_old(folder: Path, keep_last: int, best_step: int | None) -> None:
@@ -103,17 +57,6 @@ def move_superseded(folder: Path, continued_from: Path) -> None:
                 number += 1
                 place = place.with_name(f"{path.name}.{number}")
             os.rename(path, place)
-
-
-def read_trainer_file(path: Path) -> TrainerFile:
-    """``trainer.json`` of the checkpoint ``path``; :class:`CheckpointError` when it is missing, damaged or outdated."""
-    if not path.is_dir():
-        near = ", ".join(found.name for found in list_checkpoints(path.parent)) or "none"
-        raise CheckpointError(f"there is no checkpoint {path}; in {path.parent} there are: {near}.")
-    try:
-        return TrainerFile.read_file(path / TRAINER_FILE, exact=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a checkpoint of a training run: it has no {TRAINER_FILE}.") from None
 
 
 def save_model(model: Any, folder: Path, *, control: bool) -> None:

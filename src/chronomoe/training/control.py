@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chronomoe.control.checkpoint import ChronovisorCheckpoint
+from chronomoe.control.config import Ablation
 from chronomoe.control.controller import ChronovisorMixtralController
 from chronomoe.data.windows import IGNORED
 from chronomoe.errors import ConfigError, UnsupportedModelError
@@ -29,24 +30,21 @@ _FAST, _SLOW = 0.05, 0.01
 """Rates of the two averages whose difference is the trend of the loss."""
 
 
-def controller_for(model: Any, config: TrainingConfig) -> ChronovisorMixtralController | None:
-    """The controller of ``model``, attached if need be and set as ``config`` says; None for a model without experts."""
+def controller_for(model: Any, loss: ChronoMoELoss, arm: Ablation | None) -> ChronovisorMixtralController | None:
+    """The controller of ``model``, attached if need be, with these weights of the losses; None for a dense model.
+
+    ``arm`` is the experimental arm it is to run, if any.
+    """
     controller: ChronovisorMixtralController | None = getattr(model, "controller", None)
     if controller is None:
         try:
             controller = attach(model)
         except UnsupportedModelError:
             return None  # a dense model trains too
-    loss = ChronoMoELoss(
-        lambda_balance=config.lambda_balance,
-        lambda_coherence=config.lambda_coherence,
-        lambda_valley=config.lambda_valley,
-        lambda_z=config.lambda_z,
-    )
     steering = controller.steering
     steering.config = dataclasses.replace(steering.config, loss=loss, balance_scope="step")
-    if config.control is not None:
-        controller.config = controller.config.ablate(config.control)
+    if arm is not None:
+        controller.config = controller.config.ablate(arm)
         controller.release()
     return controller
 

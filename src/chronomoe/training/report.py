@@ -1,4 +1,4 @@
-"""What a run shows and records: one live line on a terminal, plain lines elsewhere, metrics.jsonl for everything."""
+"""What a run shows and records: a live line or plain lines, metrics.jsonl for everything, TensorBoard if wanted."""
 
 import json
 import os

@@ -31,6 +31,9 @@ from torch.utils.data import DataLoader
 from chronomoe.allocator import keep_freed_memory
 from chronomoe.errors import ConfigError, DataError, TrainingError
 from chronomoe.knob import Agent
+from chronomoe.routing.loss_weights import LossWeights
+from chronomoe.routing.losses import ChronoMoELoss
+from chronomoe.settings import annotations_of
 from chronomoe.training.callback import Callback, Run
 from chronomoe.training.checkpoint import Checkpoint
 from chronomoe.training.config import TrainingConfig
@@ -85,7 +88,8 @@ class ChronoMoETrainer:
         self.config = config = config.ablated()
         self.accelerator = accelerator = _make_accelerator(config, use_cpu)
         set_seed(config.seed)
-        self.controller = controller = controller_for(model, config)
+        loss = ChronoMoELoss(**{name: getattr(config, name) for name in annotations_of(LossWeights)})
+        self.controller = controller = controller_for(model, loss, config.control)
         self.steering = None if controller is None else controller.steering
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})

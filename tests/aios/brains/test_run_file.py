@@ -19,7 +19,7 @@ OLD = Path(__file__).parents[2] / "fixtures/0.1.0/workspace/artifacts/brains"
 def test_the_family_says_what_the_run_is(tmp_path, run):
     file = RunFile(family=run.family, run=run, published_step=4, bits_per_byte=1.5, upcycled={"from": "x"})
     file.write_file(tmp_path / RUN_FILE)
-    found = RunFile.of(tmp_path)
+    found = RunFile.of(tmp_path / RUN_FILE)
     assert (found, type(found.run)) == (file, type(run))
     assert found.training_json()["seed"] == 3
     assert found.training_json()["max_steps"] == run.resolved().max_steps
@@ -28,7 +28,7 @@ def test_the_family_says_what_the_run_is(tmp_path, run):
 @pytest.mark.parametrize("brain", ["mixtral/small", "actv1/thinker"])
 def test_a_run_of_0_1_0_is_refused(brain):
     with pytest.raises(CheckpointError, match=r"run\.json was made by version 0\.1\.0, .*; train the brain again"):
-        RunFile.of(OLD / brain)
+        RunFile.of(OLD / brain / RUN_FILE)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_a_damaged_one_names_the_wrong_key(tmp_path, change, said):
     content = json.loads((tmp_path / RUN_FILE).read_text()) | change
     (tmp_path / RUN_FILE).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=said):
-        RunFile.of(tmp_path)
+        RunFile.of(tmp_path / RUN_FILE)
 
 
 def test_a_missing_one(tmp_path):
     with pytest.raises(CheckpointError, match="there is no brain"):
-        RunFile.of(tmp_path)
+        RunFile.of(tmp_path / RUN_FILE)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match="has lost its run"):
-        RunFile.of(tmp_path)
+        RunFile.of(tmp_path / RUN_FILE)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from aios.manager.brain_forms import _domains
-from chronomoe.data.token_store import read_info
+from chronomoe.data.store_info import read_info
 from chronomoe.errors import DataError
 
 

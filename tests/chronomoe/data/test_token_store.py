@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chronomoe.data.token_store import (
-    DomainInfo,
-    SplitSize,
-    StoreInfo,
-    TokenShard,
-    TokenShardWriter,
-    TokenStore,
-    unigram_bits_per_byte,
-    write_info,
-)
+from chronomoe.data.store_info import DomainInfo, SplitSize, StoreInfo, write_info
+from chronomoe.data.token_store import TokenShard, TokenShardWriter, TokenStore, unigram_bits_per_byte
 from chronomoe.errors import DataError
 
 SEPARATOR = 0

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chronomoe.data import windows
-from chronomoe.data.token_store import DomainInfo, SplitSize, StoreInfo, TokenShardWriter, TokenStore, write_info
+from chronomoe.data.store_info import DomainInfo, SplitSize, StoreInfo, write_info
+from chronomoe.data.token_store import TokenShardWriter, TokenStore
 from chronomoe.data.windows import IGNORED, PackedDataset, heldout_windows, permuted
 from chronomoe.errors import ConfigError, DataError
 

@@ -5,7 +5,7 @@ import torch
 
 from chronomoe.errors import CheckpointError
 from chronomoe.training import Callback, ChronoMoETrainer
-from chronomoe.training.checkpoint import list_checkpoints, read_trainer_file
+from chronomoe.training.trainer_file import list_checkpoints, read_trainer_file
 from tests.chronomoe.training.building import build_model, build_trainer, poison
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from chronomoe import ChronovisorMixtralForCausalLM
 from chronomoe.errors import CheckpointError, ConfigError
-from chronomoe.training.checkpoint import list_checkpoints, read_trainer_file
+from chronomoe.training.trainer_file import list_checkpoints, read_trainer_file
 from tests.chronomoe.training.building import build_model, build_trainer, equal_weights, held_out, kill_at, records
 
 

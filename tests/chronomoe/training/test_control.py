@@ -11,8 +11,8 @@ from chronomoe.control.judge import set_masked
 from chronomoe.errors import ConfigError, DataError
 from chronomoe.knob import parse_decision
 from chronomoe.training import ChronoMoETrainer
-from chronomoe.training.checkpoint import list_checkpoints
 from chronomoe.training.control import language_model_loss
+from chronomoe.training.trainer_file import list_checkpoints
 from tests.chronomoe.training.building import (
     AfterStep,
     build_data,

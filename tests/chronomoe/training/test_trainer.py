@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from chronomoe.errors import ConfigError, DataError, TrainingError
 from chronomoe.training import ChronoMoETrainer, TrainingConfig
-from chronomoe.training.checkpoint import list_checkpoints
+from chronomoe.training.trainer_file import list_checkpoints
 from tests.chronomoe.training.building import (
     VOCAB,
     AfterStep,
