@@ -93,7 +93,8 @@ ARMS = [
 def prepare_text(folder: Path, *, max_bytes: int = 6_000_000, without: str = "", **settings: Any) -> TokenStore:
     """Two sample domains of equal weight, without some Python files, part of each held out."""
     from aios.data.corpora import DATA, write_samples
-    from aios.data.prepare import PrepareConfig, prepare
+    from aios.data.prepare import prepare
+    from aios.settings.data import PrepareConfig
 
     if not (folder / "prepared").is_dir():
         sources = write_samples(folder, max_bytes=max_bytes, report=lambda line: None)

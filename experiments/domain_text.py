@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aios.data.corpora import write_samples
-from aios.data.prepare import PrepareConfig, prepare
+from aios.data.prepare import prepare
 from aios.data.split import NearDuplicates
+from aios.settings.data import PrepareConfig
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import IGNORED
 from experiments.domain_arms import SEQUENCE

@@ -7,6 +7,7 @@ from aios.actions import Done, Flat, Show, action
 from aios.brains.families import ACTV1
 from aios.brains.plan import describe_architecture
 from aios.settings.actv1 import ACTv1Run
+from aios.settings.data import VOCAB_SIZE
 from aios.settings.train import HRMShape, MixtralRun
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
@@ -83,7 +84,7 @@ def arch_summary(
     workspace: Path,
     *,
     shape: Annotated[HRMShape, Flat] = HRMShape(),  # noqa: B008 (frozen)
-    vocab_size: int = 4096,
+    vocab_size: int = VOCAB_SIZE,
     max_seq_len: int = ACTv1Run.seq_len,
     batch_size: int = TrainingConfig.batch_size,
 ) -> Done:

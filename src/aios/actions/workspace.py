@@ -7,13 +7,11 @@ from typing import Any
 
 from aios.actions import Done, Show, action
 from aios.brains.brain import Brain
+from aios.settings.data import VOCAB_SIZE
 from aios.settings.train import MixtralRun
 from aios.workspace import Workspace
 from chronomoe import __version__
 from chronomoe.allocator import keep_freed_memory
-
-VOCAB_SIZE = 4096
-"""Size of the tokenizer that `aios init` trains."""
 
 
 @action(heavy=True)

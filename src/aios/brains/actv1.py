@@ -12,9 +12,10 @@ import torch
 from aios.brains.brain import Brain
 from aios.brains.families import ACTV1
 from aios.brains.train import GoalTraining, check_place, train
-from aios.data.prepare import PrepareConfig, prepare
+from aios.data.prepare import prepare
 from aios.data.readers import Source
 from aios.settings.actv1 import ACTv1Run
+from aios.settings.data import PrepareConfig
 from aios.workspace import Workspace
 from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import ConfigError

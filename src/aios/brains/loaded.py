@@ -1,6 +1,5 @@
 """LoadedBrain: a brain in memory, its model and its tokenizer; loading it, and sampling text from it."""
 
-import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +79,7 @@ class LoadedBrain:
 
         Raises :class:`ConfigError` for settings outside their range or a prompt the model has no room for.
         """
-        if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
-            raise ConfigError(
-                "temperature must be a number of at least 0, top_p above 0 and at most 1, top_k at least 0, "
-                "max_new_tokens at least 1."
-            )
+        Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)  # checks them
         model, separator = self.model, self.tokenizer.eos_token_id
         # Every document followed a separator in training, so every prompt does here.
         ids = [separator, *self.tokens(prompt)]

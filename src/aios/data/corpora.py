@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
-from aios.data.prepare import TOKENIZER_FOLDER, PrepareConfig, prepare
+from aios.data.prepare import TOKENIZER_FOLDER, prepare
 from aios.data.readers import SEPARATOR, Source
-from aios.data.tokenizers import VocabSize, check_vocab_size, copy_tokenizer, tokenizer_fingerprint
+from aios.data.tokenizers import check_vocab_size, copy_tokenizer, tokenizer_fingerprint
+from aios.settings.data import PrepareConfig, VocabSize
 from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import ConfigError
 

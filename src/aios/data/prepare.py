@@ -15,7 +15,8 @@ from pathlib import Path
 
 from aios.data.readers import Source, Tally, read_documents
 from aios.data.split import AllHeldOut, DomainSplit, NearDuplicates
-from aios.data.tokenizers import Encoder, VocabSize, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
+from aios.data.tokenizers import Encoder, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
+from aios.settings.data import PrepareConfig
 from chronomoe.data.store_info import DomainInfo, SplitSize, StoreInfo, read_info, write_info
 from chronomoe.data.token_store import TokenShardWriter, TokenStore, content_fingerprint
 from chronomoe.errors import CheckpointError, ConfigError, DataError
@@ -24,26 +25,6 @@ from chronomoe.storage import whole_directory
 TOKENIZER_FOLDER = "tokenizer"
 _SAMPLE_CHARACTERS = 32_000_000
 _BATCH_CHARACTERS = 1_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """How text becomes prepared data."""
-
-    tokenizer: Path | None = None
-    """Folder with a saved tokenizer to use; without one a tokenizer is trained on the text itself."""
-    vocab_size: VocabSize = 4096
-    """Size of the tokenizer to train, or "bytes" for one token per byte."""
-    heldout_fraction: float = 0.05
-    """Share of the documents kept for evaluation only."""
-    max_heldout_bytes: int = 1_000_000
-    """At most this much text held out per domain."""
-    field: str | None = None
-    """Column or key that holds the text in .csv, .tsv, .jsonl and .parquet."""
-    ascii_only: bool = False
-    """Leave out lines with other than ASCII characters."""
-    overwrite: bool = False
-    """Replace prepared data that is already there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +89,6 @@ def prepare(
 
 
 def _domains(sources: Sequence[Source], config: PrepareConfig) -> list[_Domain]:
-    if not 0 < config.heldout_fraction < 0.5:
-        raise ConfigError(f"heldout_fraction must lie between 0 and 0.5, not {config.heldout_fraction}.")
     if not sources:
         raise ConfigError("No text was named; give at least one source, for example name=path/to/text.")
     if len({source.weight is None for source in sources}) > 1:

@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from aios.data.readers import SEPARATOR
+from aios.settings.data import VocabSize
 from chronomoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VocabSize = int | Literal["bytes"]
 BYTES_VOCAB = 257
 """256 bytes and the separator."""
 TOKENIZER_FILES = (

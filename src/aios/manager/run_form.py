@@ -12,6 +12,8 @@ from aios.brains.run_file import RUN_FILE, RunFile
 from aios.manager.frame import Page, Site, framed, heading, in_thread, try_call
 from aios.manager.jobs import dry_run
 from aios.manager.jobs_page import as_number, begin, inside
+from aios.settings.actv1 import ACTv1Run
+from aios.settings.train import MixtralRun
 from aios.store.goals import Goals
 from aios.workspace import Workspace, plain_name
 from chronomoe.errors import CheckpointError, ChronoMoEError
@@ -52,11 +54,11 @@ FORMS = {
         "Prepared data (may be empty)",
         {
             "max-steps": 1000,
-            "batch-size": 8,
+            "batch-size": MixtralRun.batch_size,
             "seq-len": 128,
             "learning-rate": 4e-3,
             "log-every-n-steps": 20,
-            "seed": 0,
+            "seed": MixtralRun.seed,
             _LIKENESS: 0.5,
         },
         _sizes(_WIDTHS, tiny=(64, 2, 4, 2), small=(128, 4, 8, 2), medium=(256, 6, 8, 2)),
@@ -67,7 +69,15 @@ FORMS = {
         "brain-name",
         "dataset-file",
         "Text, a path in this workspace",
-        {"steps": 200, "batch-size": 8, "max-seq-len": 128, "lr": 1e-3, "log-every": None, "seed": 0, _LIKENESS: 0.5},
+        {
+            "steps": ACTv1Run.max_steps,
+            "batch-size": ACTv1Run.batch_size,
+            "max-seq-len": ACTv1Run.seq_len,
+            "lr": 1e-3,
+            "log-every": None,
+            "seed": ACTv1Run.seed,
+            _LIKENESS: 0.5,
+        },
         _sizes(_HEIGHTS, tiny=(64, 4, 1, 1, 4, 2), small=(128, 4, 2, 2, 8, 2), medium=(256, 8, 2, 2, 8, 2)),
     ),
 }

@@ -57,7 +57,8 @@ def find_expert(experts: dict[str, ExpertEntry], expert_id: str) -> ExpertEntry:
     """One of the experts; :class:`ConfigError` for an id that no expert has."""
     if expert_id not in experts:
         near = get_close_matches(expert_id, experts, n=3, cutoff=0.4) or list(experts)[:3]
-        raise ConfigError(f"there is no expert {expert_id!r}; there is {', '.join(near) or 'none'}.")
+        remedy = f"there is {', '.join(near)}" if near else "`aios experts create` makes one"
+        raise ConfigError(f"there is no expert {expert_id!r}; {remedy}.")
     return experts[expert_id]
 
 

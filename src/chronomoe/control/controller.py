@@ -44,10 +44,10 @@ class ChronovisorMixtralController(ControlState):
     def __init__(
         self, steering: Steering, config: ControlConfig | None = None, experts: Sequence[nn.Module] = ()
     ) -> None:
-        if vars(steering).get("_controlled"):
+        if steering.controlled:
             raise ConfigError("this steering has a controller already; use model.controller.")
         super().__init__(*steering.direction.shape)
-        vars(steering)["_controlled"] = True
+        steering.controlled = True
         # Not submodules: the model owns them.
         vars(self).update(steering=steering, experts=list(experts))
         self.config = config or ControlConfig()

@@ -32,6 +32,8 @@ class Steering(FieldState):
         """Norm of each term's gradient at the routers, weighted, as last measured."""
         self.context: RoutingContext | None = None
         """Context of the latest forward, until the model's loss has been added to."""
+        self.controlled = False
+        """Has it a controller?"""
         self.last_losses: dict[str, Tensor] = {}
         """Terms of the latest training loss: ``lm``, ``balance``, ``coherence``, ``valley``, ``z``."""
 

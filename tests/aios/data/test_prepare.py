@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from aios.data import prepare as module
-from aios.data.prepare import PrepareConfig, prepare
+from aios.data.prepare import prepare
 from aios.data.readers import Source
 from aios.data.tokenizers import Encoder, tokenizer_fingerprint, train_tokenizer
+from aios.settings.data import PrepareConfig
 from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
 from chronomoe.errors import ConfigError, DataError
 

@@ -1,0 +1,33 @@
+"""Settings of `aios data prepare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from chronomoe.settings import Bounds, Count, Settings
+
+VocabSize = int | Literal["bytes"]
+VOCAB_SIZE = 4096
+"""Tokens of a tokenizer that is trained here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Settings):
+    """How text becomes prepared data."""
+
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, for example artifacts/hf_implant/base_model; trained on the text when not given."""
+    vocab_size: VocabSize = VOCAB_SIZE
+    """Size of the tokenizer to train, or "bytes"."""
+    heldout_fraction: Annotated[float, Bounds(gt=0, lt=0.5)] = 0.05
+    """Share of the documents kept for evaluation."""
+    max_heldout_bytes: Annotated[Count, Parameter(parse=False)] = 1_000_000
+    """At most this much text held out per domain."""
+    field: str | None = None
+    """Column or key that holds the text."""
+    ascii_only: Annotated[bool, Parameter(parse=False)] = False
+    """Leave out lines with other than ASCII characters."""
+    overwrite: bool = False
+    """Replace prepared data that is already there."""
