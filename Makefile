@@ -47,7 +47,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv module; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (a minute or two the first time) ..."
 	@$(PIP) torch==2.13.0
-	@$(PIP) --editable '.[demo,plots,tensorboard,manager,dev]'
+	@$(PIP) --editable '.[demo,plots,tensorboard,manager,parquet,zstd,dev]'
 	@touch $@
 
 $(VENV)/.installed-web $(VENV)/.installed-docs: $(VENV)/.installed-%: $(VENV)/.installed

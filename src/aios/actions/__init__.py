@@ -15,6 +15,7 @@ from typing import Annotated, Any, Concatenate, Generic, ParamSpec
 
 from cyclopts import Parameter
 
+from aios.actions.standard_input import read_text
 from chronomoe.errors import ConfigError
 
 Arguments = ParamSpec("Arguments")
@@ -110,13 +111,15 @@ def to_stderr(line: str) -> None:
 
 
 def _read_text(kind: Any, tokens: Any) -> str:
-    text = str(tokens[0].value)
-    return sys.stdin.read() if text == "-" else text
+    return read_text(str(tokens[0].value))
 
 
 Expert = Annotated[str, Parameter(help="Id of the expert.")]
 BrainName = Annotated[str, Parameter(help="The brain: its name, family/name or path.")]
-Text = Annotated[str, Parameter(converter=_read_text, help="The text; - reads it from standard input.")]
+Text = Annotated[
+    str,
+    Parameter(converter=_read_text, allow_leading_hyphen=True, help="The text; - reads it from standard input."),
+]
 Flat = Parameter(name="*")
 """The fields of a settings class as flags of their own."""
 Show = Annotated[Callable[[str], None], Parameter(parse=False)]

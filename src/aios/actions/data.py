@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from aios.actions import Done, Flat, action
-from aios.data.readers import parse_source
+from aios.data.sources import parse_source
 from aios.settings.data import PrepareConfig
 from aios.workspace import Workspace
 from chronomoe.errors import ConfigError
@@ -24,7 +24,8 @@ def prepare(
     Parameters
     ----------
     sources
-        Files or folders, each [NAME=]PATH[:WEIGHT]: .txt, .md, .jsonl, .csv, .tsv, .gz, .zip, .parquet, any text.
+        Files or folders, each [NAME=]PATH[:WEIGHT]: .txt, .md, .jsonl, .csv, .tsv, .parquet, any text; in .gz, .bz2,
+        .xz, .zst and .zip too.
     out
         Folder to write. [training_data/prepared]
     """

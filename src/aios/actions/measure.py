@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
+from cyclopts import Parameter
+
 from aios.actions import Done, Flat, Note, action, to_stderr
+from aios.actions.standard_input import as_file
 from aios.brains.brain import Brain
 from aios.brains.plot import plot_run
 from aios.settings.goals import GoalFlags
@@ -17,7 +20,7 @@ def evaluate(
     name: str | None = None,
     *,
     brain: str = "small",
-    text: Path | None = None,
+    text: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     data: Path | None = None,
     seq_len: int = 128,
     tokens: int = 32768,
@@ -36,7 +39,8 @@ def evaluate(
     brain
         Name of a brain, family/name, or the path of a bundle or checkpoint.
     text
-        File or folder of text to measure on, all of it. [what is held out of the data the brain was trained on]
+        File or folder of text to measure on, all of it; - reads standard input. [what is held out of the data the brain
+        was trained on]
     data
         Prepared data whose held-out text to measure on.
     seq_len
@@ -59,7 +63,8 @@ def evaluate(
 
     sizes = {"seq_len": seq_len, "tokens": tokens, "batch_size": batch_size}
     found = Brain.at(workspace, name or brain)
-    return Done(value=measure(found, turn_on if goals.wanted else None, text=text, data=data, **sizes))
+    with as_file(text) as file:
+        return Done(value=measure(found, turn_on if goals.wanted else None, text=file, data=data, **sizes))
 
 
 @action(heavy=True)

@@ -116,7 +116,8 @@ def _at(settings: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _flag(argument: Argument, value: Any, default: Any) -> list[str]:
-    if value is None or value == default or (not value and default is None and argument.negatives):
+    empty = not value and not isinstance(value, bool)
+    if value is None or value == default or (empty and default is None and argument.negatives):
         return []
     flag = next(name for name in argument.names if name not in argument.negatives)
     if isinstance(value, bool):

@@ -13,7 +13,7 @@ from aios.brains.brain import Brain
 from aios.brains.families import ACTV1
 from aios.brains.train import GoalTraining, check_place, train
 from aios.data.prepare import prepare
-from aios.data.readers import Source
+from aios.data.sources import Source
 from aios.settings.actv1 import ACTv1Run
 from aios.settings.data import PrepareConfig
 from aios.workspace import Workspace

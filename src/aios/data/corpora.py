@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
+from aios.data.plain_text import SEPARATOR
 from aios.data.prepare import TOKENIZER_FOLDER, prepare
-from aios.data.readers import SEPARATOR, Source
+from aios.data.sources import Source
 from aios.data.tokenizers import check_vocab_size, copy_tokenizer, tokenizer_fingerprint
 from aios.settings.data import PrepareConfig, VocabSize
 from chronomoe.data.token_store import TokenStore

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aios.data.readers import Source, Tally, read_documents
+from aios.data.readers import read_documents
+from aios.data.sources import Source, Tally
 from aios.data.split import AllHeldOut, DomainSplit, NearDuplicates
 from aios.data.tokenizers import Encoder, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
 from aios.settings.data import PrepareConfig
@@ -51,7 +52,7 @@ class _Domain:
     def survey(self, config: PrepareConfig, sample_characters: int) -> None:
         """First pass: choose the held-out documents; keep the first training text for the tokenizer."""
         for source in self.sources:
-            for text in read_documents(source, field=config.field, tally=self.tally, ascii_only=config.ascii_only):
+            for text in read_documents(source, config, self.tally):
                 self.split.observe(text)
                 if sample_characters > 0:
                     sample_characters -= len(text)
@@ -60,8 +61,9 @@ class _Domain:
 
     def training_texts(self, config: PrepareConfig) -> Iterator[str]:
         """Second pass: the training side."""
+        known = config.replace(skip_damaged=False)  # what is damaged was found in the first pass
         for source in self.sources:
-            for text in read_documents(source, field=config.field, ascii_only=config.ascii_only):
+            for text in read_documents(source, known, Tally(damaged=self.tally.damaged)):
                 if (kept := self.split.training_text(text)) is not None:
                     yield kept
 
@@ -79,13 +81,30 @@ def prepare(
     # Said aloud, it keeps tokenizers from warning when a data loader forks later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with _prepared_directory(out, overwrite=config.overwrite) as stage:
-        for domain in domains:
-            domain.survey(config, 0 if config.tokenizer else _SAMPLE_CHARACTERS // len(domains))
+        _survey(domains, config, report)
         encoder = _make_tokenizer(domains, config, stage / TOKENIZER_FOLDER)
         report(f"Tokenizer: {encoder.vocab_size} tokens.")
         info = _write_domains(domains, encoder, config, stage, report)
         write_info(stage, info)
     return Report(path=out, info=info, warnings=_warnings(domains, info))
+
+
+def _survey(domains: list[_Domain], config: PrepareConfig, report: Callable[[str], None]) -> None:
+    """First pass over all domains; when it fails, what was left out until then is reported too."""
+    try:
+        for domain in domains:
+            domain.survey(config, 0 if config.tokenizer else _SAMPLE_CHARACTERS // len(domains))
+    except DataError:
+        for domain in domains:
+            for line in _left_out(domain):
+                report(f"Note: {line}")
+        raise
+
+
+def _left_out(domain: _Domain) -> list[str]:
+    named = [f"{domain.name}: left out, {sentence}." for sentence in domain.tally.left_out]
+    more = domain.tally.left_out_count - len(named)
+    return [*named, f"{domain.name}: {more:,} more files are left out."] if more else named
 
 
 def _domains(sources: Sequence[Source], config: PrepareConfig) -> list[_Domain]:
@@ -202,8 +221,7 @@ def _warnings(domains: list[_Domain], info: StoreInfo) -> tuple[str, ...]:
             found.append(f"{stored.name}: it has few texts, so held-out pieces come from texts that are trained on.")
         if stored.replaced_bytes:
             found.append(f"{stored.name}: {stored.replaced_bytes:,} bytes were not UTF-8 and were replaced.")
-        if domain.tally.binaries_skipped:
-            found.append(f"{stored.name}: {domain.tally.binaries_skipped} files that are not text were skipped.")
+        found += _left_out(domain)
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aios.data.readers import SEPARATOR
+from aios.data.plain_text import SEPARATOR
 from aios.settings.data import VocabSize
 from chronomoe.errors import ConfigError, DataError
 

@@ -1,4 +1,4 @@
-"""Settings of `aios data prepare`."""
+"""Settings of `aios data prepare`, and of reading text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,21 @@ VOCAB_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(Settings):
+class Reading(Settings):
+    """How documents are found in files."""
+
+    field: str | None = None
+    """Column or key that holds the text; a.b is b within a, a+b both together."""
+    quotes: bool | None = None
+    """May cells of a table be quoted? [in .csv yes, in .tsv no]"""
+    skip_damaged: bool = False
+    """Leave out damaged files of folders and archives, each named, instead of stopping."""
+    ascii_only: Annotated[bool, Parameter(parse=False)] = False
+    """Leave out lines with other than ASCII characters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Reading):
     """How text becomes prepared data."""
 
     tokenizer: Path | None = None
@@ -25,9 +39,5 @@ class PrepareConfig(Settings):
     """Share of the documents kept for evaluation."""
     max_heldout_bytes: Annotated[Count, Parameter(parse=False)] = 1_000_000
     """At most this much text held out per domain."""
-    field: str | None = None
-    """Column or key that holds the text."""
-    ascii_only: Annotated[bool, Parameter(parse=False)] = False
-    """Leave out lines with other than ASCII characters."""
     overwrite: bool = False
     """Replace prepared data that is already there."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from aios.actions import Action, data, experts, goals, talk
 from aios.actions.table import COMMANDS, command_line, command_of, find, words_of
 from aios.cli import _first_line, app
+from aios.settings.data import PrepareConfig
 from aios.settings.expert import ExpertTraining
 from aios.settings.goals import GoalFlags
 from aios.settings.sampling import Sampling
@@ -91,7 +92,14 @@ CALLS = st.one_of(
         st.just(data.prepare),
         st.fixed_dictionaries(
             {"sources": st.lists(WORD, min_size=1, max_size=3).map(tuple)},
-            optional={"vocab_size": st.just("bytes") | st.integers(1, 9999), "overwrite": st.booleans()},
+            optional={
+                "config": st.builds(
+                    PrepareConfig,
+                    vocab_size=st.just("bytes") | st.integers(1, 9999),
+                    overwrite=st.booleans(),
+                    quotes=st.none() | st.booleans(),
+                )
+            },
         ),
     ),
 )

@@ -6,7 +6,7 @@ import pytest
 
 from aios.data import corpora
 from aios.data.corpora import init_workspace, write_samples
-from aios.data.readers import SEPARATOR
+from aios.data.plain_text import SEPARATOR
 from aios.data.tokenizers import tokenizer_fingerprint
 from chronomoe.errors import ConfigError
 

@@ -7,7 +7,7 @@ import pytest
 
 from aios.data import prepare as module
 from aios.data.prepare import prepare
-from aios.data.readers import Source
+from aios.data.sources import Source
 from aios.data.tokenizers import Encoder, tokenizer_fingerprint, train_tokenizer
 from aios.settings.data import PrepareConfig
 from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
@@ -148,7 +148,7 @@ def test_warnings(tmp_path):
     assert report.warnings == (
         "same: no held-out text, so it cannot be evaluated: training text nearly repeats all of it.",
         "bad: 60 bytes were not UTF-8 and were replaced.",
-        "bad: 1 files that are not text were skipped.",
+        f"bad: left out, {tmp_path}/bad/x.bin is not text: it holds NUL bytes; if it is UTF-16, save it as UTF-8.",
         "one: no held-out text, so it cannot be evaluated: it is too short.",
     )
     assert report.info.domains[1].replaced_bytes == 60

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aios.data.readers import Piece
+from aios.data.plain_text import Piece
 from aios.data.split import DomainSplit, NearDuplicates, shingles, text_key
 
 WORDS = [f"word{i}" for i in range(5000)]
