@@ -20,6 +20,7 @@ COMMANDS = {
     "brains upcycle": "aios.actions.brains:upcycle",
     "chat": "aios.actions.talk:chat",
     "data prepare": "aios.actions.data:prepare",
+    "data tokenizer": "aios.actions.data:tokenizer",
     "demo": "aios.actions.workspace:demo",
     "doctor": "aios.actions.workspace:doctor",
     "evaluate": "aios.actions.measure:evaluate",

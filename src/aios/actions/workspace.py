@@ -1,6 +1,5 @@
 """Actions on a whole workspace: init, demo, and the environment it runs in."""
 
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from chronomoe.allocator import keep_freed_memory
 def init(
     workspace: Path,
     *,
+    tokenizer: Path | None = None,
     vocab_size: int = VOCAB_SIZE,
     max_bytes: int = 4_000_000,
     overwrite: bool = False,
@@ -29,8 +29,10 @@ def init(
 
     Parameters
     ----------
+    tokenizer
+        Folder of a tokenizer to use, instead of training one.
     vocab_size
-        Size of the tokenizer.
+        Size of the tokenizer that is trained.
     max_bytes
         Text per sample corpus.
     overwrite
@@ -38,9 +40,13 @@ def init(
     """
     from aios.brains.base import make_workspace
 
-    make_workspace(workspace, vocab_size=vocab_size, max_bytes=max_bytes, overwrite=overwrite, report=show)
-    after = Workspace(workspace).command("train", "--config", str(workspace / "run.toml"))
-    return Done(f"Next: {after}", {"path": str(workspace), "next": after})
+    make_workspace(
+        workspace, tokenizer=tokenizer, vocab_size=vocab_size, max_bytes=max_bytes, overwrite=overwrite, report=show
+    )
+    place = Workspace(workspace)
+    after = place.command("train", "--config", str(workspace / "run.toml"))
+    own = _own_text(place, place.training_data / "mine")[0]
+    return Done(f"On text of your own: {own}\nNext: {after}", {"path": str(workspace), "next": after})
 
 
 @action(heavy=True, workspace=Path("demo"))
@@ -77,15 +83,20 @@ def demo(workspace: Path, *, steps: int = 800, show: Show = print) -> Done:
         f"  {bundle}  the brain: weights, tokenizer, checkpoints, metrics.jsonl, model card\n"
         f"  {place.training_data}  sample texts (see DATA.md) and prepared tokens"
     )
-    settings, mine, base = str(workspace / "run.toml"), str(workspace / "mine"), str(place.base_model)
     after = (
         place.command("generate", name, "--prompt", "My fellow citizens"),
-        place.command("train", "--config", settings),
-        shlex.join(["aios", "data", "prepare", "mine=/path/to/your/text", "--out", mine, "--tokenizer", base]),
-        place.command("train", "--config", settings, "--name", "mine", "--data", mine),
+        place.command("train", "--config", str(workspace / "run.toml")),
+        *_own_text(place, workspace / "mine"),
     )
     value = {"path": str(bundle), "evaluation": results["evaluation"], "unigram": results["unigram"]}
     return Done("\n".join(["Try next:", *(f"  {command}" for command in after)]), value)
+
+
+def _own_text(place: Workspace, data: Path) -> tuple[str, str]:
+    """What prepares text of one's own in a workspace, and what trains on it."""
+    words = ["data", "prepare", "mine=/path/to/your/text", "--out", str(data), "--tokenizer", str(place.base_model)]
+    train = ["train", "--config", str(place.root / "run.toml"), "--name", "mine", "--data", str(data)]
+    return place.command(*words), place.command(*train)
 
 
 def _half_a_run(root: Path, steps: int) -> MixtralRun:

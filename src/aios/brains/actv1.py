@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from aios.brains.brain import Brain
+from aios.brains.build import tokenizer_of
 from aios.brains.families import ACTV1
 from aios.brains.train import GoalTraining, check_place, train
 from aios.data.prepare import prepare
+from aios.data.prepared import flags_explained
 from aios.data.sources import Source
 from aios.settings.actv1 import ACTv1Run
 from aios.settings.data import PrepareConfig
@@ -128,12 +130,15 @@ def _set_aside(bundle: Path, show: Show) -> None:
 def _prepare(run: ACTv1Run, bundle: Path, show: Show) -> None:
     """Tokenize the dataset into the bundle."""
     base = run.model or Workspace(run.root).base_model
-    Workspace(run.root).refuse_missing_base(base)
+    Workspace(run.root).refuse_missing_base(base, "config.json" if run.tokenizer else "tokenizer.json")
+    tokenizer = tokenizer_of(run, base)
     sources = [Source(name="text", path=str(run.dataset_file))]
     if run.eval_file is not None:
         sources.append(Source(name="eval", path=str(run.eval_file), held_out=True))
-    config = PrepareConfig(tokenizer=base, overwrite=True, ascii_only=run.ascii_only)
+    config = PrepareConfig(tokenizer=tokenizer, overwrite=True, ascii_only=run.ascii_only)
     bundle.mkdir(parents=True, exist_ok=True)
     data = ACTV1.default_data(run.root, bundle)
-    for warning in prepare(sources, data, config, report=lambda line: None).warnings:
+    with flags_explained(run.dataset_file or base, tokenizer):
+        warnings = prepare(sources, data, config, report=lambda line: None).warnings
+    for warning in warnings:
         show(f"Note: {warning}")

@@ -25,6 +25,7 @@ save_every_n_steps = 500
 def make_workspace(
     root: Path,
     *,
+    tokenizer: Path | None = None,
     vocab_size: int,
     max_bytes: int,
     overwrite: bool = False,
@@ -33,6 +34,7 @@ def make_workspace(
     """Write whatever of the workspace is not there yet."""
     init_workspace(
         root,
+        tokenizer=tokenizer,
         vocab_size=vocab_size,
         max_bytes=max_bytes,
         overwrite=overwrite,

@@ -8,9 +8,10 @@ from transformers import set_seed
 
 from aios.brains.brain import Brain
 from aios.brains.families import FAMILIES, load_weights
-from aios.settings.train import Shape
+from aios.data.tokenizers import find_tokenizer, tokenizer_fingerprint
+from aios.settings.train import Shape, TrainRun
 from chronomoe.data.store_info import StoreInfo
-from chronomoe.errors import CheckpointError
+from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.attachment import base_state
 from chronomoe.sidecars import refuse_old
 
@@ -34,6 +35,20 @@ def build_model(
     if weights is not None:
         load_student(model, weights)
     return model
+
+
+def tokenizer_of(run: TrainRun, base: Path) -> Path:
+    """The folder of the tokenizer of a run: the one named, else the base model's.
+
+    :class:`ConfigError` for one that weights to start from were not trained with; :class:`DataError` for none.
+    """
+    if run.tokenizer is None:
+        return base
+    folder = find_tokenizer(run.tokenizer)
+    has_weights = run.family == "mixtral" and any(base.glob("model*.safetensors"))
+    if has_weights and tokenizer_fingerprint(folder) != tokenizer_fingerprint(base):
+        raise ConfigError(f"{base} has weights, which were trained with its own tokenizer; leave out --tokenizer.")
+    return folder
 
 
 def load_student(model: Any, source: Path) -> None:

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from aios.brains.brain import Brain
 from aios.brains.loaded import LoadedBrain, load_brain
-from aios.data.prepare import prepared_with
+from aios.data.prepared import prepared_with
 from chronomoe.data.token_store import TokenStore
 from chronomoe.data.windows import HeldoutWindows, heldout_windows
 from chronomoe.errors import ConfigError

@@ -5,7 +5,7 @@ from typing import Any
 
 from aios.brains.families import Family, family_of
 from aios.settings.train import TrainRun
-from chronomoe.data.store_info import StoreInfo
+from chronomoe.data.store_info import DomainInfo, StoreInfo
 
 _BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
 _MEASURED_TOKENS = 4096
@@ -74,10 +74,17 @@ def describe_plan(model: Any, run: TrainRun, info: StoreInfo) -> list[str]:
     return [
         *describe_architecture(model, tokens),
         f"data         {corpus:,} tokens in {', '.join(domain.name for domain in info.domains)}",
+        f"text         {', '.join(_tokens_per(domain) for domain in info.domains)}",
         f"training     {steps:,} steps x {per_step:,} tokens = {steps * per_step:,} tokens "
         f"({steps * per_step / corpus:.1f} passes)",
         f"time         about {_duration(seconds)} on this machine, evaluation aside",
     ]
+
+
+def _tokens_per(domain: DomainInfo) -> str:
+    """How densely the tokenizer packs the text of a domain: it may suit one script and not another."""
+    count, unit = (domain.train if domain.train.tokens else domain.heldout).tokens_per()
+    return f"{domain.name} {count:.2f} tokens per {unit}"
 
 
 def _measure(model: Any, batch_size: int, seq_len: int) -> float:

@@ -1,17 +1,20 @@
 """Train a brain: base model + prepared data + settings to a bundle."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from aios.brains.brain import METRICS, Brain
-from aios.brains.build import build_model
+from aios.brains.build import build_model, tokenizer_of
 from aios.brains.card import write_card
 from aios.brains.families import FAMILIES
 from aios.brains.loaded import LoadedBrain, load_tokenizer
 from aios.brains.plan import describe_plan
 from aios.brains.run_file import RUN_FILE, RunFile
+from aios.data.prepare import TOKENIZER_FOLDER
+from aios.data.prepared import again_command
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.settings.goals import TrainingGoals
 from aios.settings.train import TrainRun
@@ -70,13 +73,14 @@ def train(
         raise ConfigError(f"checkpoint_dir is {run.checkpoint_dir}; name a folder inside the brain.")
     base = run.model or workspace.base_model
     workspace.refuse_missing_base(base, "config.json")
+    tokenizer = tokenizer_of(run, base)
     store = TokenStore.open(run.data or FAMILIES[run.family].default_data(run.root, bundle))
     if run.goals.goal_domain:
         store = store.favouring(run.goals.goal_domain, run.goals.goal_domain_weight)
     file = RunFile(
         family=run.family,
         run=run,
-        tokenizer_fingerprint=_matching_tokenizer(base, store),
+        tokenizer_fingerprint=_matching_tokenizer(tokenizer, store),
         data_fingerprint=store.info.fingerprint,
     )
     if saved is not None:
@@ -84,7 +88,7 @@ def train(
         for name, (old, new) in changes.items():
             show(f"{name}: {new} (was {old})")
     if goals is not None and run.goals.wanted:
-        goals.check(brain, load_tokenizer(base), run.goals)
+        goals.check(brain, load_tokenizer(tokenizer), run.goals)
     settings = run.resolved()
     sequences = _sequences(settings, store)
     model = build_model(
@@ -108,7 +112,7 @@ def train(
             (bundle / METRICS).unlink(missing_ok=True)  # of a run that ended before it saved anything
         if run.default_goal and not run.resume:
             Goals(run.root).add(run.default_goal, source="training")
-        loaded = LoadedBrain(brain, model, load_tokenizer(base))
+        loaded = LoadedBrain(brain, model, load_tokenizer(tokenizer))
         trainer = _make_trainer(loaded, settings, store, sequences, show, goals, use_cpu)
         if run.resume:
             trainer.load_checkpoint("latest")
@@ -129,12 +133,13 @@ def train(
         return results
 
 
-def _matching_tokenizer(base: Path, store: TokenStore) -> str:
-    fingerprint = tokenizer_fingerprint(base)
+def _matching_tokenizer(tokenizer: Path, store: TokenStore) -> str:
+    fingerprint = tokenizer_fingerprint(tokenizer)
     if fingerprint != store.info.tokenizer_fingerprint:
         raise ConfigError(
-            f"the data was prepared with another tokenizer than {base} has; "
-            "run `aios data prepare` with --tokenizer on that folder."
+            f"the data in {store.path} was prepared with another tokenizer than {tokenizer} has; add --tokenizer "
+            f"{shlex.quote(str(store.path / TOKENIZER_FOLDER))} to train with the data's own, or prepare the data "
+            f"again: `{again_command(store, tokenizer)}`."
         )
     return fingerprint
 

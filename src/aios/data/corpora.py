@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import shlex
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
@@ -16,7 +17,7 @@ from pathlib import Path
 from aios.data.plain_text import SEPARATOR
 from aios.data.prepare import TOKENIZER_FOLDER, prepare
 from aios.data.sources import Source
-from aios.data.tokenizers import check_vocab_size, copy_tokenizer, tokenizer_fingerprint
+from aios.data.tokenizers import Encoder, check_vocab_size, copy_tokenizer, find_tokenizer, tokenizer_fingerprint
 from aios.settings.data import PrepareConfig, VocabSize
 from chronomoe.data.token_store import TokenStore
 from chronomoe.errors import ConfigError
@@ -60,26 +61,38 @@ def write_samples(
 def init_workspace(
     root: Path,
     *,
+    tokenizer: Path | None = None,
     vocab_size: VocabSize,
     max_bytes: int,
     overwrite: bool = False,
     write_base_config: Callable[[Path, int], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> TokenStore:
-    """Make a workspace to try things in: sample text, its tokenizer in the base model folder, prepared data."""
+    """Make a workspace to try things in: sample text, its tokenizer in the base model folder, prepared data.
+
+    With ``tokenizer`` given, that one is in the base model folder. :class:`ConfigError` where another is.
+    """
     check_vocab_size(vocab_size)
+    if tokenizer is not None:
+        tokenizer = find_tokenizer(tokenizer)
+        Encoder.open(tokenizer)  # one that cannot be used is refused before anything is written
     if max_bytes < 1:
         raise ConfigError(f"max_bytes is {max_bytes}; it must be at least 1.")
     base, prepared = root / BASE_MODEL, root / DATA / "prepared"
+    keep = (base / "tokenizer.json").is_file() and not overwrite
+    if tokenizer is not None and keep and tokenizer_fingerprint(base) != tokenizer_fingerprint(tokenizer):
+        raise ConfigError(
+            f"{base} has another tokenizer than {tokenizer}; add --overwrite to replace it and the prepared sample "
+            f"text, or leave both and train with `aios train --tokenizer {shlex.quote(str(tokenizer))}`."
+        )
     sources = write_samples(root, max_bytes=max_bytes, overwrite=overwrite, report=report)
     if overwrite and any(base.glob("*.safetensors")):
         raise ConfigError(f"{base} holds trained weights, which a new tokenizer would make useless; move it first.")
-    keep = (base / "tokenizer.json").is_file() and not overwrite
     if prepared.is_dir() and not overwrite:
         report(f"{prepared}: already there, kept as it is; --overwrite makes it again.")
     else:
         settings = PrepareConfig(
-            tokenizer=base if keep else None, vocab_size=vocab_size, heldout_fraction=0.1, overwrite=overwrite
+            tokenizer=base if keep else tokenizer, vocab_size=vocab_size, heldout_fraction=0.1, overwrite=overwrite
         )
         for warning in prepare(sources, prepared, settings, report=report).warnings:
             report(warning)

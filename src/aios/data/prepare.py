@@ -10,16 +10,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aios.data.readers import read_documents
 from aios.data.sources import Source, Tally
 from aios.data.split import AllHeldOut, DomainSplit, NearDuplicates
-from aios.data.tokenizers import Encoder, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
+from aios.data.tokenizers import (
+    TOKENIZER_FILES,
+    Encoder,
+    check_vocab_size,
+    copy_tokenizer,
+    find_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
 from aios.settings.data import PrepareConfig
 from chronomoe.data.store_info import DomainInfo, SplitSize, StoreInfo, read_info, write_info
-from chronomoe.data.token_store import TokenShardWriter, TokenStore, content_fingerprint
+from chronomoe.data.token_store import TokenShardWriter, content_fingerprint
 from chronomoe.errors import CheckpointError, ConfigError, DataError
 from chronomoe.storage import whole_directory
 
@@ -77,6 +85,10 @@ def prepare(
 ) -> Report:
     """Write prepared data from text sources into the new directory `out`."""
     config = config or PrepareConfig()
+    if config.tokenizer is not None:
+        folder = find_tokenizer(config.tokenizer)
+        config = config.replace(tokenizer=folder)
+        Encoder.open(folder)  # one that cannot be used is refused before any text is read
     domains = _domains(sources, config)
     # Said aloud, it keeps tokenizers from warning when a data loader forks later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -147,16 +159,19 @@ def _write_domains(
     def write(domain: _Domain, split: str, texts: Iterable[str]) -> None:
         (stage / domain.name).mkdir(exist_ok=True)
         writer = TokenShardWriter(stage / domain.name, split, dtype=dtype, separator_id=encoder.separator_id)
+        characters = 0
         with writer:
             for batch in _batches(texts):
                 writer.append(encoder.encode(batch), [len(text.encode()) for text in batch])
+                characters += sum(map(len, batch))
             size, content = writer.close()
-        sizes[domain.name, split] = size
+        sizes[domain.name, split] = replace(size, characters=characters)
         hashes.append(content)
 
     for domain in domains:
         write(domain, "train", _observed(domain.training_texts(config), duplicates))
-        report(f"{domain.name}: {sizes[domain.name, 'train'].tokens:,} training tokens.")
+        size = sizes[domain.name, "train"]
+        report(f"{domain.name}: {size.tokens:,} training tokens, {size.tokens_per()[0]:.2f} per character.")
     dropped = iter(duplicates.found)
     for domain in domains:
         write(domain, "heldout", [text for text in domain.heldout if not next(dropped)])
@@ -229,11 +244,16 @@ def _warnings(domains: list[_Domain], info: StoreInfo) -> tuple[str, ...]:
 def _prepared_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A directory to fill that becomes `out` when the block ends well, and vanishes when it does not."""
     _check_replaceable(out, overwrite)
+    with _written(out), whole_directory(out, replace=True) as stage:
+        yield stage
+        # Preparing takes a while: something else may have come to stand there.
+        _check_replaceable(out, overwrite)
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
     try:
-        with whole_directory(out, replace=True) as stage:
-            yield stage
-            # Preparing takes a while: something else may have come to stand there.
-            _check_replaceable(out, overwrite)
+        yield
     except CheckpointError as error:
         raise DataError(str(error)) from error
     except OSError as error:
@@ -256,21 +276,23 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"{out} already holds prepared data; add --overwrite to replace it.")
 
 
-def prepared_with(
-    tokenizer: Path, text: Path, out: Path, show: Callable[[str], None], *, held_out: bool = False
-) -> TokenStore:
-    """Text prepared with the tokenizer in a folder: ``text`` itself if it is prepared data, else made in ``out``.
-
-    ``held_out`` keeps all of it from training. Raises :class:`ConfigError` for data of another tokenizer.
-    """
-    if (text / "data.json").is_file():
-        found = TokenStore.open(text)
-    else:
-        config = PrepareConfig(tokenizer=tokenizer, heldout_fraction=0.1)
-        source = Source(name=out.name, path=str(text), held_out=held_out)
-        for warning in prepare([source], out, config, report=lambda _: None).warnings:
-            show(f"Note: {warning}")
-        found = TokenStore.open(out)
-    if found.info.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
-        raise ConfigError(f"{text} was prepared with another tokenizer than the brain's; prepare it with that one.")
-    return found
+def make_tokenizer(
+    sources: Sequence[Source], out: Path, config: PrepareConfig | None = None, *, report: Callable[[str], None] = print
+) -> Encoder:
+    """Train a tokenizer on text, into the new folder `out`: the one that :func:`prepare` makes of the same text."""
+    config = config or PrepareConfig()
+    check_vocab_size(config.vocab_size)
+    domains = _domains(sources, config)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / "tokenizer.json").is_file():
+            raise ConfigError(f"{out} exists and is not a tokenizer; choose another place for it.")
+        if foreign := sorted({path.name for path in out.iterdir()} - set(TOKENIZER_FILES)):
+            raise ConfigError(f"{out} also holds {foreign[0]}; choose another place for the tokenizer.")
+        if not config.overwrite:
+            raise ConfigError(f"{out} already holds a tokenizer; add --overwrite to replace it.")
+    with _written(out), whole_directory(out, replace=True) as stage:
+        _survey(domains, config, report)
+        encoder = _make_tokenizer(domains, config, stage)
+    for line in (line for domain in domains for line in _left_out(domain)):
+        report(f"Note: {line}")
+    return encoder

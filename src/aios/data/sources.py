@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -94,6 +95,13 @@ def _default_name(path: str) -> str:
     plain = PurePath(path.removeprefix("hf:").replace("\\", "/")).name or Path(path).resolve().name
     stem = plain.lstrip(".").split(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:64] or "data"
+
+
+def prepare_command(sources: Sequence[tuple[str, str]], tokenizer: Path, out: Path | str) -> str:
+    """The `aios data prepare` of these names and paths with the tokenizer in a folder, ready to paste."""
+    named = [f"{name}={path}" for name, path in sources]
+    overwrite = ["--overwrite"] if (Path(out) / METADATA).is_file() else []
+    return shlex.join(["aios", "data", "prepare", *named, "--tokenizer", str(tokenizer), "--out", str(out), *overwrite])
 
 
 def why_no_file(path: str) -> str | None:

@@ -6,12 +6,13 @@ Every byte is in the alphabet, so any text round-trips exactly and nothing is ev
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aios.data.plain_text import SEPARATOR
 from aios.settings.data import VocabSize
@@ -31,6 +32,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
+_ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+"""What tokenizers commonly call the token that ends a text."""
 
 
 def check_vocab_size(vocab_size: VocabSize) -> int:
@@ -74,12 +78,22 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files of a model folder, byte for byte."""
+    """Copy the tokenizer files of a model folder, byte for byte; those of another tokenizer make way."""
     _tokenizer_json(source)
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+        else:
+            (target / name).unlink(missing_ok=True)
+
+
+def find_tokenizer(path: Path) -> Path:
+    """The folder of a tokenizer: ``path``, or that of its tokenizer.json, or the one within prepared data."""
+    if path.name == "tokenizer.json" and path.is_file():
+        return path.parent
+    inner = path / "tokenizer"
+    return inner if not (path / "tokenizer.json").is_file() and (inner / "tokenizer.json").is_file() else path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +109,19 @@ class Encoder:
         """Load from a folder with a tokenizer.json and an eos_token, which becomes the separator."""
         from tokenizers import Tokenizer
 
-        _tokenizer_json(folder)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        content = _tokenizer_json(folder)
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{folder}/tokenizer.json is no tokenizer ({error}); save the tokenizer again.") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # A separator spelled out inside a document is text, not the end of it.
         tokenizer.encode_special_tokens = True
-        separator = tokenizer.token_to_id(_eos_token(folder))
+        name = _eos_token(folder)
+        separator = tokenizer.token_to_id(name)
         if separator is None:
-            raise DataError(f"The tokenizer in {folder} has no eos_token to separate documents; set one and save it.")
+            raise _no_separator(folder, name, content)
         return cls(tokenizer=tokenizer, separator_id=separator, vocab_size=max(tokenizer.get_vocab().values()) + 1)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -112,17 +130,50 @@ class Encoder:
 
 
 def _eos_token(folder: Path) -> str:
-    path = folder / "tokenizer_config.json"
-    token = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
-    return (token["content"] if isinstance(token, dict) else token) or ""
+    """The token that ends a text; its name may be text, or a description with a ``content``."""
+    for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise DataError(f"{file} is damaged ({error}); save the tokenizer again.") from error
+        token = content.get("eos_token") if isinstance(content, dict) else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token:
+            return token
+    return ""
 
 
-def _tokenizer_json(folder: Path) -> dict[str, object]:
+def _no_separator(folder: Path, name: str, content: dict[str, Any]) -> DataError:
+    missing = f"names the eos_token {name!r}, which it does not have" if name else "has no eos_token"
+    added = content.get("added_tokens")
+    special = [one["content"] for one in added or () if one.get("special")] if isinstance(added, list) else []
+    if special:
+        chosen = max(special, key=lambda token: (token in _ENDS, -special.index(token)))
+        remedy = f'add "eos_token": {json.dumps(chosen)} to {folder / "tokenizer_config.json"}'
+        others = [token for token in special if token != chosen][:9]
+        remedy += f" (or another special token: {', '.join(others)})" if others else ""
+    else:
+        remedy = "it has no special token at all, so train one with `aios data tokenizer`"
+    return DataError(f"The tokenizer in {folder} {missing}, which separates documents; {remedy}.")
+
+
+def _tokenizer_json(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     try:
-        content: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} holds no tokenizer.json; name a folder with a saved fast tokenizer.") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no object with named values")
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder} holds no tokenizer.json; {_how_to_make_one(folder)}.") from None
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); save the tokenizer again.") from error
     return content
+
+
+def _how_to_make_one(folder: Path) -> str:
+    if any((folder / name).is_file() for name in _SLOW_FILES):
+        code = f"from transformers import AutoTokenizer as A; A.from_pretrained({str(folder)!r}).save_pretrained"
+        return f"make it from the other files there: python -c {shlex.quote(f'{code}({str(folder)!r})')}"
+    return "name a folder with a saved fast tokenizer, or train one with `aios data tokenizer`"

@@ -7,11 +7,13 @@ import torch
 
 from aios.brains.actv1 import wants_cpu
 from aios.brains.brain import Brain
+from aios.brains.build import tokenizer_of
 from aios.brains.families import ACTV1, load_weights
 from aios.brains.loaded import load_brain, load_tokenizer
 from aios.experts.train import Base, train_expert
 from aios.settings.actv1 import ACTv1Run
 from aios.workspace import Workspace
+from chronomoe.errors import ConfigError
 
 Show = Callable[[str], None]
 
@@ -34,10 +36,13 @@ def _base(run: ACTv1Run, show: Show) -> Base:
     if run.student_init is not None:
         student = Brain(run.root, run.student_init)
         return Base(load_brain(student).model, student.weights)
-    Workspace(run.root).refuse_missing_base(folder)
+    Workspace(run.root).refuse_missing_base(folder, "config.json" if run.tokenizer else "tokenizer.json")
     if any(folder.glob("model*.safetensors")):
+        if run.tokenizer is not None:
+            raise ConfigError(f"{folder} has weights, trained with its own tokenizer; leave out --tokenizer.")
         return Base(load_weights(folder).eval(), folder)
     torch.manual_seed(run.seed)
+    folder = tokenizer_of(run, folder)
     tokenizer = load_tokenizer(folder)
     show(
         "The base is a fresh, untrained model: the expert learns, but will not transfer to a trained brain. "

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from aios.brains.brain import Brain
 from aios.brains.loaded import load_brain
-from aios.data.prepare import prepared_with
+from aios.data.prepared import prepared_with
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.goal_text import goal_text
 from aios.settings.expert import ExpertTraining

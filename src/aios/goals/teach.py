@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aios.brains.brain import Brain
 from aios.brains.loaded import load_brain
-from aios.data.prepare import prepared_with
+from aios.data.prepared import prepared_with
 from aios.goals.use import find_goals
 from aios.settings.goals import GoalFlags, Lesson
 from chronomoe.data.token_store import TokenStore

@@ -49,7 +49,7 @@ class ACTv1Run(TrainRun):
 
     # Settings of every run, with this command's spelling or default.
     model: Path | None = None
-    """Folder of the tokenizer. [artifacts/hf_implant/base_model]"""
+    """Folder of the base model, of which the tokenizer is used. [artifacts/hf_implant/base_model]"""
     name: Annotated[OneCall[str | None], Parameter(name="--brain-name")] = None
     """Name of the brain, a folder in --bundle-dir."""
     seq_len: Annotated[Count, Parameter(name="--max-seq-len")] = ExpertTraining.max_seq_len

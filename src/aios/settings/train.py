@@ -66,6 +66,8 @@ class RunOptions(Settings):
     """Workspace folder."""
     model: Path | None = None
     """Folder with config and tokenizer, and weights to start from if any. [artifacts/hf_implant/base_model]"""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer of a new brain. [that of --model]"""
     data: Path | None = None
     """Prepared data. [training_data/prepared]"""
     name: OneCall[str | None] = "small"

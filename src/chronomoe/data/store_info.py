@@ -22,6 +22,13 @@ class SplitSize:
     """Documents."""
     bytes: int
     """UTF-8 bytes of the documents' text."""
+    characters: int = 0
+    """Characters of the documents' text; 0 where an earlier version did not count them."""
+
+    def tokens_per(self) -> tuple[float, str]:
+        """How many tokens text takes, separators aside, and per what: character, or byte where only these are known."""
+        per = self.characters or self.bytes
+        return (self.tokens - self.documents) / max(1, per), "character" if self.characters else "byte"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,14 @@
+import contextlib
+import io
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
+
+from aios.cli import run
+from aios.data.tokenizers import tokenizer_fingerprint
 
 TEXT = "".join(f"line {i}: some words that go on and on, {i * i} of them.\n\n" for i in range(4000))
 
@@ -18,7 +26,7 @@ def test_undecodable_bytes_are_replaced_counted_and_reported(prepare, tmp_path):
     outcome = prepare(tmp_path / "a.txt")
     assert outcome.code == 0
     assert "a: 3 bytes were not UTF-8 and were replaced." in outcome.out
-    assert outcome.out.splitlines()[-1] == f"Wrote {tmp_path / 'out'}"
+    assert f"Wrote {tmp_path / 'out'}" in outcome.out.splitlines()
     [domain] = json.loads((tmp_path / "out/data.json").read_text())["domains"]
     assert domain["heldout"]["documents"] > 0
 
@@ -115,3 +123,104 @@ def test_interrupted(prepare, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(TEXT)
     assert prepare(tmp_path / "a.txt").code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_next_command_is_printed_and_works(prepare, aios, tmp_path, workspace):
+    (tmp_path / "a.txt").write_text(TEXT)
+    outcome = prepare(tmp_path / "a.txt", "--root", workspace, "--json")
+    [command] = json.loads(outcome.out)["next"]
+    assert "--tokenizer" in command, "it has another tokenizer than the base model"
+    assert aios(*shlex.split(command)[1:], "--dry-run", "--seq-len", 8, "--num-layers", 1).code == 0
+    outcome = prepare(tmp_path / "a.txt", "--root", tmp_path / "empty", "--overwrite")
+    assert "Next: aios init --tokenizer" in outcome.out
+
+
+@pytest.fixture(scope="module")
+def river(tmp_path_factory):
+    """A workspace made from a tokenizer and text of one's own, by what the messages said, and what they were."""
+    cases, root = Path(__file__).parents[2] / "fixtures/cases", tmp_path_factory.mktemp("own") / "w"
+    printed = io.StringIO()
+
+    def call(command, *more):
+        with contextlib.redirect_stdout(printed):
+            assert run([*shlex.split(command)[1:], *map(str, more)]) == 0, command
+        return [line.removeprefix("Next: ") for line in printed.getvalue().splitlines() if line.startswith("Next: ")]
+
+    text = shlex.quote(f"river={cases / 'scripts.txt'}")
+    init, ready = call(f"aios data tokenizer {text} --out {root}/tok --vocab-size 400 --root {root}")[-2:]
+    call(init, "--max-bytes", 20_000)
+    train = call(ready, "--root", root)[-1]
+    shape = ("--hidden-dim", 32, "--num-layers", 1, "--num-experts", 4, "--seq-len", 16, "--batch-size", 2)
+    call(train, *shape, "--dry-run")
+    generate = call(train, *shape, "--max-steps", 3, "--eval-tokens", 100)[-1]
+    call(generate, "--max-new-tokens", 4)
+    return root, printed.getvalue(), generate
+
+
+def test_messages_lead_from_a_tokenizer_of_ones_own_to_a_generated_text(river):
+    root, printed, _ = river
+    fingerprints = {tokenizer_fingerprint(folder) for folder in (
+        root / "tok", root / "artifacts/hf_implant/base_model", root / "training_data/river/tokenizer",
+        root / "artifacts/brains/mixtral/river")}  # fmt: skip
+    assert len(fingerprints) == 1
+    assert re.search(r"^text         river 0\.\d\d tokens per character$", printed, re.MULTILINE)
+
+
+def test_three_scripts_are_streamed_as_they_are_generated_whole(river, aios):
+    *_, generate = river
+    for seed in range(4):
+        options = ("--max-new-tokens", 60, "--seed", seed, "--prompt", "川は नदी Река")
+        streamed, whole = (aios(*shlex.split(generate)[1:], *options, flag).out for flag in ("--stream", "--no-stream"))
+        assert streamed == whole
+        assert streamed.startswith("川は नदी Река")
+
+
+def test_another_tokenizer_says_how_to_go_on(river, aios, tmp_path):
+    root, *_ = river
+    text = Path(__file__).parents[2] / "fixtures/cases/scripts.txt"
+    assert aios("data", "prepare", text, "--vocab-size", 300, "--out", tmp_path / "data").code == 0
+    train = ("train", "--root", root, "--name", "x", "--dry-run", "--seq-len", 8, "--num-layers", 1)
+    outcome = aios(*train, "--data", tmp_path / "data")
+    assert outcome.code == 2
+    own = ("--tokenizer", tmp_path / "data/tokenizer")
+    assert shlex.join(map(str, own)) in outcome.err
+    assert aios(*train, "--data", tmp_path / "data", *own).code == 0
+    assert aios(*shlex.split(outcome.err.split("`")[1])[1:]).code == 0
+    assert aios(*train, "--data", tmp_path / "data").code == 0
+    outcome = aios(*train, "--data", tmp_path / "data", "--tokenizer", tmp_path)
+    assert (outcome.code, f"{tmp_path} holds no tokenizer.json" in outcome.err) == (1, True)
+    weights = root / "artifacts/brains/mixtral/river"
+    assert aios("data", "prepare", text, "--vocab-size", 300, "--out", tmp_path / "other").code == 0
+    outcome = aios(
+        *train[:5], "--dry-run", "--model", weights, "--data", tmp_path / "other", "--tokenizer", tmp_path / "other"
+    )
+    assert (outcome.code, "trained with its own tokenizer" in outcome.err) == (2, True)
+
+
+def test_a_workspace_with_another_tokenizer_says_how_to_go_on(river, made, aios):
+    root, _ = made
+    before = (root / "artifacts/hf_implant/base_model/tokenizer.json").read_bytes()
+    outcome = aios("init", "--root", root, "--tokenizer", river[0] / "tok", "--max-bytes", 60000)
+    assert (outcome.code, "--overwrite" in outcome.err, "aios train --tokenizer" in outcome.err) == (2, True, True)
+    assert (root / "artifacts/hf_implant/base_model/tokenizer.json").read_bytes() == before
+    outcome = aios("init", "--root", river[0], "--tokenizer", river[0] / "tok", "--max-bytes", 20_000)
+    assert outcome.code == 0, "the same one again"
+
+
+def test_an_hrm_brain_with_a_tokenizer_of_its_own(river, aios, made):
+    root, *_ = river
+    text = Path(__file__).parents[2] / "fixtures/cases/scripts.txt"
+    train = (
+        "hrm-hf",
+        "train-actv1",
+        "--dataset-file",
+        text,
+        "--tokenizer",
+        root / "tok",
+        "--dry-run",
+        "--root",
+        made[0],
+    )
+    outcome = aios(*train, "--hidden-size", 32, "--num-heads", 2, "--h-layers", 1, "--l-layers", 1, "--max-seq-len", 8)
+    assert outcome.code == 0, outcome.err
+    assert "text         text 0." in outcome.out

@@ -48,7 +48,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(train, workspace):
     outcome = train(workspace, "a", "--dry-run")
     assert outcome.code == 0
     plan = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
-    assert list(plan) == ["model", "parameters", "operations", "memory", "data", "training", "time"]
+    assert list(plan) == ["model", "parameters", "operations", "memory", "data", "text", "training", "time"]
     assert plan["model"] == "1 layers x 4 experts, top-2, width 32, expert width 112"
     assert "60,128 in all, 38,624 active" in plan["parameters"]
     assert "24 steps x 64 tokens = 1,536 tokens" in plan["training"]
@@ -172,7 +172,7 @@ def test_data_of_another_tokenizer(train, aios, workspace, tmp_path):
     data = tmp_path / "data"
     assert aios("data", "prepare", tmp_path / "a.txt", "--out", data, "--vocab-size", "bytes").code == 0
     outcome = train(workspace, "a", "--data", data)
-    assert (outcome.code, "another tokenizer" in outcome.err) == (2, True)
+    assert (outcome.code, "another tokenizer" in outcome.err, "--tokenizer" in outcome.err) == (2, True, True)
     base = workspace / "artifacts/hf_implant/base_model"
     assert aios("data", "prepare", tmp_path / "a.txt", "--out", data, "--tokenizer", base, "--overwrite").code == 0
     assert train(workspace, "a", "--data", data, "--stop-after", 1).code == 0, "the remedy works"

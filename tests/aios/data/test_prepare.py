@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from aios.data import prepare as module
-from aios.data.prepare import prepare
+from aios.data.prepare import make_tokenizer, prepare
 from aios.data.sources import Source
 from aios.data.tokenizers import Encoder, tokenizer_fingerprint, train_tokenizer
 from aios.settings.data import PrepareConfig
+from chronomoe.data.store_info import SplitSize
 from chronomoe.data.token_store import TokenStore, unigram_bits_per_byte
 from chronomoe.errors import ConfigError, DataError
 
@@ -120,6 +121,63 @@ def test_a_given_tokenizer_is_used_unchanged(sources, tmp_path):
     report = prepare([sources[1]], tmp_path / "two", config, report=quiet)
     assert report.info.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer)
     assert not (tmp_path / "two" / "tokenizer" / "config.json").exists()
+
+
+def test_an_error_about_a_tokenizer_names_the_folder_that_was_given(sources, tmp_path):
+    prepare(sources, tmp_path / "one", SMALL, report=quiet)
+    mine = tmp_path / "one/tokenizer"
+    (mine / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(DataError, match=f"^The tokenizer in {mine} has no eos_token"):
+        prepare(sources, tmp_path / "two", PrepareConfig(tokenizer=mine), report=quiet)
+    (mine / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=f"^{mine}/tokenizer.json is damaged"):
+        prepare(sources, tmp_path / "two", PrepareConfig(tokenizer=mine), report=quiet)
+    with pytest.raises(DataError, match=f"^{tmp_path}/b holds no tokenizer.json"):
+        prepare(sources, tmp_path / "two", PrepareConfig(tokenizer=tmp_path / "b"), report=quiet)
+
+
+def test_a_tokenizer_that_is_made_alone_is_the_one_that_preparing_makes(sources, tmp_path):
+    prepare(sources, tmp_path / "data", SMALL, report=quiet)
+    encoder = make_tokenizer(sources, tmp_path / "mine", SMALL, report=quiet)
+    assert encoder.vocab_size == 400
+    assert tokenizer_fingerprint(tmp_path / "mine") == tokenizer_fingerprint(tmp_path / "data/tokenizer")
+    with pytest.raises(ConfigError, match="already holds a tokenizer; add --overwrite"):
+        make_tokenizer(sources, tmp_path / "mine", SMALL, report=quiet)
+    make_tokenizer(sources, tmp_path / "mine", SMALL.replace(vocab_size="bytes", overwrite=True), report=quiet)
+    assert Encoder.open(tmp_path / "mine").vocab_size == 257
+    for place in ("b", "a.txt"):
+        with pytest.raises(ConfigError, match="is not a tokenizer; choose another place"):
+            make_tokenizer(sources, tmp_path / place, SMALL, report=quiet)
+    (tmp_path / "mine/notes.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"also holds notes\.md; choose another place"):
+        make_tokenizer(sources, tmp_path / "mine", SMALL.replace(overwrite=True), report=quiet)
+
+
+def test_characters_are_counted(cases, tmp_path):
+    source = Source(name="scripts", path=str(cases / "scripts.txt"))
+    lines = []
+    [domain] = prepare([source], tmp_path / "out", SMALL, report=lines.append).info.domains
+    assert domain.train.characters + domain.heldout.characters < domain.train.bytes + domain.heldout.bytes
+    store, encoder = TokenStore.open(tmp_path / "out"), Encoder.open(tmp_path / "out/tokenizer")
+    texts = decoded(store, encoder, "scripts", "train")
+    assert domain.train.characters == sum(map(len, texts))
+    share, unit = domain.train.tokens_per()
+    assert (share, unit) == ((domain.train.tokens - len(texts)) / domain.train.characters, "character")
+    assert f"{share:.2f} per character" in lines[-1]
+    assert SplitSize(tokens=11, documents=1, bytes=20).tokens_per() == (0.5, "byte"), "data of an earlier version"
+
+
+def test_damaged_files_of_a_folder(cases, tmp_path):
+    source, lines = Source(name="mine", path=str(cases / "folder")), []
+    with pytest.raises(DataError, match=r"a/b/cut\.txt\.gz is a damaged"):
+        prepare([source], tmp_path / "out", SMALL, report=lines.append)
+    assert "folder/picture.txt is not text" in lines[-1]
+    report = prepare([source], tmp_path / "out", SMALL.replace(skip_damaged=True), report=quiet)
+    for name in ("picture.txt is not text", "a/b/cut.txt.gz is a damaged"):
+        assert any(f"mine: left out, {cases}/folder/{name}" in warning for warning in report.warnings)
+    sizes = [getattr(report.info.domains[0], split) for split in ("train", "heldout")]
+    size = (cases / "folder/plain.txt").stat().st_size
+    assert sum(one.bytes for one in sizes) in (size, size - 1), "the rest is used, in both passes"
 
 
 def test_near_duplicates_of_any_domain_are_dropped_and_counted(sources, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aios.data.tokenizers import Encoder, copy_tokenizer, tokenizer_fingerprint, train_tokenizer
+from aios.data.tokenizers import Encoder, copy_tokenizer, find_tokenizer, tokenizer_fingerprint, train_tokenizer
 from chronomoe.errors import ConfigError, DataError
 
 TEXTS = [f"the quick brown fox number {i} jumps over the lazy dog, quickly and again\n" for i in range(200)]
@@ -88,13 +88,81 @@ def test_fingerprint_sees_content_only(folder, tmp_path):
     assert tokenizer_fingerprint(tmp_path) != tokenizer_fingerprint(folder)
 
 
-def test_unusable_folders(folder, tmp_path):
-    with pytest.raises(DataError, match=r"holds no tokenizer\.json"):
-        tokenizer_fingerprint(tmp_path)
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A copy of the tokenizer without names of special tokens."""
     copy_tokenizer(folder, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(DataError, match="no eos_token"):
+    return tmp_path
+
+
+@pytest.mark.parametrize("eos", ["<|endoftext|>", {"content": "<|endoftext|>", "lstrip": False, "special": True}])
+@pytest.mark.parametrize("config", ["{}", '{"eos_token": null}', None])
+def test_a_separator_that_only_the_map_names_is_found(copy, encoder, eos, config):
+    from aios.brains.loaded import load_tokenizer
+
+    file = copy / "tokenizer_config.json"
+    file.unlink() if config is None else file.write_text(config)
+    (copy / "special_tokens_map.json").write_text(json.dumps({"eos_token": eos}))
+    assert Encoder.open(copy).separator_id == encoder.separator_id
+    assert load_tokenizer(copy).eos_token_id == encoder.separator_id
+    (copy / "special_tokens_map.json").unlink()
+    file.write_text(json.dumps({"eos_token": eos}))
+    assert Encoder.open(copy).separator_id == encoder.separator_id
+
+
+def test_no_separator_is_said_with_the_remedy(copy):
+    with pytest.raises(
+        DataError, match=r'has no eos_token, which.*; add "eos_token": ".*" to .*/tokenizer_config.json'
+    ) as error:
+        Encoder.open(copy)
+    assert str(copy) in str(error.value)
+    added = str(error.value).split("add ")[1].split(" to ")[0]
+    (copy / "tokenizer_config.json").write_text("{" + added + "}")
+    assert Encoder.open(copy).separator_id == 0, "what it says works"
+    (copy / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(DataError, match="names the eos_token '</s>', which it does not have"):
+        Encoder.open(copy)
+    content = json.loads((copy / "tokenizer.json").read_text("utf-8"))
+    (copy / "tokenizer.json").write_text(json.dumps({**content, "added_tokens": []}))
+    with pytest.raises(DataError, match="no special token at all, so train one with `aios data tokenizer`"):
+        Encoder.open(copy)
+
+
+def test_of_several_special_tokens_the_likely_one_is_advised(copy):
+    content = json.loads((copy / "tokenizer.json").read_text("utf-8"))
+    one = content["added_tokens"][0]
+    content["added_tokens"] = [{**one, "content": name} for name in ("<pad>", "<s>", "</s>", "<unk>")]
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r'add "eos_token": "</s>".*\(or another special token: <pad>, <s>, <unk>\)'):
+        Encoder.open(copy)
+
+
+def test_unusable_folders(folder, tmp_path):
+    with pytest.raises(DataError, match=r"holds no tokenizer\.json; name a folder"):
+        tokenizer_fingerprint(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"{tmp_path} holds no tokenizer\.json; make it from the other files"):
         Encoder.open(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(DataError, match="damaged"):
+    copy_tokenizer(folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json is damaged"):
         Encoder.open(tmp_path)
+    for data, said in (("{", "damaged"), ("[]", "damaged"), ("{}", "is no tokenizer")):
+        (tmp_path / "tokenizer.json").write_text(data)
+        with pytest.raises(DataError, match=f"{tmp_path}/tokenizer.json is.*{said.split()[-1]}"):
+            Encoder.open(tmp_path)
+
+
+def test_a_copy_replaces_all_of_another_tokenizer(folder, tmp_path):
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    (tmp_path / "config.json").write_text("{}")
+    copy_tokenizer(folder, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_a_tokenizer_is_found_by_its_folder_its_file_or_prepared_data(folder, tmp_path):
+    copy_tokenizer(folder, tmp_path / "data/tokenizer")
+    for path in (tmp_path / "data", tmp_path / "data/tokenizer", tmp_path / "data/tokenizer/tokenizer.json"):
+        assert find_tokenizer(path) == tmp_path / "data/tokenizer"
+    assert find_tokenizer(tmp_path) == tmp_path, "what has none is named as it was given"
