@@ -1,10 +1,16 @@
 """The same fact once: a sentence for people, a setting's default or its bounds stand in one module."""
 
 import ast
+import importlib
+import pkgutil
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+import aios.settings
+import chronomoe.training
+from chronomoe.settings import Settings, annotations_of, bounds_of
 
 SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
@@ -135,3 +141,31 @@ def test_facts_are_found() -> None:
     assert list(declared(tree)) == [("rate", -3.0), ("y", 2.0)]
     assert list(bounded(tree)) == ["rate"]
     assert list(sentences(tree)) == ["Gave {} to {} now."]
+
+
+OTHER_BOUNDS = {("ACTv1Run", "moe_capacity_factor")}
+"""Fields whose meaning differs in a subclass: 0 drops nothing there, as the founding text has it."""
+
+
+def test_a_field_that_a_subclass_declares_again_keeps_its_bounds() -> None:
+    for package in (aios.settings, chronomoe.training):
+        for module in pkgutil.iter_modules(package.__path__):
+            if package is aios.settings or module.name == "config":
+                importlib.import_module(f"{package.__name__}.{module.name}")
+
+    def below(kind: type[Settings]) -> Iterator[type[Settings]]:
+        for one in kind.__subclasses__():
+            yield one
+            yield from below(one)
+
+    differing = {
+        (kind.__name__, name)
+        for kind in set(below(Settings))
+        for name in vars(kind).get("__annotations__", {})
+        for base in kind.__mro__[1:]
+        if base is not Settings
+        and issubclass(base, Settings)
+        and name in annotations_of(base)
+        and bounds_of(kind, name) != bounds_of(base, name)
+    }
+    assert differing == OTHER_BOUNDS

@@ -15,7 +15,7 @@ ROWS = {
     ],
     "aios": [
         "workspace", "goal_text", "sentence", "settings", "store", "data", "brains", "experts", "goals", "actions",
-        "cli", "manager",
+        "manager", "cli",
     ],
 }  # fmt: skip
 """The rooms of each package, lowest first; docs/architecture.md says what is in each."""
@@ -66,11 +66,11 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(name: str) -> Iterator[tuple[str, bool]]:
-    """Our own modules that a module imports, and whether it does so inside a function."""
+def imports(name: str) -> Iterator[tuple[str, bool | None]]:
+    """Our own modules that a module imports, and whether it does so inside a function; None: by a string."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
-    def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
+    def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool | None]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, inside) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,6 +78,10 @@ def imports(name: str) -> Iterator[tuple[str, bool]]:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 yield (full if full in MODULES else str(node.module)), inside
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            module, colon, found = node.value.partition(":")
+            if colon and module in MODULES and found.isidentifier():  # "module:name", imported by whoever reads it
+                yield module, None
         inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             yield from walk(child, inside)
@@ -93,7 +97,7 @@ def room(name: str) -> tuple[str, str]:
     return package, rest.split(".")[0]
 
 
-IMPORTS = {name: sorted(set(imports(name))) for name in MODULES}
+IMPORTS = {name: sorted(set(imports(name)), key=str) for name in MODULES}
 
 
 def is_front(name: str) -> bool:

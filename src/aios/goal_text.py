@@ -30,10 +30,13 @@ def fitted_text(text: str) -> str:
     return "".join(" " if _is_control(sign) else sign for sign in text).strip()[:LONGEST].strip()
 
 
+MAX_WEIGHT = 1.0
+
+
 def goal_weight(weight: float) -> float:
     """The weight of a goal; :class:`ConfigError` when it is not above 0 and at most 1."""
-    if not (math.isfinite(weight) and 0 < weight <= 1):
-        raise ConfigError(f"the weight of a goal is {weight:g}; it lies above 0 and is at most 1.")
+    if not (math.isfinite(weight) and 0 < weight <= MAX_WEIGHT):
+        raise ConfigError(f"the weight of a goal is {weight:g}; it lies above 0 and is at most {MAX_WEIGHT:g}.")
     return float(weight)
 
 

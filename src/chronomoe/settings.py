@@ -47,6 +47,8 @@ class Bounds:
 
 
 Count = Annotated[int, Bounds(ge=1)]
+SequenceLength = Annotated[int, Bounds(ge=2)]
+"""Tokens of a sequence, of which the first predicts the second."""
 NonNegativeInt = Annotated[int, Bounds(ge=0)]
 NonNegative = Annotated[float, Bounds(ge=0)]
 Positive = Annotated[float, Bounds(gt=0)]

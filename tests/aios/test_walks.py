@@ -100,7 +100,7 @@ def test_learning_rate_passes_few_files(
 
 
 def holds_expert_or_brain(value: Any) -> bool:
-    """Is this the expert `walked` or the brain `straight`: a name, a folder, an entry, a network or a model?"""
+    """Is this the expert `walked` or the brain `straight`: its name, its folder, or an object that has either?"""
     if isinstance(value, str | Path):
         return Path(value).name in ("walked", "straight")
     ids = (getattr(value, name, None) for name in ("expert_id", "name", "bundle", "path", "folder"))

@@ -60,11 +60,10 @@ COMMANDS = {
     "hrm-hf arch-summary": "aios.actions.train:arch_summary",
     "hrm-hf train-actv1": "aios.actions.train:train_actv1",
     "init": "aios.actions.workspace:init",
-    "manager": "aios.manager.command:manager",
     "plot": "aios.actions.measure:plot",
     "train": "aios.actions.train:train",
 }
-"""Every command and its action."""
+"""Every command but `manager`, and its action."""
 
 
 def find(command: str) -> Any:

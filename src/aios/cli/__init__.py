@@ -39,6 +39,8 @@ GROUPS = {
     "goals": "Manage goals. Each command has a second spelling: `aios goals-add` is `aios goals add`.",
     "hrm-hf": "Train hierarchical reasoning models.",
 }
+EVERY_COMMAND = {**COMMANDS, "manager": "aios.manager.command:manager"}
+"""The pages call actions by the table; what serves the pages is above them."""
 ALIASES = {"manager": "gui"}
 """Second names, shown in the help."""
 
@@ -76,7 +78,7 @@ def read_line(
 
 def _add_commands() -> None:
     groups = {}
-    for command, place in COMMANDS.items():
+    for command, place in sorted(EVERY_COMMAND.items()):
         group, _, name = command.rpartition(" ")
         if group and group not in groups:
             groups[group] = cyclopts.App(name=group, help=GROUPS[group])
@@ -195,8 +197,7 @@ def _act(action: Action[...], bound: Any, hooks: Any, line: Line) -> int:
     else:
         if done.sentence:
             print(done.sentence)
-        render = RENDERERS.get(command_of(action))
-        if render is not None and done.value:
+        if done.value and (render := RENDERERS.get(command_of(action))) is not None:
             render(done.value)
     return done.code
 

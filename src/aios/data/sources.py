@@ -117,6 +117,11 @@ def why_no_file(path: str) -> str | None:
     return f"is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, which may never end; save its text in a file"
 
 
+def unreadable(where: str, error: OSError) -> DataError:
+    """The error of a file or folder that the system does not let be read."""
+    return DataError(f"{where} cannot be read: {error.strerror}.")
+
+
 def files_below(folder: str, tally: Tally) -> Iterator[str]:
     """The files below a folder in order, each once, whatever characters their names hold.
 
@@ -126,7 +131,7 @@ def files_below(folder: str, tally: Tally) -> Iterator[str]:
 
     def unlisted(error: OSError) -> None:
         if error.filename == folder:
-            raise DataError(f"{folder} cannot be read: {error.strerror}.") from error
+            raise unreadable(folder, error) from error
         tally.leave_out(f"{error.filename} cannot be read: {error.strerror}")
 
     for parent, folders, files in os.walk(folder, onerror=unlisted):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Protocol
 
-from aios.data.sources import PackageNeededError
+from aios.data.sources import PackageNeededError, unreadable
 from chronomoe.errors import DataError
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
@@ -104,7 +104,7 @@ def damage_named(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"{where} cannot be read: {error.strerror}.") from error
+            raise unreadable(where, error) from error
         # bz2 and gzip raise an OSError without a number; the class of zstd's error comes with an optional package.
         if isinstance(error, (OSError, *_DAMAGED)) or type(error).__name__ == "ZstdError":
             why = str(error).rstrip(".") or "it is cut short"

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from aios.goal_text import fitted_text
-from aios.store.entry import WEIGHTS, ExpertEntry, checkpoint_file, expert_folder, making
+from aios.store.entry import WEIGHTS, ExpertEntry, checkpoint_file, expert_folder, making, weights_path
 from aios.store.experts import Registry
 from chronomoe.errors import ConfigError
 from chronomoe.experts.file import read_expert
@@ -47,7 +47,7 @@ def import_expert(root: Path, file: Path, expert_id: str | None = None) -> Exper
                     description=f"Imported from {file.name}",
                     goals=tuple(filter(None, (fitted_text(str(goal)) for goal in header["goals"]))),
                     performance_metrics=header["metrics"],
-                    checkpoint_path=str(folder / WEIGHTS),
+                    checkpoint_path=weights_path(expert_id),
                     base_fingerprint=str(header["base"].get("fingerprint", "")),
                     tokenizer_fingerprint=header["tokenizer_fingerprint"],
                     training_config=header["training"],

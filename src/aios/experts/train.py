@@ -18,7 +18,7 @@ from aios.data.prepared import prepared_with
 from aios.data.tokenizers import tokenizer_fingerprint
 from aios.goal_text import goal_text
 from aios.settings.expert import ExpertTraining
-from aios.store.entry import WEIGHTS, ExpertEntry, expert_folder, making, now
+from aios.store.entry import WEIGHTS, ExpertEntry, expert_folder, making, now, weights_path
 from aios.store.experts import Registry
 from aios.store.goals import Goals
 from chronomoe.data.token_store import TokenStore
@@ -252,7 +252,7 @@ class _Task:
                 goals=goals,
                 training_datasets=(str(settings.dataset_file),),
                 performance_metrics=metrics,
-                checkpoint_path=str(file),
+                checkpoint_path=weights_path(self.expert_id),
                 base_fingerprint=self.base["fingerprint"],
                 tokenizer_fingerprint=tokenizer,
                 training_config=config,

@@ -11,6 +11,7 @@ from aios.manager.frame import Page, Site, ask_worker, begin_here, try_call
 from aios.settings.goals import GoalFlags
 from aios.store.goals import Goals
 from chronomoe.data.store_info import read_info
+from chronomoe.goals.settings import MAX_STRENGTH
 
 LONGEST = 4000
 """Characters of a text."""
@@ -77,9 +78,9 @@ class GoalForm:
             {str(goal.id): f"{goal.id}: {goal.text}" for goal in known}, label="Goals", multiple=True
         )
         self.chosen.props("dense outlined use-chips").classes("grow")
-        self.strength = ui.number("Strength, nats", value=GoalFlags.goal_strength, min=0, max=5, step=0.5).props(
-            "dense outlined"
-        )
+        self.strength = ui.number(
+            "Strength, nats", value=GoalFlags.goal_strength, min=0, max=MAX_STRENGTH, step=0.5
+        ).props("dense outlined")
         self.kl = ui.number("KL budget, nats", value=GoalFlags.goal_kl, min=0.0001, step=0.01).props("dense outlined")
         for field in (self.strength, self.kl):
             field.style("width: 130px").set_visibility(bool(known))

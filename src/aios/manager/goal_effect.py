@@ -9,6 +9,7 @@ from nicegui import ui
 from aios.manager.brain_forms import TextForm, choose_brain, explain_line
 from aios.manager.frame import Page, ask_worker, heading
 from aios.settings.goals import GoalFlags
+from chronomoe.goals.settings import MAX_STRENGTH
 
 _QUIET = 0.25
 """Seconds a slider rests before its effect is measured."""
@@ -30,7 +31,7 @@ class GoalEffect:
             self.text.field()
             with ui.element("div").classes("two"):
                 self.strength = self._slider(
-                    "Strength for the gates of attached experts", 0, 5, 0.25, GoalFlags.goal_strength
+                    "Strength for the gates of attached experts", 0, MAX_STRENGTH, 0.25, GoalFlags.goal_strength
                 )
                 # Its value is the logarithm: budgets are of one size or another.
                 self.budget = self._slider(

@@ -6,7 +6,7 @@ from typing import Any
 from nicegui import ui
 
 from aios.actions import goals
-from aios.goal_text import LONGEST
+from aios.goal_text import LONGEST, MAX_WEIGHT
 from aios.manager.experts_page import watch
 from aios.manager.frame import Page, Site, empty, framed, heading, try_call
 from aios.manager.goal_effect import GoalEffect
@@ -43,7 +43,7 @@ class _Goals:
         heading("Goals")
         with ui.element("div").classes("panel"), ui.element("div").classes("line"):
             self.text = ui.input("New goal").props(f"maxlength={LONGEST} dense outlined").classes("grow")
-            self.weight = ui.number("Weight", value=1.0, min=0.001, max=1, step=0.05).props("dense outlined")
+            self.weight = _weight(MAX_WEIGHT)
             self.weight.style("width: 110px")
             ui.button("Add", on_click=self._add)
         self.nothing = ui.element("div").style("display: contents")
@@ -105,7 +105,7 @@ class _Goals:
                 for expert in linked:
                     self._link_of(number, expert)
             with ui.element("div").classes("line"):
-                weight = ui.number("Weight", value=goal.weight, min=0.001, max=1, step=0.05).props("dense outlined")
+                weight = _weight(goal.weight)
                 weight.props(f'aria-label="Weight of goal {number}"').style("width: 96px")
 
                 async def weigh() -> None:
@@ -155,3 +155,7 @@ class _Goals:
 
 def _small(label: str, act: Any) -> ui.button:
     return ui.button(label, on_click=act).props("outline dense padding='4px 12px'")
+
+
+def _weight(value: float) -> ui.number:
+    return ui.number("Weight", value=value, min=0.001, max=MAX_WEIGHT, step=0.05).props("dense outlined")

@@ -11,7 +11,7 @@ from aios.settings.train import Flat, HRMShape, OneCall, TrainRun
 from aios.workspace import Workspace
 from chronomoe.control.config import Ablation
 from chronomoe.errors import ConfigError
-from chronomoe.settings import TRANSIENT, Count, NonNegative, NonNegativeInt, Positive, annotations_of
+from chronomoe.settings import TRANSIENT, Count, NonNegative, NonNegativeInt, Positive, SequenceLength, annotations_of
 from chronomoe.training.config import TrainingConfig
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class ACTv1Run(TrainRun):
     """Folder of the base model, of which the tokenizer is used. [artifacts/hf_implant/base_model]"""
     name: Annotated[OneCall[str | None], Parameter(name="--brain-name")] = None
     """Name of the brain, a folder in --bundle-dir."""
-    seq_len: Annotated[Count, Parameter(name="--max-seq-len")] = ExpertTraining.max_seq_len
+    seq_len: Annotated[SequenceLength, Parameter(name="--max-seq-len")] = ExpertTraining.max_seq_len
     """Tokens per training sequence."""
     max_steps: Annotated[Count, Parameter(name="--steps")] = 200
     """Optimizer steps; with --iterate, of each cycle."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aios.goal_text import goal_text
-from chronomoe.settings import Count, NonNegative, NonNegativeInt, Positive, Settings, Share
+from chronomoe.settings import Count, NonNegative, NonNegativeInt, Positive, SequenceLength, Settings, Share
 from chronomoe.training.config import TrainingConfig
 
 
@@ -22,7 +22,7 @@ class ExpertTraining(Settings):
     """Optimizer steps."""
     batch_size: Count = TrainingConfig.batch_size
     """Sequences per step."""
-    max_seq_len: Count = 128
+    max_seq_len: SequenceLength = 128
     """Tokens per sequence."""
     lr: Positive = 2e-3
     """Learning rate."""

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from aios.settings.expert import ExpertTraining
 from chronomoe.errors import ConfigError
 from chronomoe.goals.settings import Bias, GoalSettings, Strength
-from chronomoe.settings import Count, NonNegative, Positive, Settings, Share
+from chronomoe.settings import Count, NonNegative, Positive, SequenceLength, Settings, Share
 from chronomoe.training.config import TrainingConfig
 
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
@@ -98,7 +98,7 @@ class Lesson(Settings):
     """Optimizer steps, the goals in turn."""
     batch_size: Count = TrainingConfig.batch_size
     """Sequences per step."""
-    max_seq_len: Count = ExpertTraining.max_seq_len
+    max_seq_len: SequenceLength = ExpertTraining.max_seq_len
     """Tokens per sequence."""
     lr: Positive = 1e-2
     """Learning rate."""

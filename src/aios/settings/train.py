@@ -10,7 +10,15 @@ from aios.settings.expert import ExpertTraining
 from aios.settings.goals import TrainingGoals
 from aios.workspace import Workspace
 from chronomoe import hrm_shape
-from chronomoe.settings import TRANSIENT, Bounds, Count, NonNegativeInt, Positive, Settings, annotations_of
+from chronomoe.settings import (
+    TRANSIENT,
+    Count,
+    NonNegativeInt,
+    Positive,
+    SequenceLength,
+    Settings,
+    annotations_of,
+)
 from chronomoe.training.config import TrainingConfig
 
 T = TypeVar("T")
@@ -72,7 +80,7 @@ class RunOptions(Settings):
     """Prepared data. [training_data/prepared]"""
     name: OneCall[str | None] = "small"
     """Name of the brain: artifacts/brains/mixtral/NAME."""
-    seq_len: Annotated[int, Bounds(ge=2)] = 256
+    seq_len: SequenceLength = 256
     """Tokens per training sequence."""
     moe_capacity_factor: Positive | None = None
     """Tokens an expert may take, as a multiple of its fair share; nothing is dropped when not given."""

@@ -80,6 +80,11 @@ def expert_folder(root: Path, expert_id: str) -> Path:
     return Workspace(root).experts / plain_name(expert_id)
 
 
+def weights_path(expert_id: str) -> str:
+    """Where an expert's weights are, from the root of the workspace: its ``checkpoint_path``."""
+    return (expert_folder(Path(), expert_id) / WEIGHTS).as_posix()
+
+
 def checkpoint_file(root: Path, entry: ExpertEntry) -> Path:
     """The weights of an expert, backslashes read as /.
 

@@ -126,7 +126,11 @@ def _original_uid(raw: dict[str, Any]) -> str:
 
 
 def _without_wrong_parents(experts: dict[str, ExpertEntry]) -> dict[str, ExpertEntry]:
-    """The same experts, without parents that are missing or below their child."""
+    """The same experts, without parents that are missing or below their child; a list of children names parents too."""
+    for one in list(experts.values()):
+        for child in one.child_expert_ids:
+            if child in experts and experts[child].parent_expert_id is None:
+                experts[child] = replace(experts[child], parent_expert_id=one.expert_id)
     for one in list(experts.values()):
         parent = one.parent_expert_id
         if parent is not None and (parent not in experts or one.expert_id in ancestors(experts, one.expert_id)):

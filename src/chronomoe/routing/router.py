@@ -110,9 +110,9 @@ class SteeredRouter(nn.Module):
                 w_TK = w_TK.clamp(min=torch.finfo(w_TK.dtype).tiny)
             # For one expert p / p is the host's weight 1 without its zero gradient: d log p, times what it adds.
             w_TK = w_TK / (w_TK.detach() if self.top_k == 1 else w_TK.sum(dim=-1, keepdim=True))
-        if (open_TK := self._chosen_open(chosen_TK)) is not None:
-            w_TK = w_TK.masked_fill(~open_TK, 0.0)
-        kept_TK = self._kept(chosen_TK, context)
+        kept_TK, open_TK = self._kept(chosen_TK, context), self._chosen_open(chosen_TK)
+        if open_TK is not None:
+            kept_TK = open_TK if kept_TK is None else kept_TK & open_TK
         if kept_TK is None:
             return w_TK, None
         kept_w_TK = w_TK * kept_TK
@@ -120,10 +120,11 @@ class SteeredRouter(nn.Module):
         return kept_w_TK * rescale, kept_TK
 
     def _chosen_open(self, chosen_TK: Tensor) -> Tensor | None:
-        """bool (T, K): choices that are open and may have a weight; None where no closed expert can be chosen.
+        """bool (T, K): choices that are open; None where no closed expert can be chosen.
 
-        A softmax over available experts never chooses a closed one. A router that chooses within groups of experts
-        may, and overrides this.
+        A closed one counts as one beyond capacity does: it has no weight, the rest of the token's choices share it, and
+        it is no load. A softmax over available experts never chooses a closed one. A router that chooses within groups
+        of experts may, and overrides this.
         """
         return None
 

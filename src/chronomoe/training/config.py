@@ -17,7 +17,7 @@ Kappa = Annotated[float, Bounds(ge=-1, le=1)]
 class TrainingConfig(LossWeights):
     """Settings of one training run. Steps are optimizer steps throughout."""
 
-    learning_rate: NonNegative = 1e-4
+    learning_rate: Positive = 1e-4
     """Peak learning rate."""
     weight_decay: NonNegative = 0.01
     """Decay of matrices; norms and other vectors are never decayed."""

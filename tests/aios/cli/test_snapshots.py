@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aios.actions.table import COMMANDS
+from aios.cli import EVERY_COMMAND as COMMANDS
 
 HERE = Path(__file__).parent / "snapshots"
 UPDATE = os.environ.get("SNAPSHOTS") == "update"

@@ -2,6 +2,9 @@
 
 import json
 
+from aios.store.experts import Registry
+from tests.aios.experts.conftest import TRAIN
+
 
 def test_an_expert_travels_as_a_file(aios, root, brain, expert, tmp_path):
     out = tmp_path / "laws.safetensors"
@@ -22,3 +25,19 @@ def test_an_expert_travels_as_a_file(aios, root, brain, expert, tmp_path):
     outcome = aios("experts", "import", out, "--id", "broken", "--root", root)
     assert (outcome.code, "damaged" in outcome.err) == (1, True)
     assert not (root / "artifacts/experts/broken").exists()
+
+
+def test_a_workspace_named_by_a_relative_path(aios, root, brain, expert, tmp_path, monkeypatch):
+    """The path of an expert's weights is from the root of the workspace, wherever the command is called."""
+    monkeypatch.chdir(root.parent)
+    file = tmp_path / "laws.safetensors"
+    file.write_bytes(expert.read_bytes())
+    assert aios("experts", "delete", "laws", "--yes", "--root", root.name).code == 0
+    outcome = aios("experts", "import", file, "--root", root.name)
+    assert outcome.code == 0, outcome.err
+    text = root / "training_data/python"
+    where = ("--brain", "straight", "--root", root.name)
+    outcome = aios("experts", "train", "code", "--dataset-file", text, *where, *TRAIN)
+    assert outcome.code == 0, outcome.err
+    assert Registry(root).get("code").checkpoint_path == "artifacts/experts/code/expert.safetensors"
+    assert aios("experts", "attach", "laws", *where).code == 0

@@ -4,14 +4,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.long import kills
+from tests.long import kills, kills_of_brains
 
 
-@pytest.mark.parametrize("name", ["rename", "delete with children", "train", "import", "first change"])
+@pytest.mark.parametrize("name", ["rename", "delete with children", "train", "import"])
 def test_a_killed_change_loses_nothing(tmp_path: Path, name: str) -> None:
     scenario = kills.Scenario(name, tmp_path)
     for _, point in kills.spread({name: scenario.points}, 2):
         assert scenario.check(point) == [], point
+
+
+def test_a_killed_attachment_loses_nothing(tmp_path: Path) -> None:
+    scenario = kills_of_brains.Attach("attach", tmp_path)
+    for _, point in kills.spread({"attach": scenario.points}, 2):
+        assert scenario.check(point) == [], point
+
+
+def test_a_result_belongs_to_the_code_it_was_found_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kills, "RESULT", tmp_path / "result.json")
+    monkeypatch.setattr(kills, "KILLS", 1)
+    given = []
+    monkeypatch.setattr(kills, "run", lambda number, folder, known: [given.append(known) or {"a: before x 1": []}])
+    assert kills.main([]) == kills.main([]) == 0
+    monkeypatch.setattr(kills, "digest_of_source", lambda: "other")
+    assert kills.main([]) == 0
+    assert given == [{}, {"a: before x 1": []}, {}]
 
 
 def test_a_kill_that_goes_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_what_waits_for_the_end_of_a_forward_keeps_no_inputs(host):
     assert call.sampled_inputs.untyped_storage().nbytes() == 4 * 32 * 4, "two of each sequence, 32 wide, 4 bytes"
 
 
-def test_a_router_that_may_choose_closed_experts_gives_them_no_weight(host):
+def test_a_router_that_may_choose_closed_experts_gives_them_neither_weight_nor_load(host):
     """The seam for routers that choose within groups of experts: openness is checked after the choice."""
     model = host("mixtral")
     chronomoe.attach(model)
@@ -142,8 +142,14 @@ def test_a_router_that_may_choose_closed_experts_gives_them_no_weight(host):
     vars(router)["_chosen_open"] = lambda chosen: chosen != 2
     _, after, same = router(h)
     assert torch.equal(same, chosen)
-    assert torch.equal(after, before.masked_fill(chosen == 2, 0.0))
+    open_weight = before.masked_fill(chosen == 2, 0.0)
     assert (after == 0).any()
+    torch.testing.assert_close(after, open_weight / open_weight.sum(dim=-1, keepdim=True))
+    model.train()
+    calls = []
+    router.register_forward_hook(lambda *_: calls.extend(model.steering.context.calls))
+    model(torch.randint(10, (2, 16)))
+    assert calls[0].used[:, 2].sum() == 0, "a closed expert has no load"
 
 
 def test_an_unavailable_expert_is_never_chosen_and_too_few_is_an_error(host):
