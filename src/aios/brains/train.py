@@ -15,7 +15,7 @@ from aios.brains.plan import describe_plan
 from aios.brains.run_file import RUN_FILE, RunFile
 from aios.data.prepare import TOKENIZER_FOLDER
 from aios.data.prepared import again_command
-from aios.data.tokenizers import tokenizer_fingerprint
+from aios.data.tokenizers import TOKENIZER_FILES, tokenizer_fingerprint
 from aios.settings.goals import TrainingGoals
 from aios.settings.train import TrainRun
 from aios.store.goals import Goals
@@ -229,7 +229,7 @@ def _results(trainer: Any, store: TokenStore, eval_tokens: int) -> dict[str, Any
 def _publish(trainer: Any, bundle: Path) -> None:
     """Put the final model and its sidecars into the bundle itself, file by file, each in one step."""
     final = trainer.save_checkpoint()
-    tokenizer_files = {path.name for path in final.glob("*token*")}
+    tokenizer_files = {path.name for path in final.glob("*token*")} | set(TOKENIZER_FILES)
     for path in final.iterdir():
         if (
             path.name in tokenizer_files

@@ -8,9 +8,10 @@ from typing import Any
 from aios.data.plain_text import LONGEST_RECORD
 from aios.data.records import TEXT_FIELDS, no_text_field, parts_of, record_text
 from aios.data.sources import PackageNeededError
+from aios.data.unpacking import Allowance
 from chronomoe.errors import DataError
 
-_ROWS, _BUFFER = 256, 1 << 20
+_ROWS, _BUFFER = 32, 1 << 20
 """Rows, and bytes of a column, in memory at once."""
 
 
@@ -29,15 +30,14 @@ def parquet_documents(path: str, field: str | None) -> Iterator[str]:
             if field is None or not set(wanted) <= set(names):
                 every = file.schema_arrow.names
                 raise no_text_field(path, names, field, every, present=field in every)
-            number = 0
+            allowance, number = Allowance(path, source.size()), 0
             for batch in file.iter_batches(batch_size=_ROWS, columns=wanted, use_threads=False):
                 for record in batch.to_pylist():
                     number += 1
-                    text = record_text(record, field, f"{path}, row {number}")
+                    text = record_text(record, field, place := f"{path}, row {number}")
                     if len(text) > LONGEST_RECORD:
-                        raise DataError(
-                            f"{path}, row {number} is longer than {LONGEST_RECORD:,} characters; divide it."
-                        )
+                        raise DataError(f"{place} is longer than {LONGEST_RECORD:,} characters; divide it.")
+                    allowance.spend(len(text))
                     yield text
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is a damaged or unsupported parquet file: {str(error).rstrip('.')}.") from error

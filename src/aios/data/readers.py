@@ -68,6 +68,8 @@ class _Reader:
                 yield from self.member(file, partial(_Reader.file, path=file, among_others=True))
         elif (why := why_no_file(path)) is None:
             yield from self.file(path, among_others=False)
+        elif path == "-":
+            raise DataError("Preparing reads text twice, and standard input can be read but once; save it in a file.")
         elif os.path.lexists(path):
             raise DataError(f"{path} {why}.")
         else:

@@ -148,6 +148,7 @@ def river(tmp_path_factory):
 
     text = shlex.quote(f"river={cases / 'scripts.txt'}")
     init, ready = call(f"aios data tokenizer {text} --out {root}/tok --vocab-size 400 --root {root}")[-2:]
+    (root / "tok/chat_template.jinja").write_text("{{ messages[0].content }}")
     call(init, "--max-bytes", 20_000)
     train = call(ready, "--root", root)[-1]
     shape = ("--hidden-dim", 32, "--num-layers", 1, "--num-experts", 4, "--seq-len", 16, "--batch-size", 2)
@@ -163,6 +164,7 @@ def test_messages_lead_from_a_tokenizer_of_ones_own_to_a_generated_text(river):
         root / "tok", root / "artifacts/hf_implant/base_model", root / "training_data/river/tokenizer",
         root / "artifacts/brains/mixtral/river")}  # fmt: skip
     assert len(fingerprints) == 1
+    assert (root / "artifacts/brains/mixtral/river/chat_template.jinja").is_file(), "all of a tokenizer goes along"
     assert re.search(r"^text         river 0\.\d\d tokens per character$", printed, re.MULTILINE)
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from aios.data import unpacking
+from aios.data.columns import parquet_documents
 from aios.data.sources import Tally
 from chronomoe.errors import DataError
 
@@ -66,8 +68,6 @@ def test_a_large_parquet_file_is_never_held_whole(tmp_path, read):
     path = write(tmp_path / "a.parquet", text=[str(i) * 2000 for i in range(12_000)])
     before = pyarrow.total_allocated_bytes()
     tracemalloc.start()
-    from aios.data.columns import parquet_documents
-
     peak = count = 0
     for text in parquet_documents(str(path), None):
         count += len(text)
@@ -76,6 +76,18 @@ def test_a_large_parquet_file_is_never_held_whole(tmp_path, read):
     tracemalloc.stop()
     assert count > 80_000_000
     assert peak + held < 30_000_000
+
+
+@pytest.mark.timeout(60)
+def test_a_text_repeated_without_measure_is_refused(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(unpacking, "FREE", 10_000_000)
+    long = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 5000, pyarrow.int32()), ["word " * 200_000])
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": long}), path, dictionary_pagesize_limit=1 << 30)
+    before, held = pyarrow.total_allocated_bytes(), []
+    with pytest.raises(DataError, match=r"a\.parquet unpacks to more than [0-9,]+ bytes, 200 times its size"):
+        held.extend(pyarrow.total_allocated_bytes() for _ in parquet_documents(str(path), None))
+    assert max(held) - before < 200_000_000, "of 5 GB"
 
 
 def test_optional_packages_are_named_with_their_command(tmp_path, read, monkeypatch):

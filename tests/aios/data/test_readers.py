@@ -47,6 +47,8 @@ def test_three_scripts(cases, read):
 def test_missing_empty_and_blank(tmp_path, read):
     with pytest.raises(DataError, match="no file or folder"):
         read(tmp_path / "nowhere.txt")
+    with pytest.raises(DataError, match="standard input can be read but once; save it in a file"):
+        read("-")
     for data in (b"", b" \n\n "):
         (tmp_path / "a.txt").write_bytes(data)
         with pytest.raises(DataError, match="holds no text"):
