@@ -131,7 +131,7 @@ def _prepare(run: ACTv1Run, bundle: Path, show: Show) -> None:
     """Tokenize the dataset into the bundle."""
     base = run.model or Workspace(run.root).base_model
     Workspace(run.root).refuse_missing_base(base, "config.json" if run.tokenizer else "tokenizer.json")
-    tokenizer = tokenizer_of(run, base)
+    tokenizer = tokenizer_of(run.tokenizer, base, run.family)
     sources = [Source(name="text", path=str(run.dataset_file))]
     if run.eval_file is not None:
         sources.append(Source(name="eval", path=str(run.eval_file), held_out=True))

@@ -9,7 +9,7 @@ from transformers import set_seed
 from aios.brains.brain import Brain
 from aios.brains.families import FAMILIES, load_weights
 from aios.data.tokenizers import find_tokenizer, tokenizer_fingerprint
-from aios.settings.train import Shape, TrainRun
+from aios.settings.train import Shape
 from chronomoe.data.store_info import StoreInfo
 from chronomoe.errors import CheckpointError, ConfigError
 from chronomoe.experts.attachment import base_state
@@ -37,15 +37,15 @@ def build_model(
     return model
 
 
-def tokenizer_of(run: TrainRun, base: Path) -> Path:
-    """The folder of the tokenizer of a run: the one named, else the base model's.
+def tokenizer_of(tokenizer: Path | None, base: Path, family: str) -> Path:
+    """The folder of the tokenizer of a new brain: ``tokenizer`` if one is named, else the base model's.
 
     :class:`ConfigError` for one that weights to start from were not trained with; :class:`DataError` for none.
     """
-    if run.tokenizer is None:
+    if tokenizer is None:
         return base
-    folder = find_tokenizer(run.tokenizer)
-    has_weights = run.family == "mixtral" and any(base.glob("model*.safetensors"))
+    folder = find_tokenizer(tokenizer)
+    has_weights = family == "mixtral" and any(base.glob("model*.safetensors"))
     if has_weights and tokenizer_fingerprint(folder) != tokenizer_fingerprint(base):
         raise ConfigError(f"{base} has weights, which were trained with its own tokenizer; leave out --tokenizer.")
     return folder

@@ -73,7 +73,7 @@ def train(
         raise ConfigError(f"checkpoint_dir is {run.checkpoint_dir}; name a folder inside the brain.")
     base = run.model or workspace.base_model
     workspace.refuse_missing_base(base, "config.json")
-    tokenizer = tokenizer_of(run, base)
+    tokenizer = tokenizer_of(run.tokenizer, base, run.family)
     store = TokenStore.open(run.data or FAMILIES[run.family].default_data(run.root, bundle))
     if run.goals.goal_domain:
         store = store.favouring(run.goals.goal_domain, run.goals.goal_domain_weight)

@@ -42,7 +42,7 @@ def _base(run: ACTv1Run, show: Show) -> Base:
             raise ConfigError(f"{folder} has weights, trained with its own tokenizer; leave out --tokenizer.")
         return Base(load_weights(folder).eval(), folder)
     torch.manual_seed(run.seed)
-    folder = tokenizer_of(run, folder)
+    folder = tokenizer_of(run.tokenizer, folder, run.family)
     tokenizer = load_tokenizer(folder)
     show(
         "The base is a fresh, untrained model: the expert learns, but will not transfer to a trained brain. "
