@@ -177,7 +177,7 @@ def run_seed(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, 
     def fitted(layers: tuple[int, ...], leak: float) -> Gate:
         expert.gate = DomainGate(expert.hidden_size, layers)
         expert.gate.leak.fill_(leak)
-        fit_gate(expert, model, windows, [text[: len(windows)] for text in general.values()])
+        fit_gate(expert, model, windows, {name: text[: len(windows)] for name, text in general.items()})
         return Gate(layers, leak, 1.0, math.inf, expert.gate.direction, expert.gate.offset)
 
     gates = [fitted(layers, LEAK) for layers in options.listened]

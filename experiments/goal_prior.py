@@ -74,7 +74,7 @@ def run_seed(seed: int, folder: Path, windows: int, most: int) -> dict[str, Any]
     expert = school.beside("expert", DomainExpert)
     placebo = school.placebo(expert)
     attach_expert(model, expert)
-    fit_gate(expert, model, inside, [text[:windows] for text in general.values()])
+    fit_gate(expert, model, inside, {name: text[:windows] for name, text in general.items()})
     found = calibrate(model, expert, {name: text[windows:] for name, text in general.items()}, 0.02, 0.003)
     placebo.gate = expert.gate
     attach_expert(model, placebo)

@@ -3,6 +3,7 @@
     chronovisor.safetensors, .json   the control layer: fields of the routers and what moves them
     experts.json                     attached experts, in order: {"attached": [{"expert_id", "expert_uid", ...}]}
     experts/<uid>.safetensors        each expert, as in its own file
+    experts/gates-*.safetensors      their gates as they are fitted to one another, where there are several
     goal_conditioning.safetensors    what routers have learned of goals
 
 config.json and model.safetensors are those of the base: without the sidecars they are a plain model, byte for byte.
@@ -23,7 +24,8 @@ from chronomoe.control.checkpoint import REST, TENSORS, ChronovisorCheckpoint
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.attachment import attach_expert
 from chronomoe.experts.file import base_fingerprint, read_expert, save_expert
-from chronomoe.experts.listing import FOLDER, LIST, read_list, write_list
+from chronomoe.experts.listing import FOLDER, LIST, gates_name, read_list, write_list
+from chronomoe.experts.together import load_gates, save_gates
 from chronomoe.goals.conditioning import FILE as CONDITIONING
 from chronomoe.goals.conditioning import save_conditioning
 from chronomoe.storage import disk_full_explained
@@ -100,6 +102,8 @@ def folder_of(model_name: Any, **settings: Any) -> Path | None:
         cached_file(model_name, name, **hub, **missing)
     for entry in read_list(folder):
         cached_file(model_name, f"{FOLDER}/{entry['expert_uid']}.safetensors", **hub, **missing)
+    if (gates := gates_name(folder)) is not None:
+        cached_file(model_name, f"{FOLDER}/{gates}", **hub, **missing)
     return folder
 
 
@@ -129,14 +133,14 @@ def save_experts(model: Any, folder: Path) -> None:
     subbrains = getattr(model, "subbrains", None)
     if subbrains is None:
         if (folder / LIST).exists():  # of a model that was saved here before
-            write_list(folder, [])
+            write_list(folder, [], None)
         return
     entries, fingerprint = [], base_fingerprint(model)
     for expert in subbrains.attached:
         save_expert(expert, expert.header, folder / FOLDER / f"{expert.uid}.safetensors")
         known = {"expert_id": expert.expert_id, "expert_uid": expert.uid, "active": expert.active}
         entries.append(expert.attachment | known | {"base_fingerprint": fingerprint, "base_dtype": str(model.dtype)})
-    write_list(folder, entries)
+    write_list(folder, entries, save_gates(subbrains.attached, folder / FOLDER))
 
 
 def load_experts(model: Any, folder: Path) -> None:
@@ -159,3 +163,5 @@ def load_experts(model: Any, folder: Path) -> None:
         expert.active = bool(entry.get("active", True))
         expert.freeze(bool(entry.get("frozen", False)))
         attach_expert(model, expert)
+    if (gates := gates_name(folder)) is not None:
+        load_gates(model.subbrains.attached, folder / FOLDER / gates)

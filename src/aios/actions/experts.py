@@ -12,13 +12,40 @@ from aios.experts.change import change
 from aios.settings.expert import ExpertTraining
 from aios.store.experts import ExpertEntry, Registry
 from aios.workspace import Workspace
+from chronomoe.errors import ConfigError
+
+Others = Annotated[str, Parameter(help="Ids of further experts.")]
 
 
-@action()
-def list_experts(workspace: Path) -> Done:
-    """List experts."""
-    found = [one.to_json() for one in Registry(workspace).entries()]
-    return Done("" if found else "No expert yet; `aios experts create` makes one.", found)
+def _against(workspace: Path, against: bool = False, **others: Any) -> bool:
+    return against
+
+
+@action(heavy=_against)
+def list_experts(workspace: Path, *, brain: BrainName | None = None, against: bool = False) -> Done:
+    """List experts.
+
+    Parameters
+    ----------
+    brain
+        Only those attached to this brain.
+    against
+        Which gate opens on which domain, by the samples that the experts keep: the share of each domain's tokens at
+        which the gate of each expert is open and has the largest margin. Needs --brain.
+    """
+    entries = Registry(workspace).entries()
+    if brain is not None:
+        found = Brain.of_workspace(workspace, brain)
+        if against:
+            from aios.experts.attach import gates_against
+
+            return Done(value=gates_against(found))
+        entries = [one for one in entries if found.name in one.attached_to]
+        return Done("" if entries else f"No expert is attached to {brain}.", [one.to_json() for one in entries])
+    if against:
+        raise ConfigError("--against compares the experts of one brain; name it with --brain.")
+    listed = [one.to_json() for one in entries]
+    return Done("" if listed else "No expert yet; `aios experts create` makes one.", listed)
 
 
 @action()
@@ -90,33 +117,36 @@ def train(
 
 
 @action(heavy=True)
-def attach(workspace: Path, expert: Expert, /, *, brain: BrainName, force: bool = False) -> Done:
-    """Attach an expert to a brain, behind its domain gate.
+def attach(workspace: Path, expert: Expert, /, *others: Others, brain: BrainName, force: bool = False) -> Done:
+    """Attach experts to a brain, each behind its domain gate.
 
-    The brain's own files stay as they are.
+    The gates of all experts of the brain are fitted to one another. The brain's own files and the experts' stay as they
+    are.
 
     Parameters
     ----------
     force
         Even if it was trained in another base, when its shapes fit; this is recorded.
     """
-    from aios.experts.attach import attach as attach_expert
+    from aios.experts.attach import attach as attach_experts
 
-    return _done(
-        attach_expert(expert, Brain.of_workspace(workspace, brain), force=force), f"Attached {expert} to {brain}."
-    )
+    experts = expert, *others
+    value = [one.to_json() for one in attach_experts(experts, Brain.of_workspace(workspace, brain), force=force)]
+    return Done(f"Attached {', '.join(experts)} to {brain}.", value if others else value[0])
 
 
 @action(heavy=True)
-def detach(workspace: Path, expert: Expert, /, *, brain: BrainName) -> Done:
-    """Detach an expert from a brain.
+def detach(workspace: Path, expert: Expert, /, *others: Others, brain: BrainName) -> Done:
+    """Detach experts from a brain.
 
     The brain is then what it was before, byte for byte.
     """
-    from aios.experts.attach import detach as detach_expert
+    from aios.experts.attach import detach as detach_experts
 
-    uid = detach_expert(expert, Brain.of_workspace(workspace, brain))
-    return Done(f"Detached {expert} from {brain}.", {"expert_uid": uid, "brain": brain})
+    experts = expert, *others
+    uids = detach_experts(experts, Brain.of_workspace(workspace, brain))
+    value = [{"expert_uid": uid, "brain": brain} for uid in uids]
+    return Done(f"Detached {', '.join(experts)} from {brain}.", value if others else value[0])
 
 
 @action(heavy=True)

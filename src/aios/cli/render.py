@@ -44,6 +44,9 @@ def _brains(found: list[dict[str, Any]]) -> None:
 
 
 def _experts(found: list[dict[str, Any]]) -> None:
+    if "used" in found[0]:
+        _gates_against(found)
+        return
     rows = []
     for one in found:
         state = ["active" if one["is_active"] else "inactive"]
@@ -53,6 +56,14 @@ def _experts(found: list[dict[str, Any]]) -> None:
         kin = [one["parent_expert_id"] or "", ", ".join(one["attached_to"])]
         rows.append([one["expert_id"], one["category"], ", ".join(state), *used, str(len(one["goals"]) or ""), *kin])
     print_table(["expert", "category", "state", "activations", "weight", "goals", "parent", "attached to"], rows)
+
+
+def _gates_against(found: list[dict[str, Any]]) -> None:
+    domains = list(dict.fromkeys(row["domain"] for row in found))
+    shares = {(row["expert_id"], row["domain"]): f"{row['used']:.1%}" for row in found}
+    names = list(dict.fromkeys(row["expert_id"] for row in found))
+    rows = [[name, *(shares.get((name, one), "") for one in domains)] for name in names]
+    print_table(["gate of", *(f"on {one}" for one in domains)], rows)
 
 
 def _expert_stats(stats: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aios.brains.brain import Brain
 from aios.store.experts import ExpertEntry, Registry
-from chronomoe.experts.listing import read_list, write_list
+from chronomoe.experts.listing import gates_name, read_list, write_list
 
 
 def change(root: Path, expert_id: str, action: Callable[[], ExpertEntry]) -> ExpertEntry:
@@ -20,9 +20,11 @@ def change(root: Path, expert_id: str, action: Callable[[], ExpertEntry]) -> Exp
     with ExitStack() as locks:
         for brain in sorted(brains, key=lambda brain: brain.path):  # two processes take them in the same order
             locks.enter_context(brain.lock())
-        lists = [(folder, read_list(folder)) for folder in (brain.weights for brain in brains)]
+        folders = [brain.weights for brain in brains]
+        lists = [(folder, read_list(folder), gates_name(folder)) for folder in folders]
         entry = action()
         state = {"expert_id": entry.expert_id, "active": entry.is_active, "frozen": entry.is_frozen}
-        for folder, listed in lists:
-            write_list(folder, [one | state if one["expert_uid"] == entry.expert_uid else one for one in listed])
+        for folder, listed, gates in lists:
+            changed = [one | state if one["expert_uid"] == entry.expert_uid else one for one in listed]
+            write_list(folder, changed, gates)
     return entry

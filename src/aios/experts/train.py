@@ -9,13 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aios.brains.brain import Brain
-from aios.brains.loaded import load_brain
+from aios.brains.loaded import load_brain, load_tokenizer
 from aios.data.prepared import prepared_with
 from aios.data.tokenizers import tokenizer_fingerprint
+from aios.experts.chat_text import chat_windows
+from aios.experts.report import DOMAIN, about_the_gate, warnings
 from aios.goal_text import goal_text
 from aios.settings.expert import ExpertTraining
 from aios.store.entry import WEIGHTS, ExpertEntry, expert_folder, making, now, weights_path
@@ -36,7 +39,7 @@ from chronomoe.training.trainer import ChronoMoETrainer
 Show = Callable[[str], None]
 Bits = dict[str, float]
 """Held-out bits per byte by domain."""
-DOMAIN, GENERAL = "domain", "general"
+GENERAL, CHAT = "general", "chat"
 _START_WINDOWS = 32
 """Windows of the domain on which the base's most used expert is found."""
 
@@ -86,7 +89,7 @@ def train_expert(
     for uid in list(getattr(base.model, "subbrains", {})):
         detach_expert(base.model, uid)  # an expert learns in the base alone
     with making(root, expert_id), _stores(settings, base, show) as (domain, general):
-        task = _Task(root, expert_id, settings, known, base.model, domain, general, show, use_cpu)
+        task = _Task(root, expert_id, settings, known, base.model, domain, general, base.tokenizer, show, use_cpu)
         expert = task.new_expert()
         before = task.bits_per_byte()
         show(f"Base, bits per byte: {_words(before)}.")
@@ -100,6 +103,8 @@ def train_expert(
             f"With the expert behind its gate: {_words(measured['after'])}; "
             f"always open: {_words(measured['always_open'])}."
         )
+        for line in [*about_the_gate(calibration), *warnings(expert_id, calibration, metrics)]:
+            show(line)
         return results | {"entry": task.enter(expert, calibration, metrics, results["global_step"])}
 
 
@@ -115,6 +120,7 @@ class _Task:
         model: Any,
         domain: TokenStore,
         general: TokenStore | None,
+        tokenizer: Path,
         show: Show,
         use_cpu: bool,
     ) -> None:
@@ -133,6 +139,12 @@ class _Task:
         """(n, S) of the domain."""
         self.general_windows = {} if general is None else self._windows(general, 2 * settings.calibration_windows)
         """(2 n, S) of each general domain: half for the fit of the gate, half for its threshold."""
+        self.chat = (
+            None
+            if general is None
+            else chat_windows(model, load_tokenizer(tokenizer), torch.cat(list(self.general_windows.values())))
+        )
+        """(n, S) of conversations, where the tokenizer has a chat template."""
         self.heldout: dict[str, HeldoutWindows] = {}
         for store, name in [(domain, DOMAIN)] + ([] if general is None else [(general, None)]):
             for one in store.info.domains if settings.eval_tokens else ():
@@ -182,14 +194,23 @@ class _Task:
         if self.general_windows:
             expert.gate.leak.fill_(settings.gate_memory)
             training.fit_gate(
-                expert, model, self.windows, [windows[:half] for windows in self.general_windows.values()]
+                expert,
+                model,
+                self.windows,
+                {name: windows[:half] for name, windows in self.general_windows.items()}
+                | ({} if self.chat is None else {CHAT: self.chat}),
+                seed=settings.seed,
             )
         # Text that the fit has not seen, so that the threshold is strict enough.
         unseen = {name: windows[half:] for name, windows in self.general_windows.items()}
+        unseen |= {} if self.chat is None else {CHAT: self.chat}
         attach_expert(model, expert)
         try:
             if unseen:
                 calibration = training.calibrate(model, expert, unseen, settings.false_alarm, settings.harm_kl)
+                assert expert.record is not None
+                own = expert.gate.odds_of(expert.record.domain)
+                calibration["recall"] = float((own > expert.gate.threshold).float().mean())
             else:
                 # Without general text there is nothing to tell the domain from: only a goal's prior opens the gate.
                 expert.gate.threshold.fill_(0)
@@ -200,6 +221,8 @@ class _Task:
             expert.forced = None
         finally:
             detach_expert(model, expert.uid)
+        if not settings.domain_record:
+            expert.record = None
         if not all(map(math.isfinite, [*after.values(), *always_open.values(), expert.mean_mixing])):
             raise TrainingError(
                 f"expert {self.expert_id} came to nothing: with it the text's likelihood is not finite. Lower --lr; "

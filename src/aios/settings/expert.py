@@ -30,7 +30,7 @@ class ExpertTraining(Settings):
     """Share of the hidden units that are redrawn; the rest is a copy of the base's most used expert."""
     anchor_weight: NonNegative = 1.0
     """Weight of the anchor: KL between the base and the base with the expert, on general text."""
-    false_alarm: Share = 0.02
+    false_alarm: Share = 0.01
     """Share of general tokens at which the domain gate may open, at most, in each domain of the base."""
     harm_kl: NonNegative = 0.003
     """What those may do to the base's output, nats per token of KL, at most."""
@@ -38,8 +38,10 @@ class ExpertTraining(Settings):
     """Held-out tokens per domain used to evaluate before and after."""
     calibration_windows: Count = 400
     """Sequences of each domain the gate is fitted to; as many more of general text to calibrate it on."""
-    gate_memory: Share = 0.99
+    gate_memory: Share = 0.9
     """How much of the evidence before a token is left at the next one; 0 judges each token alone."""
+    domain_record: bool = True
+    """Keep samples of the domain's hidden states with the expert, by which gates of other experts stay shut there."""
     default_goal: str | None = None
     """Goal the expert is for."""
     log_file: Path | None = None

@@ -2,12 +2,15 @@
 
 The experts are a stage of the model's forward (chronomoe.hosts.attach.register). In each forward the last layer that
 an expert's gate reads decides, for every token, whether that expert is open; that layer and all later ones then mix it
-in. The decision belongs to the forward (it travels in the RoutingContext, so recomputed layers see it too), the running
+in. Where several gates are open, the expert with the largest margin over its threshold is used, alone.
+
+The decision belongs to the forward (it travels in the RoutingContext, so recomputed layers see it too), the running
 evidence to the sequence: it is kept with the key-value cache.
 
 Shape suffixes: B batch, S sequence, D hidden size, T tokens.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -102,11 +105,13 @@ class _Gates(Stage):
         gates = context.gates
         if gates is None:
             return y_BSD
-        for expert in self.subbrains.attached:
-            if not expert.active:
-                continue
-            if expert.uid not in gates.open and layer in expert.gate.layers:
-                _decide(expert, layer, gates, h_BSD, context.counted_T)
+        active = [expert for expert in self.subbrains.attached if expert.active]
+        deciding = [one for one in active if one.uid not in gates.margins and layer in one.gate.layers]
+        for expert in deciding:
+            _gather(expert, layer, gates, h_BSD, context.counted_T)
+        if any(expert.uid in gates.margins for expert in deciding):
+            _choose(active, gates)
+        for expert in active:
             index_T = gates.open.get(expert.uid)
             network = expert.network(layer)
             if index_T is None or network is None:
@@ -119,8 +124,8 @@ class _Gates(Stage):
 
 
 @torch.no_grad()
-def _decide(expert: DomainExpert, layer: int, gates: GateState, h_BSD: Tensor, counted_T: Tensor | None) -> None:
-    """Add a layer's evidence; after the last layer that the gate reads, note where the expert is open."""
+def _gather(expert: DomainExpert, layer: int, gates: GateState, h_BSD: Tensor, counted_T: Tensor | None) -> None:
+    """Add a layer's evidence; after the last layer that the gate reads, note its margin."""
     gate, by_layer = expert.gate, gates.evidence.setdefault(expert.uid, {})
     if layer not in by_layer:  # of a recurrent model, the layer's first call counts
         by_layer[layer] = gate.layer_evidence(layer, h_BSD.view(*gates.batch, -1))
@@ -128,11 +133,27 @@ def _decide(expert: DomainExpert, layer: int, gates: GateState, h_BSD: Tensor, c
         return
     counted_BS = None if counted_T is None else counted_T.view(gates.batch)
     odds_BS, gates.later[expert.uid] = gate.log_odds(gate.combine(by_layer), counted_BS, gates.earlier.get(expert.uid))
-    open_BS = odds_BS > gate.threshold
+    margin_BS = odds_BS - gate.threshold
     if expert.forced is not None:
-        open_BS = torch.as_tensor(expert.forced, device=open_BS.device).expand_as(open_BS)
-    if counted_BS is not None:
-        open_BS = open_BS & counted_BS
-    # One transfer from the device: a closed gate must cost nothing and touch nothing.
-    index_T = open_BS.flatten().nonzero().squeeze(-1)
-    gates.open[expert.uid] = index_T if len(index_T) else None
+        forced_BS = torch.as_tensor(expert.forced, device=odds_BS.device).expand_as(odds_BS)
+        margin_BS = torch.where(forced_BS, torch.inf, -torch.inf)
+    gates.margins[expert.uid] = margin_BS if counted_BS is None else margin_BS.masked_fill(~counted_BS, -torch.inf)
+
+
+@torch.no_grad()
+def _choose(experts: Sequence[DomainExpert], gates: GateState) -> None:
+    """At each token use the expert whose gate has decided and has the largest margin, if that is above 0.
+
+    Equal margins go to the smaller id, so that the order of attachment is of no consequence.
+    """
+    decided = sorted((one for one in experts if one.uid in gates.margins), key=lambda one: (one.expert_id, one.uid))
+    first_BS = gates.margins[decided[0].uid]
+    best_BS, used_BS = torch.zeros_like(first_BS), torch.full_like(first_BS, -1, dtype=torch.int64)
+    for number, expert in enumerate(decided):
+        larger_BS = gates.margins[expert.uid] > best_BS
+        best_BS = torch.where(larger_BS, gates.margins[expert.uid], best_BS)
+        used_BS.masked_fill_(larger_BS, number)
+    for number, expert in enumerate(decided):
+        # One transfer from the device: a closed gate must cost nothing and touch nothing.
+        index_T = (used_BS == number).flatten().nonzero().squeeze(-1)
+        gates.open[expert.uid] = index_T if len(index_T) else None

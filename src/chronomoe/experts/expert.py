@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from chronomoe.errors import ConfigError
 from chronomoe.experts.gate import DomainGate
 from chronomoe.experts.network import ExpertNetwork, LayerExpert, redraw_units
+from chronomoe.experts.record import DomainRecord
 
 
 class DomainExpert(nn.Module):
@@ -43,6 +44,10 @@ class DomainExpert(nn.Module):
         """The rest of its file's header; see chronomoe.experts.file."""
         self.attachment: dict[str, Any] = {}
         """What the model's list of experts keeps of it: frozen, when it was attached."""
+        self.record: DomainRecord | None = None
+        """Samples of its domain, by which the gates of other experts know it."""
+        self.own_gate: dict[str, Tensor] = {}
+        """The gate as in its file, by name of the tensor, while it is fitted to other experts; see :meth:`set_gate`."""
         self.active = True
         self.forced: Tensor | bool | None = None
         """Where it is open whatever the gate says, (batch, sequence) or everywhere; None lets the gate decide."""
@@ -58,6 +63,21 @@ class DomainExpert(nn.Module):
             return None
         found: ExpertNetwork = self.layers[name]  # type: ignore[assignment]
         return found
+
+    @torch.no_grad()
+    def set_gate(self, direction: Tensor | None = None, offset: Tensor | None = None) -> None:
+        """Let the gate decide by these, among other experts of the same model; by its own again where none are given.
+
+        The expert's own gate stays what its file holds.
+        """
+        mine = {"gate.direction": self.gate.direction, "gate.offset": self.gate.offset}
+        for name, tensor in self.own_gate.items():
+            mine[name].copy_(tensor)
+        self.own_gate = {}
+        if direction is not None and offset is not None:
+            self.own_gate = {name: tensor.clone() for name, tensor in mine.items()}
+            self.gate.direction.copy_(direction.view_as(self.gate.direction))
+            self.gate.offset.copy_(offset)
 
     @property
     def mean_mixing(self) -> float:

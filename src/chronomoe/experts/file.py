@@ -21,6 +21,7 @@ from torch import Tensor
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.attachment import base_state
 from chronomoe.experts.expert import DomainExpert
+from chronomoe.experts.record import DomainRecord
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.storage import whole_file
 
@@ -63,7 +64,9 @@ def save_expert(expert: DomainExpert, header: dict[str, Any], path: Path) -> Non
         "gate_layers": list(expert.gate.layers),
     }
     _check_fields(header, path)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in expert.state_dict().items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in (expert.state_dict() | expert.own_gate).items()}
+    if expert.record is not None:
+        tensors |= expert.record.tensors()
     text = json.dumps(header, sort_keys=True)
     metadata = {"chronomoe_expert": text, "sha256": _digest_of_all(text, tensors)}
     with whole_file(path) as file:
@@ -102,6 +105,7 @@ def read_expert(path: Path) -> tuple[DomainExpert, dict[str, Any]]:
             gate_layers=header["gate_layers"],
             uid=header["expert_uid"],
         )
+        expert.record = DomainRecord.taken_from(tensors, expert.gate.direction.numel() + 1)
         expert.load_state_dict(tensors)
         if not 0 <= float(expert.gate.leak) <= 1:
             raise ValueError(f"the gate's leak is {float(expert.gate.leak):g}")

@@ -87,6 +87,26 @@ class DomainGate(Fp32Module):
         return self.leak**gap_BSS * (steps.unsqueeze(1) >= steps) * counted_BS.unsqueeze(1), age_BS
 
     @torch.no_grad()
+    def samples(self, h: dict[int, Tensor], count: int, generator: torch.Generator) -> Tensor:
+        """What is added up at ``count`` tokens of the windows ``h``, (n, S, D) for each layer: fp32 (count, K D + 1).
+
+        Their product with ``direction`` and ``offset`` are the log-odds there; see chronomoe.experts.record.
+        """
+        h_NSC = torch.cat([h[layer].float() for layer in self.layers], dim=-1)
+        windows = torch.arange(count) * len(h_NSC) // count
+        positions = torch.randint(h_NSC.shape[1], (count,), generator=generator)
+        memory_SS = self._memory(torch.ones_like(h_NSC[:1, :, 0]))[0][0]
+        chosen = memory_SS[positions.to(memory_SS.device)]
+        growth_M1 = (chosen.sum(dim=1, keepdim=True) + _PRIOR_TOKENS).sqrt()
+        sums_MC = torch.stack([weights @ h_NSC[window] for weights, window in zip(chosen, windows, strict=True)])
+        return torch.cat([sums_MC, chosen.sum(dim=1, keepdim=True)], dim=1) / growth_M1
+
+    @torch.no_grad()
+    def odds_of(self, samples_MC: Tensor) -> Tensor:
+        """Log-odds (M,) at :meth:`samples`, without the prior."""
+        return samples_MC.to(self.direction) @ torch.cat([self.direction.flatten(), self.offset.view(1)])
+
+    @torch.no_grad()
     def fit(self, domain: dict[int, Tensor], others: Sequence[dict[int, Tensor]]) -> None:
         """Find v and c by windows of the domain and of each other domain, (n, S, D) for each layer.
 

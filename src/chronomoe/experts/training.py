@@ -6,7 +6,7 @@ then           the gate is fitted to hidden states of both, and calibrated on ge
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from chronomoe.errors import ConfigError, DataError
 from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.experts.expert import DomainExpert
 from chronomoe.experts.gate import false_alarm_threshold
+from chronomoe.experts.record import DomainRecord
 from chronomoe.hosts.attach import moe_layers
 from chronomoe.hosts.capture import gate_inputs, kl, measure_routing
 from chronomoe.hosts.protocol import SteeredModel
 
+MIN_WINDOWS = 40
+"""Of fewer windows no small quantile is taken."""
 ANCHOR_EVERY = 4
 """One sequence in so many of a batch has an anchor sequence beside it."""
 
@@ -163,12 +166,19 @@ def begin(expert: DomainExpert, base: SteeredModel, windows: Tensor, redraw: flo
     expert.begin_from(sources, redraw, torch.Generator().manual_seed(seed))
 
 
-def fit_gate(expert: DomainExpert, base: SteeredModel, domain: Tensor, general: Sequence[Tensor]) -> None:
-    """Fit the gate to windows of the domain (n, S) and of each general domain."""
+def fit_gate(
+    expert: DomainExpert, base: SteeredModel, domain: Tensor, general: Mapping[str, Tensor], *, seed: int | None = None
+) -> None:
+    """Fit the gate to windows of the domain (n, S) and of each general domain.
+
+    With a ``seed`` the expert keeps a record of these texts, so that other gates learn to stay shut on its domain.
+    """
     if not general:
         raise DataError("a gate needs general text beside that of its domain; give an anchor.")
-    inputs = [gate_inputs(base, expert.gate.layers, windows) for windows in (domain, *general)]
-    expert.gate.fit(inputs[0], inputs[1:])
+    own = gate_inputs(base, expert.gate.layers, domain)
+    others = {name: gate_inputs(base, expert.gate.layers, windows) for name, windows in general.items()}
+    expert.gate.fit(own, list(others.values()))
+    expert.record = None if seed is None else DomainRecord.of(expert.gate, own, others, seed)
 
 
 @torch.no_grad()
@@ -182,17 +192,20 @@ def calibrate(
 ) -> dict[str, Any]:
     """Set the gate's threshold by general text (n, S) of each base domain; returns what was found.
 
-    The share of tokens at which the gate opens is at most ``false_alarm`` in each domain, and what that does to the
-    output at most ``harm_kl`` nats per token: while it is more, the share is halved. ``expert`` must be attached.
+    The share of tokens at which the gate opens is at most ``false_alarm`` in each domain of at least
+    :data:`MIN_WINDOWS` windows, and what that does to the output at most ``harm_kl`` nats per token in every domain:
+    while it is more, the share is halved. ``expert`` must be attached.
     """
     gate = expert.gate
     odds = {
         name: gate.log_odds(gate.evidence(gate_inputs(base, gate.layers, windows)))[0]
         for name, windows in general.items()
     }
+    # A handful of windows says nothing of a share of 1 %; what the gate does to them still counts.
+    telling = [odds[name] for name, windows in general.items() if len(windows) >= MIN_WINDOWS] or list(odds.values())
     share, harm = false_alarm, dict.fromkeys(general, 0.0)
     for _ in range(tried):
-        threshold = false_alarm_threshold(list(odds.values()), share)
+        threshold = false_alarm_threshold(telling, share)
         expert.gate.threshold.fill_(threshold)
         harm = {name: divergence(base, expert, windows) for name, windows in general.items()}
         if max(harm.values()) <= harm_kl:
@@ -203,12 +216,14 @@ def calibrate(
         harm = dict.fromkeys(general, 0.0)
     threshold = float(expert.gate.threshold)
     alarms = {name: float((values > threshold).float().mean()) for name, values in odds.items()}
+    at_open = {name: harm[name] / share for name, share in alarms.items() if share}
     return {
         "false_alarm": false_alarm,
         "harm_kl": harm_kl,
         "threshold": threshold,
         "measured_false_alarm": alarms,
         "measured_kl": harm,
+        "measured_kl_where_open": at_open,
         "windows": {name: len(windows) for name, windows in general.items()},
     }
 

@@ -93,8 +93,10 @@ class GateState:
     """uid -> state (B, 2) after this forward."""
     evidence: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     """uid -> layer -> its evidence (B, S), until all layers of the gate have been read."""
+    margins: dict[str, Tensor] = field(default_factory=dict)
+    """uid -> by how much the gate's log-odds exceed its threshold (B, S), once it has decided; -inf for padding."""
     open: dict[str, Tensor | None] = field(default_factory=dict)
-    """uid -> indices of the open tokens (flat), None when there are none."""
+    """uid -> indices of the tokens (flat) at which the expert is used, None when there are none."""
 
 
 @dataclass(eq=False)

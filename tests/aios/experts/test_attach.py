@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from aios.brains.brain import Brain
 from aios.brains.loaded import load_brain
 from aios.store.experts import Registry
+from chronomoe.experts.listing import gates_name, read_list
 from tests.aios.experts.conftest import TRAIN
 
 
@@ -119,3 +121,82 @@ def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expe
     outcome = aios("experts", "attach", "laws", *where)
     assert outcome.code == 1
     assert "cut short at its end; train laws again" in outcome.err
+
+
+# -- several experts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(aios, root, brain, expert, train):
+    """Three experts of one brain, attached to nothing: laws, code (another text), and code's copy under another id."""
+    text = root / "training_data/python"
+    where = ("--brain", "straight", "--root", root)
+    assert aios("experts", "train", "code", "--dataset-file", text, *where, *TRAIN).code == 0
+    bible = root / "digits.txt"
+    bible.write_text("".join(f"{n} times {n} is {n * n}; " for n in range(4000)))
+    assert aios("experts", "train", "sums", "--dataset-file", bible, *where, *TRAIN).code == 0
+    return root / "artifacts/experts"
+
+
+def test_several_attach_at_once_in_any_order_and_leave_the_others_as_they_were_alone(aios, root, brain, three):
+    before = files(brain)
+    own = {path.relative_to(three): path.read_bytes() for path in three.rglob("expert.safetensors")}
+    where = ("--brain", "straight", "--root", root)
+    assert aios("experts", "attach", "laws", *where).code == 0
+    alone = logits(brain), sorted(path.name for path in brain.rglob("*.safetensors"))
+    found = []
+    for order in (("code", "sums"), ("sums", "code")):
+        outcome = aios("--json", "experts", "attach", *order, *where)
+        assert outcome.code == 0, outcome.err
+        assert [one["expert_id"] for one in json.loads(outcome.out)] == list(order)
+        found.append(logits(brain))
+        assert gates_name(brain) is not None
+        assert aios("experts", "detach", *order, *where).code == 0
+        assert torch.equal(logits(brain), alone[0])
+        assert sorted(path.name for path in brain.rglob("*.safetensors")) == alone[1]
+        assert gates_name(brain) is None
+    assert torch.equal(*found)
+    assert own == {path.relative_to(three): path.read_bytes() for path in three.rglob("expert.safetensors")}
+    assert aios("experts", "detach", "laws", *where).code == 0
+    assert files(brain) == before
+
+
+def test_all_or_none_of_several_are_attached(aios, root, brain, three):
+    where = ("--brain", "straight", "--root", root)
+    file = three / "sums/expert.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    outcome = aios("experts", "attach", "laws", "code", "sums", *where)
+    assert (outcome.code, "sums" in outcome.err) == (1, True)
+    assert not (brain / "experts.json").exists()
+    assert all(not one.attached_to for one in Registry(root).entries())
+    assert aios("experts", "attach", "laws", "code", *where).code == 0
+    outcome = aios("experts", "detach", "laws", "sums", *where)
+    assert (outcome.code, "sums is not attached" in outcome.err) == (2, True)
+    assert [one["expert_id"] for one in read_list(brain)] == ["laws", "code"]
+    assert aios("experts", "rename", "laws", "statutes", "--root", root).code == 0
+    assert gates_name(brain) is not None, "a change of one leaves the gates"
+
+
+def test_which_gate_opens_where_is_listed(aios, root, brain, three):
+    where = ("--brain", "straight", "--root", root)
+    assert aios("experts", "attach", "laws", "code", *where).code == 0
+    rows = json.loads(aios("--json", "experts", "list", "--against", *where).out)
+    assert {(row["expert_id"], row["domain"]) for row in rows} >= {
+        (gate, domain) for gate in ("laws", "code") for domain in ("laws", "code", "oratory", "python", "licences")
+    }
+    assert all(0 <= row["used"] <= row["open"] <= 1 for row in rows)
+    shown = aios("experts", "list", "--against", *where).out
+    assert "gate of" in shown
+    assert [one["expert_id"] for one in json.loads(aios("--json", "experts", "list", *where).out)] == ["laws", "code"]
+    outcome = aios("experts", "list", "--against", "--root", root)
+    assert (outcome.code, "name it with --brain" in outcome.err) == (2, True)
+
+
+def test_a_damaged_file_of_gates_is_refused_and_a_detachment_heals(aios, root, brain, three):
+    where = ("--brain", "straight", "--root", root)
+    assert aios("experts", "attach", "laws", "code", *where).code == 0
+    (brain / "experts" / gates_name(brain)).write_bytes(b"")
+    outcome = aios("generate", "straight", "--root", root, "--max-new-tokens", 2)
+    assert (outcome.code, "missing or damaged" in outcome.err) == (1, True)
+    assert aios("experts", "detach", "code", *where).code == 0
+    assert aios("generate", "straight", "--root", root, "--max-new-tokens", 2).code == 0

@@ -100,7 +100,7 @@ def test_the_gate_opens_on_its_domain_and_keeps_its_budgets_elsewhere(family):
     expert = fresh(model)
     begin(expert, model, windows(8, 0, 12, 2), 0.5, 0)
     general = {"a": windows(60, 12, 40, 3), "b": windows(60, 40, VOCAB, 4)}
-    fit_gate(expert, model, windows(60, 0, 12, 5), list(general.values()))
+    fit_gate(expert, model, windows(60, 0, 12, 5), general)
     attach_expert(model, expert)
     found = calibrate(model, expert, general, 0.02, 1.0)
     assert max(found["measured_false_alarm"].values()) <= 0.02
