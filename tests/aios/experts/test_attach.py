@@ -177,7 +177,7 @@ def test_all_or_none_of_several_are_attached(aios, root, brain, three):
     assert gates_name(brain) is not None, "a change of one leaves the gates"
 
 
-def test_which_gate_opens_where_is_listed(aios, root, brain, three):
+def test_which_gate_opens_where_is_listed_and_a_damaged_file_of_gates_heals(aios, root, brain, three):
     where = ("--brain", "straight", "--root", root)
     assert aios("experts", "attach", "laws", "code", *where).code == 0
     rows = json.loads(aios("--json", "experts", "list", "--against", *where).out)
@@ -190,11 +190,6 @@ def test_which_gate_opens_where_is_listed(aios, root, brain, three):
     assert [one["expert_id"] for one in json.loads(aios("--json", "experts", "list", *where).out)] == ["laws", "code"]
     outcome = aios("experts", "list", "--against", "--root", root)
     assert (outcome.code, "name it with --brain" in outcome.err) == (2, True)
-
-
-def test_a_damaged_file_of_gates_is_refused_and_a_detachment_heals(aios, root, brain, three):
-    where = ("--brain", "straight", "--root", root)
-    assert aios("experts", "attach", "laws", "code", *where).code == 0
     (brain / "experts" / gates_name(brain)).write_bytes(b"")
     outcome = aios("generate", "straight", "--root", root, "--max-new-tokens", 2)
     assert (outcome.code, "missing or damaged" in outcome.err) == (1, True)
