@@ -1,9 +1,11 @@
 """The model a training run begins with."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import set_seed
 
 from aios.brains.brain import Brain
@@ -34,6 +36,8 @@ def build_model(
     )
     if weights is not None:
         load_student(model, weights)
+    if bad := next((name for name, tensor in base_state(model).items() if not bool(tensor.isfinite().all())), None):
+        raise CheckpointError(f"the weights in {weights or base} are not finite ({bad}); start from others.")
     return model
 
 
@@ -59,11 +63,7 @@ def load_student(model: Any, source: Path) -> None:
     if source.is_dir():
         state = base_state(load_weights(Brain(Path(), source).weights))
     else:
-        try:
-            state = load_file(source)
-        except Exception as error:
-            raise CheckpointError(f"{source} holds no weights that can be read ({error}).") from error
-        refuse_old(state, source)
+        state = _weights_in(source, model)
     mine = base_state(model)
     tied = set(mine) - set(state) if model.config.tie_word_embeddings else set()
     wrong = [name for name in mine if name not in tied and (name not in state or state[name].shape != mine[name].shape)]
@@ -71,3 +71,21 @@ def load_student(model: Any, source: Path) -> None:
     if wrong:
         raise CheckpointError(f"the weights in {source} do not fit this model: {wrong[0]} is missing or differs.")
     model.load_state_dict(state, strict=False)
+
+
+def _weights_in(file: Path, model: Any) -> dict[str, Tensor]:
+    """The weights in a .safetensors file, under the names that ``model`` has for them."""
+    try:
+        names = load_file(file)
+    except Exception as error:
+        raise CheckpointError(f"{file} holds no weights that can be read ({error}).") from error
+    refuse_old(names, file)
+    # transformers saves some weights in another form than it computes with, and converts them when it loads a folder.
+    with TemporaryDirectory() as place:
+        model.config.save_pretrained(place)
+        (Path(place) / "model.safetensors").symlink_to(file.resolve())
+        try:
+            return base_state(load_weights(Path(place)))
+        except CheckpointError as error:
+            reason = str(error).replace(place, str(file)).removesuffix(".")
+            raise CheckpointError(f"the weights in {file} do not fit this model: {reason}.") from error

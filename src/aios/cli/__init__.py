@@ -211,7 +211,11 @@ def _confirm(question: str) -> bool:
     """Put a question at the terminal; :class:`ConfigError` where there is none."""
     if not sys.stdin.isatty():
         return refuse(question)
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 def _print_json(value: Any) -> None:

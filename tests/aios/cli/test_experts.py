@@ -118,9 +118,17 @@ def test_delete(experts, told, tmp_path, monkeypatch):
     assert "has children" in outcome.err
     assert experts("delete", "a", "--yes", "--children", "burn").code == 2
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+
+    def end_of_input(prompt):
+        raise EOFError
+
     answers = iter(["n", "y"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
     assert "Kept" in experts("delete", "a", "--children", "cascade").out
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.input", end_of_input)
+        outcome = experts("delete", "a", "--children", "cascade")  # Ctrl-D
+        assert (outcome.code, "Kept" in outcome.out) == (0, True)
     assert "Deleted a." in experts("delete", "a", "--children", "orphan").out
     Registry(tmp_path).note_attached("c", "mine")
     outcome = experts("delete", "b", "--yes", "--children", "cascade")
