@@ -32,6 +32,7 @@ def import_expert(root: Path, file: Path, expert_id: str | None = None) -> Exper
     expert, header = read_expert(file)
     expert_id = expert_id or expert.expert_id
     registry, folder = Registry(root), expert_folder(root, expert_id)
+    registry.refuse_foreign_weights(expert_id)
     with making(root, expert_id):
         for one in registry.entries():
             if one.expert_uid == expert.uid or one.expert_id == expert_id:

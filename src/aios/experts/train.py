@@ -76,6 +76,7 @@ def train_expert(
     cannot be used.
     """
     expert_folder(root, expert_id)  # an id that is no name is refused first
+    Registry(root).refuse_foreign_weights(expert_id)
     known = _entry(root, expert_id)
     if known is not None and known.is_frozen:
         raise ConfigError(f"expert {expert_id} is frozen; `aios experts unfreeze {expert_id}` lets it be trained.")

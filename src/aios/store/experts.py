@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from aios.goal_text import goal_text
 from aios.store.entry import ExpertEntry as ExpertEntry
-from aios.store.entry import checkpoint_file, expert_folder, now
+from aios.store.entry import checkpoint_file, expert_folder, now, weights_path
 from aios.store.folders import set_aside
 from aios.store.tables import ancestors, find_expert, refuse_taken
 from aios.store.transaction import Imported, Store, Tables, import_registry, registry_of
@@ -34,6 +34,14 @@ class Registry(Store):
         """One expert."""
         with self.read() as tables:
             return tables.experts.find(expert_id)
+
+    def refuse_foreign_weights(self, expert_id: str) -> None:
+        """:class:`ConfigError` where the file of this expert holds another's weights, as after an id was edited."""
+        for one in self.entries():
+            if one.expert_id != expert_id and one.checkpoint_path == weights_path(expert_id):
+                raise ConfigError(
+                    f"{weights_path(expert_id)} holds the weights of expert {one.expert_id}; choose another id."
+                )
 
     def stats(self) -> dict[str, Any]:
         """Counts, and each expert's share of the use."""

@@ -41,3 +41,15 @@ def test_a_workspace_named_by_a_relative_path(aios, root, brain, expert, tmp_pat
     assert outcome.code == 0, outcome.err
     assert Registry(root).get("code").checkpoint_path == "artifacts/experts/code/expert.safetensors"
     assert aios("experts", "attach", "laws", *where).code == 0
+
+
+def test_an_id_that_was_edited_does_not_let_its_weights_be_overwritten(aios, root, brain, expert, tmp_path):
+    copy, registry = tmp_path / "laws.safetensors", root / "artifacts/experts/registry.json"
+    copy.write_bytes(expert.read_bytes())
+    registry.write_text(registry.read_text().replace('"expert_id": "laws"', '"expert_id": "lex"'))
+    text = root / "training_data/python"
+    outcome = aios("experts", "train", "laws", "--brain", "straight", "--dataset-file", text, "--root", root, *TRAIN)
+    assert (outcome.code, "holds the weights of expert lex" in outcome.err) == (2, True)
+    assert aios("experts", "import", copy, "--root", root).code == 2
+    assert expert.read_bytes() == copy.read_bytes()
+    assert aios("experts", "attach", "lex", "--brain", "straight", "--root", root).code == 0
