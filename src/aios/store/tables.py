@@ -56,9 +56,9 @@ def find_goal(goals: Iterable[Goal], goal_id: int) -> Goal:
 def find_expert(experts: dict[str, ExpertEntry], expert_id: str) -> ExpertEntry:
     """One of the experts; :class:`ConfigError` for an id that no expert has."""
     if expert_id not in experts:
-        near = get_close_matches(expert_id, experts, n=3, cutoff=0.4) or list(experts)[:3]
-        remedy = f"there is {', '.join(near)}" if near else "`aios experts create` makes one"
-        raise ConfigError(f"there is no expert {expert_id!r}; {remedy}.")
+        near = " or ".join(get_close_matches(expert_id, experts, n=3, cutoff=0.4))
+        remedy = "`aios experts list` shows all there are" if experts else "`aios experts create` makes one"
+        raise ConfigError(f"there is no expert {expert_id!r}{f' (is it {near}?)' if near else ''}; {remedy}.")
     return experts[expert_id]
 
 

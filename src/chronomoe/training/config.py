@@ -31,9 +31,9 @@ class TrainingConfig(LossWeights):
     """Gradients are clipped to this norm."""
 
     initial_kappa: Kappa = INITIAL_KAPPA
-    """Meta-knob at the start: exploratory."""
+    """Meta-knob at the start: from exploration (+1) to exploitation (-1)."""
     final_kappa: Kappa = FINAL_KAPPA
-    """Meta-knob at the end: exploitative."""
+    """Meta-knob at the end."""
     kappa_warmup_steps: NonNegativeInt | None = 1000
     """Steps during which kappa stays at its initial value; a tenth of the run when not given."""
     kappa_schedule: Literal["linear", "cosine", "step", "adaptive"] = "cosine"
@@ -51,7 +51,7 @@ class TrainingConfig(LossWeights):
     save_every_n_steps: Count = 1000
     """Steps between checkpoints."""
     save_chronovisor_state: bool = True
-    """Keep the control layer's state in checkpoints."""
+    """Keep the control layer's state in checkpoints; without it a resumed run begins with neutral fields."""
     control: Ablation | None = None
     """Run one experimental arm of the control layer; as the model and these settings say when not given."""
 
@@ -78,7 +78,7 @@ class TrainingConfig(LossWeights):
     max_nonfinite_steps: Count = 20
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run gives up."""
     log_file: str | None = None
-    """Metrics, one JSON object a line; metrics.jsonl in checkpoint_dir when not given."""
+    """Metrics, one JSON object a line. [metrics.jsonl, beside a brain's model or in checkpoint_dir]"""
     tensorboard: bool = False
     """Write the numbers for TensorBoard too, into the folder tensorboard beside the metrics."""
     usage_every_n_steps: Count = 100

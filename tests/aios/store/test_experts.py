@@ -86,7 +86,7 @@ def test_create(registry):
         registry.create("law-1")
     with pytest.raises(ConfigError, match="already"):
         registry.create("LAW-1")
-    with pytest.raises(ConfigError, match="no expert 'cod'; there is code"):
+    with pytest.raises(ConfigError, match=r"no expert 'cod' \(is it code\?\); `aios experts list` shows all"):
         registry.create("x", parent="cod")
     assert [one.expert_id for one in registry.entries()] == ["law-1", "code"]
     with pytest.raises(CheckpointError, match="no weights yet"):
