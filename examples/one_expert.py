@@ -34,7 +34,7 @@ expert = DomainExpert("laws", hidden_size=32, width=width, layers=[1, 2], gate_l
 begin(expert, base, domain, redraw=0.5, seed=0)
 
 # Train: the base and its routers are frozen, the expert is open at every token.
-with trainee(base, expert) as learner:
+with trainee(base, expert, anchor_weight=1.0) as learner:
     optimizer = torch.optim.AdamW(expert.parameters(), lr=2e-3)
     for _ in range(args.steps):
         optimizer.zero_grad()
@@ -44,7 +44,7 @@ with trainee(base, expert) as learner:
 print(f"Loss on the domain: {loss.item():.3f}")
 
 # The gate: fitted to tell the domain from general text, with a threshold that bounds false alarms and harm.
-fit_gate(expert, base, domain, [general[:32]])
+fit_gate(expert, base, domain, {"general": general[:32]})
 attach_expert(base, expert)
 found = calibrate(base, expert, {"general": general[32:]}, false_alarm=0.02, harm_kl=0.003)
 detach_expert(base, expert.uid)

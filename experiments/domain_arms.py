@@ -213,7 +213,7 @@ class School:
             expert = self._make(kind, name)
             if kind is DomainExpert:
                 begin(expert, self.model, self.windows[:32], 0.5, self.seed)
-            with trainee(self.model, expert) as module:
+            with trainee(self.model, expert, 1.0) as module:
                 each = train(module, self.domain, self.base, self.seed, steps)
             return expert, each, _size(expert)
 

@@ -121,7 +121,7 @@ def test_a_settings_default_stands_in_one_module() -> None:
     known = settings()
     for file in FILES:
         for name, value in declared(tree_of(file)):
-            if name in known and value not in (0, 1):
+            if name in known and value != 0:
                 found[name, value].add(str(file.relative_to(SRC)))
     assert in_several(found) == []
 
@@ -161,6 +161,7 @@ def test_a_field_that_a_subclass_declares_again_keeps_its_bounds() -> None:
     differing = {
         (kind.__name__, name)
         for kind in set(below(Settings))
+        if kind.__module__.split(".")[0] in ("aios", "chronomoe")
         for name in vars(kind).get("__annotations__", {})
         for base in kind.__mro__[1:]
         if base is not Settings

@@ -2,8 +2,10 @@
 
 import math
 import unicodedata
+from typing import Annotated
 
 from chronomoe.errors import ConfigError
+from chronomoe.settings import Bounds
 
 LONGEST = 1000
 """Characters of a goal, at most."""
@@ -31,6 +33,8 @@ def fitted_text(text: str) -> str:
 
 
 MAX_WEIGHT = 1.0
+Weight = Annotated[float, Bounds(gt=0, le=MAX_WEIGHT)]
+"""How much a goal counts beside others."""
 
 
 def goal_weight(weight: float) -> float:

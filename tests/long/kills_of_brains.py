@@ -45,7 +45,7 @@ class Attach(Scenario):
         aios(root, "experts", "train", "laws", "--brain", "tiny", "--dataset-file", text, *EXPERT)
 
     def change(self, root: Path) -> None:
-        attach("laws", Brain.of_workspace(root, "tiny"))
+        attach(["laws"], Brain.of_workspace(root, "tiny"))
 
     def state(self, root: Path) -> State:
         brain = Brain.of_workspace(root, "tiny").path

@@ -120,8 +120,7 @@ def train(
 def attach(workspace: Path, expert: Expert, /, *others: Others, brain: BrainName, force: bool = False) -> Done:
     """Attach experts to a brain, each behind its domain gate.
 
-    The gates of all experts of the brain are fitted to one another. The brain's own files and the experts' stay as they
-    are.
+    The brain's own files stay as they are. The gates of all its experts are fitted to one another.
 
     Parameters
     ----------

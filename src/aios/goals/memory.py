@@ -5,13 +5,13 @@ A run that is resumed trains under the same goals, and ``--goals-remembered`` tu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from aios.brains.brain import Brain
-from aios.goal_text import goal_text
+from aios.goal_text import Weight, goal_text
 from aios.settings.goals import TrainingGoals
 from chronomoe.goals.steer import Goal
-from chronomoe.settings import Bounds, FileFormat, Settings
+from chronomoe.settings import FileFormat, Settings
 
 GOALS_FILE = "goals.json"
 
@@ -21,7 +21,7 @@ class RememberedGoal(Settings):
     """One goal, without its tokens, which depend on the tokenizer."""
 
     text: str
-    weight: Annotated[float, Bounds(gt=0, le=1)] = 1.0
+    weight: Weight
     experts: tuple[str, ...] = ()
     slots: tuple[tuple[int | None, int], ...] = ()
 

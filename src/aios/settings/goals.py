@@ -102,7 +102,7 @@ class Lesson(Settings):
     """Tokens per sequence."""
     lr: Positive = 1e-2
     """Learning rate."""
-    anchor_weight: NonNegative = 1.0
+    anchor_weight: NonNegative = ExpertTraining.anchor_weight
     """Weight of the anchor: KL between the brain with the goal off and on, on its own training data."""
     eval_tokens: Count = 16384
     """Held-out tokens per goal measured before and after."""

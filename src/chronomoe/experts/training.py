@@ -58,7 +58,7 @@ class Trainee(nn.Module):
         file: str,
         on: Callable[[int], AbstractContextManager[None]],
         off: Callable[[], AbstractContextManager[None]],
-        anchor_weight: float = 1.0,
+        anchor_weight: float,
     ) -> None:
         super().__init__()
         self.module = module
@@ -136,7 +136,7 @@ def only_read(base: SteeredModel) -> Iterator[None]:
 
 
 @contextmanager
-def trainee(base: SteeredModel, expert: DomainExpert, anchor_weight: float = 1.0) -> Iterator[Trainee]:
+def trainee(base: SteeredModel, expert: DomainExpert, anchor_weight: float) -> Iterator[Trainee]:
     """Within the block ``expert`` is attached to the frozen ``base``; afterwards the base is as it was."""
     with only_read(base):
         attach_expert(base, expert)

@@ -79,7 +79,7 @@ def conditioned(made: GoalConditioning, embedding: Tensor | None) -> Iterator[No
 
 
 @contextmanager
-def conditioning_trainee(model: SteeredModel, goals: Sequence[Goal], anchor_weight: float = 1.0) -> Iterator[Trainee]:
+def conditioning_trainee(model: SteeredModel, goals: Sequence[Goal], anchor_weight: float) -> Iterator[Trainee]:
     """A trainee that learns A: a batch of ``goals[i]`` carries that number as ``goal``. The base is only read."""
     made = attach_conditioning(model)
     embeddings = [embed(model, [goal]) for goal in goals]

@@ -52,7 +52,7 @@ def test_what_concerns_every_command_is_taken_anywhere_in_the_line(aios, tmp_pat
 def test_help_shows_the_whole_docstring_of_one_command_and_the_first_line_of_each(aios):
     assert "The brain's own files stay as they are." in aios("experts", "attach", "--help").out
     shown = aios("experts", "--help").out
-    assert "Attach an expert to a brain, behind its domain gate." in shown
+    assert "Attach experts to a brain, each behind its domain gate." in shown
     assert "stay as they are" not in shown
     assert aios("experts").out == shown
 

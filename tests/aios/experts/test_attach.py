@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from aios.brains.brain import Brain
@@ -124,18 +123,6 @@ def test_what_a_kill_leaves_half_done_is_seen_and_mended(aios, root, brain, expe
 
 
 # -- several experts ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def three(aios, root, brain, expert, train):
-    """Three experts of one brain, attached to nothing: laws, code (another text), and code's copy under another id."""
-    text = root / "training_data/python"
-    where = ("--brain", "straight", "--root", root)
-    assert aios("experts", "train", "code", "--dataset-file", text, *where, *TRAIN).code == 0
-    bible = root / "digits.txt"
-    bible.write_text("".join(f"{n} times {n} is {n * n}; " for n in range(4000)))
-    assert aios("experts", "train", "sums", "--dataset-file", bible, *where, *TRAIN).code == 0
-    return root / "artifacts/experts"
 
 
 def test_several_attach_at_once_in_any_order_and_leave_the_others_as_they_were_alone(aios, root, brain, three):

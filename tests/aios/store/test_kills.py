@@ -4,19 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.long import kills, kills_of_brains
+from tests.long import kills
 
 
-@pytest.mark.parametrize("name", ["rename", "delete with children", "train", "import"])
+@pytest.mark.parametrize("name", ["rename", "delete with children", "train", "import", "first change"])
 def test_a_killed_change_loses_nothing(tmp_path: Path, name: str) -> None:
     scenario = kills.Scenario(name, tmp_path)
     for _, point in kills.spread({name: scenario.points}, 2):
-        assert scenario.check(point) == [], point
-
-
-def test_a_killed_attachment_loses_nothing(tmp_path: Path) -> None:
-    scenario = kills_of_brains.Attach("attach", tmp_path)
-    for _, point in kills.spread({"attach": scenario.points}, 2):
         assert scenario.check(point) == [], point
 
 

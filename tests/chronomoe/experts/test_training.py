@@ -29,7 +29,7 @@ def train(model, expert, folder, steps=30, anchor=None):
     if anchor is not None:
         rows = [{**row, "anchor_ids": other} for row, other in zip(rows, anchor, strict=True)]
     config = TrainingConfig(checkpoint_dir=str(folder), max_steps=steps, batch_size=8, learning_rate=1e-2)
-    with trainee(model, expert) as one:
+    with trainee(model, expert, 1.0) as one:
         before = one(**_batch(rows[:8])).loss.item()
         loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
         result = ChronoMoETrainer(one, config, loader, show=lambda line: None).train()

@@ -33,7 +33,7 @@ def logits(model, tokens):
 
 
 def teach(model, steps=40, anchored=True):
-    with conditioning_trainee(model, [LAWS, TALES]) as trainee:
+    with conditioning_trainee(model, [LAWS, TALES], 1.0) as trainee:
         optimizer = torch.optim.Adam(trainee.parameters(), lr=0.05)
         for step in range(steps):
             number = step % 2
