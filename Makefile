@@ -15,8 +15,8 @@ test: $(VENV)/.installed  # every test but the browser's
 test-web: $(VENV)/.installed-web  # the manager in a browser; needs chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest tests/web
 
-test-web-short: $(VENV)/.installed-web  # those of them that fit into two minutes on two cores
-	$(BIN)/python -m pytest tests/web/test_safety.py tests/web/test_goals.py
+test-web-short: $(VENV)/.installed-web  # those of them that fit into a minute
+	$(BIN)/python -m pytest tests/web/test_safety.py
 
 snapshots: $(VENV)/.installed  # compare help, JSON, tree and versions with their files; SNAPSHOTS=update writes them again
 	$(BIN)/python -m pytest tests/aios/cli/test_snapshots.py tests/docs/test_written.py
