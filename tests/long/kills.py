@@ -238,10 +238,10 @@ def in_child(function: Callable[[], Any]) -> Any:
             Path(answer.name).write_text(json.dumps(found, default=str))
             os._exit(0)
         os.waitpid(child, 0)
-        told = json.load(answer)
-    if "found" not in told:
-        raise (ChronoMoEError if "error" in told else RuntimeError)(*told.values())
-    return told["found"]
+        outcome = json.load(answer)
+    if "found" not in outcome:
+        raise (ChronoMoEError if "error" in outcome else RuntimeError)(*outcome.values())
+    return outcome["found"]
 
 
 def kill(change: Change, root: Path, point: str) -> bool:

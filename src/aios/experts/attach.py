@@ -89,13 +89,20 @@ def detach(expert_ids: Sequence[str], brain: Brain) -> list[str]:
         gone = [uid for expert_id in dict.fromkeys(expert_ids) for uid in _uids(expert_id, listed, brain, registry)]
         staying = [one for one in listed if one["expert_uid"] not in gone]
         if len(staying) < len(listed):
-            experts = [read_expert(folder / FOLDER / f"{one['expert_uid']}.safetensors")[0] for one in staying]
+            experts = [_attached(folder, one) for one in staying]
             fit_together(experts)
             write_list(folder, staying, save_gates(experts, folder / FOLDER))
     for entry in registry.entries():
         if entry.expert_uid in gone:
             registry.note_detached(entry.expert_id, brain.name)
     return gone
+
+
+def _attached(folder: Path, entry: dict[str, Any]) -> DomainExpert:
+    """An expert of a brain's list, from the brain's own copy."""
+    expert, _ = read_expert(folder / FOLDER / f"{entry['expert_uid']}.safetensors")
+    expert.expert_id, expert.active = entry["expert_id"], bool(entry.get("active", True))
+    return expert
 
 
 def gates_against(brain: Brain) -> list[dict[str, Any]]:
@@ -107,11 +114,7 @@ def gates_against(brain: Brain) -> list[dict[str, Any]]:
     listed = read_list(folder)
     if not listed:
         raise ConfigError(f"no expert is attached to {brain.name}; `aios experts attach` does it.")
-    experts = []
-    for one in listed:
-        expert, _ = read_expert(folder / FOLDER / f"{one['expert_uid']}.safetensors")
-        expert.expert_id, expert.active = one["expert_id"], bool(one.get("active", True))
-        experts.append(expert)
+    experts = [_attached(folder, one) for one in listed]
     if (gates := gates_name(folder)) is not None:
         load_gates(experts, folder / FOLDER / gates)
     if not (rows := opened_on(experts)):

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from chronomoe.errors import CheckpointError
 from chronomoe.experts.expert import DomainExpert
-from chronomoe.experts.record import DomainRecord
 from chronomoe.storage import whole_file
 
 _PULL = 3e-4
@@ -50,7 +49,8 @@ def _fitted(expert: DomainExpert, others: Sequence[DomainExpert]) -> Tensor | No
     known = [other.record.domain for other in others if other.record is not None and other.gate.layers == gate.layers]
     if record is None or not known or not torch.isfinite(gate.threshold):
         return None
-    own_MC, *shut = [samples.double() for samples in (record.domain, *_in_order(record), *known)]
+    general = [samples for _, samples in sorted(record.general.items())]
+    own_MC, *shut = [samples.double() for samples in (record.domain, *general, *known)]
     start_C = torch.cat([gate.direction.flatten(), gate.offset.view(1)]).double().cpu()
     scale_C = torch.cat([own_MC, *shut]).square().mean(dim=0).sqrt() + 1e-6
     step_C = torch.zeros_like(start_C, requires_grad=True)
@@ -68,10 +68,6 @@ def _fitted(expert: DomainExpert, others: Sequence[DomainExpert]) -> Tensor | No
 
     optimizer.step(loss)
     return (start_C + step_C.detach() / scale_C).float()
-
-
-def _in_order(record: DomainRecord) -> list[Tensor]:
-    return [record.general[name] for name in sorted(record.general)]
 
 
 def save_gates(experts: Sequence[DomainExpert], folder: Path) -> str | None:
