@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from chronomoe.errors import CheckpointError
+from chronomoe.experts import together
 from chronomoe.experts.attachment import attach_expert, detach_expert
 from chronomoe.experts.file import read_expert, save_expert
 from chronomoe.experts.record import SAMPLES, DomainRecord
@@ -188,6 +189,20 @@ def test_what_is_fitted_depends_on_who_is_attached_and_on_nothing_else(trained):
     assert torch.equal(experts[0].gate.direction, own.gate.direction)
     assert torch.equal(experts[0].gate.offset, own.gate.offset)
     assert experts[0].own_gate == {}
+
+
+def test_samples_come_in_the_order_of_uids(trained, monkeypatch):
+    """The sum of losses is not the same bits in another order, once there are enough of them."""
+    _, experts = fresh(trained)
+    seen = []
+    monkeypatch.setattr(
+        together, "_fitted", lambda one, others: seen.append((one.uid, [other.uid for other in others])) or None
+    )
+    for order in itertools.permutations(experts):
+        seen.clear()
+        fit_together(order)
+        uids = sorted(one.uid for one in experts)
+        assert seen == [(uid, [other for other in uids if other != uid]) for uid in uids]
 
 
 def test_an_experts_file_holds_its_own_gate_whatever_it_is_fitted_to(trained, tmp_path):
