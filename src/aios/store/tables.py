@@ -56,7 +56,7 @@ def find_goal(goals: Iterable[Goal], goal_id: int) -> Goal:
 def find_expert(experts: dict[str, ExpertEntry], expert_id: str) -> ExpertEntry:
     """One of the experts; :class:`ConfigError` for an id that no expert has."""
     if expert_id not in experts:
-        near = " or ".join(get_close_matches(expert_id, experts, n=3, cutoff=0.4))
+        near = " or ".join(get_close_matches(expert_id, experts))
         remedy = "`aios experts list` shows all there are" if experts else "`aios experts create` makes one"
         raise ConfigError(f"there is no expert {expert_id!r}{f' (is it {near}?)' if near else ''}; {remedy}.")
     return experts[expert_id]
